@@ -1,0 +1,4 @@
+//! The node loop: watch, compute, apply; and the socket the CNI plugin calls
+
+pub mod cli;
+pub mod cleanup;

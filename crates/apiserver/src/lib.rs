@@ -1,0 +1,3 @@
+//! A versioned store of Kubernetes objects, and list, watch and patch over HTTP
+
+pub mod cli;

@@ -1,0 +1,1 @@
+//! The CNI plugin and what it says to the agent

@@ -1,0 +1,1 @@
+//! NodeState into the kernel: render, diff, apply

@@ -1,0 +1,1 @@
+//! The lab: its namespaces, its processes, its files.

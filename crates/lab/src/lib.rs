@@ -1,0 +1,7 @@
+//! A whole cluster on one machine: nodes, pods and the runtime that runs them
+
+pub mod cli;
+pub mod cluster;
+pub mod echo;
+pub mod runtime;
+pub mod sandbox;

@@ -1,0 +1,3 @@
+//! The runtime of a lab node: what kubelet and a container runtime do on a real one.
+
+pub mod cli;

@@ -1,0 +1,6 @@
+//! Everything that talks to the kernel and has no opinion: namespaces, netlink, mounts, processes.
+//!
+//! This is the only crate in which `unsafe` stands. Nothing here knows Kubernetes or podnet's model.
+#![expect(unsafe_code, reason = "the crate that talks to the kernel; every block states why it is sound")]
+
+pub mod ns;

@@ -1,0 +1,60 @@
+//! podnet: the whole Kubernetes network in one binary. Subcommands only; each lives in its crate.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+// musl's allocator has one lock for all threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The whole Kubernetes network in one binary.
+#[derive(Parser)]
+#[command(name = "podnet", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The node agent: watches the API and keeps this node's network as it should be
+    Agent(podnet_agent::cli::Args),
+    /// Takes everything of podnet off this node
+    Cleanup(podnet_agent::cleanup::Args),
+    /// The embedded Kubernetes API server
+    Apiserver(podnet_apiserver::cli::Args),
+    /// What must be done once per cluster
+    Controller(podnet_controllers::cli::Args),
+    /// A whole cluster on this machine
+    Lab(podnet_lab::cli::Args),
+    /// The pods of one lab node (started by `podnet lab up`)
+    #[command(hide = true)]
+    Runtime(podnet_lab::runtime::cli::Args),
+    /// Holds a pod's namespaces and its containers (started by the runtime)
+    #[command(hide = true)]
+    Pause(podnet_lab::sandbox::pause::Args),
+    /// The server behind the image podnet/echo
+    Echo(podnet_lab::echo::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Agent(args) => podnet_agent::cli::run(args),
+        Command::Cleanup(args) => podnet_agent::cleanup::run(args),
+        Command::Apiserver(args) => podnet_apiserver::cli::run(args),
+        Command::Controller(args) => podnet_controllers::cli::run(args),
+        Command::Lab(args) => return podnet_lab::cli::run(args),
+        Command::Runtime(args) => podnet_lab::runtime::cli::run(args),
+        Command::Pause(args) => podnet_lab::sandbox::pause::run(args),
+        Command::Echo(args) => podnet_lab::echo::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => {
+            eprintln!("{report:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
