@@ -4,6 +4,8 @@
 //! and, after an upgrade, tunnels bytes; so what arrives here is what kubectl sent: SPDY/3.1 from kubectl before
 //! 1.30, WebSocket from later ones and from the client libraries.
 
+pub mod spdy;
+
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
