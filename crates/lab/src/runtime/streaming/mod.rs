@@ -8,6 +8,8 @@ mod log;
 mod remote;
 mod request;
 pub mod spdy;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
@@ -22,6 +24,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -228,6 +231,15 @@ fn log_response(
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     Ok(response)
+}
+
+/// The readiness of a descriptor that tokio has no type for.
+#[expect(
+    deprecated,
+    reason = "what it warns of, that others close the descriptor, an OwnedFd does not allow"
+)]
+fn readiness(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(descriptor)
 }
 
 fn text(status: StatusCode, message: impl Into<String>) -> Response<Body> {

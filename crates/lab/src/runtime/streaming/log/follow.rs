@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 
-use super::super::LogSource;
+use super::super::{LogSource, readiness};
 use super::Record;
 
 const BLOCK: usize = 64 * 1024;
@@ -204,7 +204,7 @@ fn watch_directory(directory: &Path) -> Option<AsyncFd<OwnedFd>> {
     let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).ok()?;
     let events = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
     inotify::add_watch(&watch, directory, events).ok()?;
-    AsyncFd::new(watch).ok()
+    readiness(watch).ok()
 }
 
 /// Resolves when something happened in the directory, and never without a watch.

@@ -8,6 +8,7 @@ use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 
+use super::super::readiness;
 use super::Size;
 
 /// The side of a terminal that a person would sit at.
@@ -27,7 +28,7 @@ impl Terminal {
         fcntl_setfl(&master, fcntl_getfl(&master)? | OFlags::NONBLOCK)?;
         Ok((
             Terminal {
-                master: AsyncFd::new(master)?,
+                master: readiness(master)?,
             },
             slave,
         ))

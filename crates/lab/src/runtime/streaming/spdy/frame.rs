@@ -89,7 +89,7 @@ pub enum Frame {
 
 /// Takes frames out of the bytes received.
 #[derive(Debug)]
-pub(super) struct Decoder {
+pub(in super::super) struct Decoder {
     inflater: Inflater,
     /// The data frame whose bytes are still arriving: they are passed on as they come, so that none has to be held
     /// whole (its length may be 16 MiB).
@@ -104,7 +104,7 @@ struct Partial {
 }
 
 impl Decoder {
-    pub(super) fn new() -> Self {
+    pub(in super::super) fn new() -> Self {
         Decoder {
             inflater: Inflater::new(),
             data: None,
@@ -112,7 +112,7 @@ impl Decoder {
     }
 
     /// The next frame, when `buffer` holds enough for one.
-    pub(super) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Frame>, ProtocolError> {
+    pub(in super::super) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Frame>, ProtocolError> {
         loop {
             if let Some(partial) = self.data.take() {
                 return Ok(self.data(partial, buffer));
@@ -277,19 +277,19 @@ impl Fields {
 
 /// Writes frames as bytes.
 #[derive(Debug)]
-pub(super) struct Encoder {
+pub(in super::super) struct Encoder {
     deflater: Deflater,
 }
 
 impl Encoder {
-    pub(super) fn new() -> Self {
+    pub(in super::super) fn new() -> Self {
         Encoder {
             deflater: Deflater::new(),
         }
     }
 
     /// Appends `frame` to `out`.
-    pub(super) fn encode(&mut self, frame: &Frame, out: &mut BytesMut) {
+    pub(in super::super) fn encode(&mut self, frame: &Frame, out: &mut BytesMut) {
         match frame {
             Frame::SynStream {
                 stream,

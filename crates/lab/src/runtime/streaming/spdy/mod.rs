@@ -13,6 +13,9 @@ pub use connection::{Connection, Event};
 pub use frame::{Frame, StreamId};
 pub use headers::Headers;
 
+#[cfg(test)]
+pub(super) use frame::{Decoder, Encoder};
+
 /// The bytes break the protocol: the session is over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
