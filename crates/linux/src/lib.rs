@@ -3,4 +3,5 @@
 //! This is the only crate in which `unsafe` stands. Nothing here knows Kubernetes or podnet's model.
 #![expect(unsafe_code, reason = "the crate that talks to the kernel; every block states why it is sound")]
 
+pub mod enter;
 pub mod ns;
