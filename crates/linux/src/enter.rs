@@ -39,7 +39,10 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "stat -Lc %i /proc/self/ns/mnt /proc/self/ns/net; pwd"]);
         command.stdout(std::process::Stdio::piped());
-        let output = spawn(&[&mount, &net], &mut command).unwrap().wait_with_output().unwrap();
+        let output = spawn(&[&mount, &net], &mut command)
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
         let expected = format!("{}\n{}\n/\n", mount.inode().unwrap(), net.inode().unwrap());
         assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
         assert_eq!(Namespace::current(Kind::Mount).unwrap().inode().unwrap(), before);

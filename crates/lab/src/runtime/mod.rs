@@ -3,3 +3,4 @@
 pub mod cli;
 pub mod cni;
 pub mod pod;
+pub mod streaming;

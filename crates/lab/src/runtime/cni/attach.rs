@@ -9,9 +9,9 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::CniError;
 use super::conf::NetworkList;
 use super::exec::{Plugins, Verb};
-use super::CniError;
 use crate::runtime::pod::{quantity, spec};
 
 /// A node's network as its pods are attached to it.
@@ -114,14 +114,19 @@ fn capabilities(pod: &Pod) -> BTreeMap<String, Value> {
 fn bandwidth_annotation(pod: &Pod, direction: &str) -> Option<u64> {
     let key = format!("kubernetes.io/{direction}-bandwidth");
     let text = pod.metadata.annotations.as_ref()?.get(&key)?;
-    u64::try_from(quantity::nano(text)? / 1_000_000_000).ok().filter(|rate| *rate > 0)
+    u64::try_from(quantity::nano(text)? / 1_000_000_000)
+        .ok()
+        .filter(|rate| *rate > 0)
 }
 
 impl Network {
     /// Attaches: ADD through the chain. What a failed ADD may have left is detached again.
     pub async fn attach(&self, request: Request) -> Result<Attachment, CniError> {
-        let mut attachment =
-            Attachment { network: NetworkList::first(&self.conf_dir)?, request, result: None };
+        let mut attachment = Attachment {
+            network: NetworkList::first(&self.conf_dir)?,
+            request,
+            result: None,
+        };
         match self.add(&attachment).await {
             Ok(result) => {
                 attachment.result = Some(result);
@@ -140,7 +145,10 @@ impl Network {
         let mut result = None;
         for plugin in &attachment.network.plugins {
             let conf = plugin_conf(attachment, plugin, result.as_ref());
-            result = self.plugins.run(Verb::Add, &conf, &attachment.request.env()).await?;
+            result = self
+                .plugins
+                .run(Verb::Add, &conf, &attachment.request.env())
+                .await?;
         }
         result.ok_or_else(|| CniError::Answer {
             plugin: attachment.network.name.clone(),
@@ -155,7 +163,10 @@ impl Network {
         let mut first = Ok(());
         for plugin in attachment.network.plugins.iter().rev() {
             let conf = plugin_conf(attachment, plugin, attachment.result.as_ref());
-            let outcome = self.plugins.run(Verb::Del, &conf, &attachment.request.env()).await;
+            let outcome = self
+                .plugins
+                .run(Verb::Del, &conf, &attachment.request.env())
+                .await;
             first = first.and(outcome.map(drop));
         }
         first
@@ -168,7 +179,9 @@ impl Network {
         }
         for plugin in &attachment.network.plugins {
             let conf = plugin_conf(attachment, plugin, attachment.result.as_ref());
-            self.plugins.run(Verb::Check, &conf, &attachment.request.env()).await?;
+            self.plugins
+                .run(Verb::Check, &conf, &attachment.request.env())
+                .await?;
         }
         Ok(())
     }
@@ -188,7 +201,13 @@ fn plugin_conf(
     if let Some(previous) = previous {
         conf.insert("prevResult".into(), previous.clone());
     }
-    let wanted = |key: &str| declared.as_ref().and_then(|it| it.get(key)).and_then(Value::as_bool) == Some(true);
+    let wanted = |key: &str| {
+        declared
+            .as_ref()
+            .and_then(|it| it.get(key))
+            .and_then(Value::as_bool)
+            == Some(true)
+    };
     let values: Map<_, _> = attachment
         .request
         .capabilities
@@ -205,19 +224,30 @@ fn plugin_conf(
 impl Attachment {
     /// The pod's addresses: those of its interface, the first one of the family of `primary` first.
     pub fn ips(&self, primary: Option<IpAddr>) -> Vec<IpAddr> {
-        let Some(result) = &self.result else { return Vec::new() };
+        let Some(result) = &self.result else {
+            return Vec::new();
+        };
         let interfaces = result.get("interfaces").and_then(Value::as_array);
         let in_pod = |entry: &Value| {
-            let index = entry.get("interface").and_then(Value::as_u64).and_then(|it| usize::try_from(it).ok());
+            let index = entry
+                .get("interface")
+                .and_then(Value::as_u64)
+                .and_then(|it| usize::try_from(it).ok());
             let interface = index.and_then(|index| interfaces?.get(index));
             interface.is_none_or(|it| it.get("name").and_then(Value::as_str) == Some(&self.request.ifname))
         };
         let address = |entry: &Value| {
             let text = entry.get("address")?.as_str()?;
-            text.parse::<IpNet>().map(|net| net.addr()).or_else(|_| text.parse()).ok()
+            text.parse::<IpNet>()
+                .map(|net| net.addr())
+                .or_else(|_| text.parse())
+                .ok()
         };
         let entries = result.get("ips").and_then(Value::as_array).into_iter().flatten();
-        let mut ips: Vec<IpAddr> = entries.filter(|entry| in_pod(entry)).filter_map(address).collect();
+        let mut ips: Vec<IpAddr> = entries
+            .filter(|entry| in_pod(entry))
+            .filter_map(address)
+            .collect();
         if let Some(primary) = primary {
             ips.sort_by_key(|ip| ip.is_ipv4() != primary.is_ipv4());
         }
@@ -235,8 +265,10 @@ mod tests {
         let mut pod = pod(
             r#"{"containers":[{"name":"a","ports":[{"containerPort":80,"hostPort":8080},{"containerPort":81}]}]}"#,
         );
-        pod.metadata.annotations =
-            Some(BTreeMap::from([("kubernetes.io/ingress-bandwidth".into(), "10M".into())]));
+        pod.metadata.annotations = Some(BTreeMap::from([(
+            "kubernetes.io/ingress-bandwidth".into(),
+            "10M".into(),
+        )]));
         let text = r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"x","capabilities":{"portMappings":true},"keep":1}]}"#;
         Attachment {
             network: NetworkList::parse(text.as_bytes()).unwrap(),
@@ -259,7 +291,10 @@ mod tests {
                     [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}]},
             })
         );
-        assert_eq!(attachment.request.capabilities["bandwidth"]["ingressRate"], 10_000_000);
+        assert_eq!(
+            attachment.request.capabilities["bandwidth"]["ingressRate"],
+            10_000_000
+        );
         assert!(attachment.request.args.contains("K8S_POD_NAME=web;"));
     }
 
@@ -275,7 +310,11 @@ mod tests {
         });
         let attachment = attachment(Some(result));
         let text = |primary: &str| {
-            attachment.ips(primary.parse().ok()).iter().map(ToString::to_string).collect::<Vec<_>>()
+            attachment
+                .ips(primary.parse().ok())
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
         };
         assert_eq!(text("172.30.0.1"), ["10.244.1.5", "fd00::5"]);
         assert_eq!(text("fd30::1"), ["fd00::5", "10.244.1.5"]);
@@ -285,14 +324,20 @@ mod tests {
     #[tokio::test]
     async fn a_real_plugin_attaches_and_detaches() {
         let bin = Path::new("/usr/lib/cni");
-        assert!(bin.join("loopback").exists(), "install containernetworking-plugins");
+        assert!(
+            bin.join("loopback").exists(),
+            "install containernetworking-plugins"
+        );
         let dir = tempfile::tempdir().unwrap();
         let conf = r#"{"cniVersion":"1.0.0","name":"lo","plugins":[{"type":"loopback"}]}"#;
         std::fs::write(dir.path().join("10-lo.conflist"), conf).unwrap();
         let mounts = podnet_linux::ns::Namespace::create(podnet_linux::ns::Kind::Mount).unwrap();
         let network = Network {
             conf_dir: dir.path().to_owned(),
-            plugins: Plugins { dir: bin.to_owned(), mounts: Some(std::sync::Arc::new(mounts)) },
+            plugins: Plugins {
+                dir: bin.to_owned(),
+                mounts: Some(std::sync::Arc::new(mounts)),
+            },
         };
         let netns = podnet_linux::ns::Namespace::create(podnet_linux::ns::Kind::Net).unwrap();
         let fd = std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&netns));
@@ -300,7 +345,10 @@ mod tests {
         let mut request = Request::new(&pod(r#"{"containers":[]}"#), "abc", Path::new(&path));
         request.ifname = "lo".into();
         let attachment = network.attach(request).await.unwrap();
-        assert!(attachment.ips(None).contains(&"127.0.0.1".parse().unwrap()), "{attachment:?}");
+        assert!(
+            attachment.ips(None).contains(&"127.0.0.1".parse().unwrap()),
+            "{attachment:?}"
+        );
         network.check(&attachment).await.unwrap();
         network.detach(&attachment).await.unwrap();
         network.detach(&attachment).await.unwrap();
@@ -313,10 +361,20 @@ mod tests {
         std::fs::write(dir.path().join("10.conflist"), conf).unwrap();
         let network = Network {
             conf_dir: dir.path().to_owned(),
-            plugins: Plugins { dir: dir.path().to_owned(), mounts: None },
+            plugins: Plugins {
+                dir: dir.path().to_owned(),
+                mounts: None,
+            },
         };
-        let request = Request::new(&pod(r#"{"containers":[]}"#), "abc", Path::new("/proc/self/ns/net"));
+        let request = Request::new(
+            &pod(r#"{"containers":[]}"#),
+            "abc",
+            Path::new("/proc/self/ns/net"),
+        );
         let error = network.attach(request).await.unwrap_err().to_string();
-        assert!(error.contains("nowhere") && error.contains(&dir.path().display().to_string()), "{error}");
+        assert!(
+            error.contains("nowhere") && error.contains(&dir.path().display().to_string()),
+            "{error}"
+        );
     }
 }

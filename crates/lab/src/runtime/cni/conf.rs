@@ -39,14 +39,17 @@ impl NetworkList {
 
     fn load(path: &Path) -> Result<NetworkList, CniError> {
         let file = path.display().to_string();
-        let text = std::fs::read(path)
-            .map_err(|error| CniError::Config { file: file.clone(), problem: error.to_string() })?;
+        let text = std::fs::read(path).map_err(|error| CniError::Config {
+            file: file.clone(),
+            problem: error.to_string(),
+        })?;
         Self::parse(&text).map_err(|problem| CniError::Config { file, problem })
     }
 
     /// Reads a list (`plugins`) or the configuration of a single plugin (`type`).
     pub fn parse(text: &[u8]) -> Result<NetworkList, String> {
-        let mut object: Map<String, Value> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let mut object: Map<String, Value> =
+            serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let name = match object.get("name").and_then(Value::as_str) {
             Some(name) if !name.is_empty() => name.to_owned(),
             _ => return Err("no name".into()),
@@ -61,16 +64,26 @@ impl NetworkList {
         if plugins.is_empty() {
             return Err("no plugins in list".into());
         }
-        if plugins.iter().any(|it| it.get("type").and_then(Value::as_str).is_none_or(str::is_empty)) {
+        if plugins
+            .iter()
+            .any(|it| it.get("type").and_then(Value::as_str).is_none_or(str::is_empty))
+        {
             return Err("a plugin has no type".into());
         }
-        Ok(NetworkList { name, version, disable_check, plugins })
+        Ok(NetworkList {
+            name,
+            version,
+            disable_check,
+            plugins,
+        })
     }
 }
 
 fn candidates(dir: &Path) -> Vec<std::path::PathBuf> {
     let wanted = |path: &Path| {
-        path.extension().and_then(|it| it.to_str()).is_some_and(|it| matches!(it, "conf" | "conflist" | "json"))
+        path.extension()
+            .and_then(|it| it.to_str())
+            .is_some_and(|it| matches!(it, "conf" | "conflist" | "json"))
     };
     let mut paths: Vec<_> = std::fs::read_dir(dir)
         .into_iter()
@@ -95,7 +108,11 @@ fn version(object: &Map<String, Value>) -> Result<String, String> {
     }
     let spoken = SPOKEN.iter().find(|spoken| offered.contains(spoken));
     spoken.map(|it| (*it).to_owned()).ok_or_else(|| {
-        format!("cniVersion {} is not one of {}", offered.join(", "), SPOKEN.join(", "))
+        format!(
+            "cniVersion {} is not one of {}",
+            offered.join(", "),
+            SPOKEN.join(", ")
+        )
     })
 }
 
@@ -127,10 +144,18 @@ mod tests {
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         write("00-readme.txt", "{}");
         write("05-broken.conf", "{");
-        assert!(NetworkList::first(dir.path()).unwrap_err().to_string().contains("05-broken.conf"));
+        assert!(
+            NetworkList::first(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("05-broken.conf")
+        );
         write("20-b.conf", r#"{"cniVersion":"0.4.0","name":"b","type":"x"}"#);
         assert_eq!(NetworkList::first(dir.path()).unwrap().name, "b");
-        write("10-a.conflist", r#"{"cniVersion":"1.1.0","name":"a","plugins":[{"type":"x"},{"type":"y"}]}"#);
+        write(
+            "10-a.conflist",
+            r#"{"cniVersion":"1.1.0","name":"a","plugins":[{"type":"x"},{"type":"y"}]}"#,
+        );
         let list = NetworkList::first(dir.path()).unwrap();
         assert_eq!((list.name.as_str(), list.plugins.len()), ("a", 2));
     }
@@ -142,7 +167,10 @@ mod tests {
             NetworkList::parse(text.as_bytes()).map(|list| list.version)
         };
         assert_eq!(version(r#""cniVersion":"0.4.0""#).unwrap(), "0.4.0");
-        assert_eq!(version(r#""cniVersion":"0.4.0","cniVersions":["1.0.0","1.1.0","9.9.9"]"#).unwrap(), "1.1.0");
+        assert_eq!(
+            version(r#""cniVersion":"0.4.0","cniVersions":["1.0.0","1.1.0","9.9.9"]"#).unwrap(),
+            "1.1.0"
+        );
         assert!(version(r#""cniVersion":"9.9.9""#).unwrap_err().contains("9.9.9"));
         assert!(version(r#""x":1"#).is_err());
     }

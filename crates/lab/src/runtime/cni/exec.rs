@@ -67,17 +67,31 @@ impl Plugins {
         conf: &Map<String, Value>,
         env: &[(&str, String)],
     ) -> Result<Option<Value>, CniError> {
-        let plugin = conf.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let plugin = conf
+            .get("type")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
         // A type is a file name in the plugin directory and nothing more.
         if plugin.is_empty() || plugin.contains('/') || plugin == ".." {
-            return Err(CniError::Config { file: plugin, problem: "the type is not a file name".into() });
+            return Err(CniError::Config {
+                file: plugin,
+                problem: "the type is not a file name".into(),
+            });
         }
         let mut command = Command::new(self.dir.join(&plugin));
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        command.env("CNI_COMMAND", verb.command()).env("CNI_PATH", &self.dir);
+        command
+            .env("CNI_COMMAND", verb.command())
+            .env("CNI_PATH", &self.dir);
         command.envs(env.iter().map(|(key, value)| (*key, value)));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = self.output(verb, &plugin, command, Value::Object(conf.clone()).to_string()).await?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let output = self
+            .output(verb, &plugin, command, Value::Object(conf.clone()).to_string())
+            .await?;
         answer(verb, plugin, &output)
     }
 
@@ -100,7 +114,10 @@ impl Plugins {
             let mut child = podnet_linux::enter::spawn(&namespaces, &mut command)?;
             if let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap_or(0)) {
                 // The receiver is gone only when the caller stopped waiting.
-                let _ = kill.send(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?);
+                let _ = kill.send(rustix::process::pidfd_open(
+                    pid,
+                    rustix::process::PidfdFlags::empty(),
+                )?);
             }
             if let Some(mut input) = child.stdin.take() {
                 // A plugin that ends without reading says why on stdout.
@@ -132,15 +149,26 @@ fn answer(verb: Verb, plugin: String, output: &Output) -> Result<Option<Value>, 
         if printed.is_empty() {
             return Ok(None);
         }
-        return serde_json::from_str(printed).map(Some).map_err(|error| CniError::Answer {
-            plugin,
-            verb: verb.name(),
-            problem: error.to_string(),
-        });
+        return serde_json::from_str(printed)
+            .map(Some)
+            .map_err(|error| CniError::Answer {
+                plugin,
+                verb: verb.name(),
+                problem: error.to_string(),
+            });
     }
     let error: Option<Value> = serde_json::from_str(printed).ok();
-    let text = |key: &str| error.as_ref().and_then(|it| it.get(key)).and_then(Value::as_str).unwrap_or_default();
-    let code = error.as_ref().and_then(|it| it.get("code")).and_then(Value::as_u64);
+    let text = |key: &str| {
+        error
+            .as_ref()
+            .and_then(|it| it.get(key))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let code = error
+        .as_ref()
+        .and_then(|it| it.get("code"))
+        .and_then(Value::as_u64);
     let message = match (text("msg"), text("details")) {
         ("", "") => {
             let stderr = String::from_utf8_lossy(&output.stderr);

@@ -23,7 +23,9 @@ impl Backoff {
     /// Until when a container that ended at `ended` has to wait; `None` when it need not.
     pub fn until(this: Option<Backoff>, ended: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let backoff = this.filter(|it| !it.forgiven(ended))?;
-        let until = ended.checked_add(SignedDuration::from_secs(backoff.seconds)).ok()?;
+        let until = ended
+            .checked_add(SignedDuration::from_secs(backoff.seconds))
+            .ok()?;
         (now < until).then_some(until)
     }
 
@@ -31,8 +33,14 @@ impl Backoff {
     /// up to 5 minutes.
     pub fn next(this: Option<Backoff>, ended: Timestamp, now: Timestamp) -> Backoff {
         match this.filter(|it| !it.forgiven(ended)) {
-            None => Backoff { seconds: FIRST, since: now },
-            Some(backoff) => Backoff { seconds: (backoff.seconds * 2).min(LONGEST), since: now },
+            None => Backoff {
+                seconds: FIRST,
+                since: now,
+            },
+            Some(backoff) => Backoff {
+                seconds: (backoff.seconds * 2).min(LONGEST),
+                since: now,
+            },
         }
     }
 
@@ -78,15 +86,33 @@ mod tests {
 
     #[test]
     fn a_long_run_is_forgiven() {
-        let state = Some(Backoff { seconds: 300, since: at(0) });
+        let state = Some(Backoff {
+            seconds: 300,
+            since: at(0),
+        });
         assert_eq!(Backoff::until(state, at(599), at(600)), Some(at(899)));
         assert_eq!(Backoff::until(state, at(601), at(601)), None);
-        assert_eq!(Backoff::next(state, at(601), at(602)), Backoff { seconds: 10, since: at(602) });
+        assert_eq!(
+            Backoff::next(state, at(601), at(602)),
+            Backoff {
+                seconds: 10,
+                since: at(602)
+            }
+        );
     }
 
     #[test]
     fn waits_are_written_as_go_writes_them() {
-        let text = |seconds| Backoff { seconds, since: at(0) }.text();
-        assert_eq!((text(10), text(160), text(300)), ("10s".into(), "2m40s".into(), "5m0s".into()));
+        let text = |seconds| {
+            Backoff {
+                seconds,
+                since: at(0),
+            }
+            .text()
+        };
+        assert_eq!(
+            (text(10), text(160), text(300)),
+            ("10s".into(), "2m40s".into(), "5m0s".into())
+        );
     }
 }

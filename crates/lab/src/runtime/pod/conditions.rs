@@ -17,19 +17,35 @@ struct Answer {
 
 impl Answer {
     fn yes() -> Self {
-        Answer { holds: true, reason: None, message: None }
+        Answer {
+            holds: true,
+            reason: None,
+            message: None,
+        }
     }
 
     fn yes_because(reason: &'static str) -> Self {
-        Answer { holds: true, reason: Some(reason), message: None }
+        Answer {
+            holds: true,
+            reason: Some(reason),
+            message: None,
+        }
     }
 
     fn no(reason: &'static str) -> Self {
-        Answer { holds: false, reason: Some(reason), message: None }
+        Answer {
+            holds: false,
+            reason: Some(reason),
+            message: None,
+        }
     }
 
     fn no_with(reason: &'static str, message: String) -> Self {
-        Answer { holds: false, reason: Some(reason), message: Some(message) }
+        Answer {
+            holds: false,
+            reason: Some(reason),
+            message: Some(message),
+        }
     }
 }
 
@@ -45,7 +61,10 @@ pub fn conditions(
 ) -> Vec<PodCondition> {
     let ready = containers_ready(pod, phase, init, apps);
     let gates = readiness_gates(pod, ready.holds);
-    let ready_too = gates.unwrap_or(Answer { message: ready.message.clone(), ..ready });
+    let ready_too = gates.unwrap_or(Answer {
+        message: ready.message.clone(),
+        ..ready
+    });
     let answers = [
         ("PodReadyToStartContainers", has_network(pod, state)),
         ("Initialized", initialized(pod, state, phase, init)),
@@ -53,22 +72,25 @@ pub fn conditions(
         ("ContainersReady", containers_ready(pod, phase, init, apps)),
         ("PodScheduled", Answer::yes()),
     ];
-    let known = pod.status.as_ref().and_then(|it| it.conditions.as_deref()).unwrap_or_default();
-    let mut conditions: Vec<_> =
-        answers.into_iter().map(|(type_, answer)| condition(pod, known, type_, answer, now)).collect();
-    let others = known.iter().filter(|it| conditions.iter().all(|ours| ours.type_ != it.type_)).cloned();
+    let known = pod
+        .status
+        .as_ref()
+        .and_then(|it| it.conditions.as_deref())
+        .unwrap_or_default();
+    let mut conditions: Vec<_> = answers
+        .into_iter()
+        .map(|(type_, answer)| condition(pod, known, type_, answer, now))
+        .collect();
+    let others = known
+        .iter()
+        .filter(|it| conditions.iter().all(|ours| ours.type_ != it.type_))
+        .cloned();
     let others: Vec<_> = others.collect();
     conditions.extend(others);
     conditions
 }
 
-fn condition(
-    pod: &Pod,
-    known: &[PodCondition],
-    type_: &str,
-    answer: Answer,
-    now: Timestamp,
-) -> PodCondition {
+fn condition(pod: &Pod, known: &[PodCondition], type_: &str, answer: Answer, now: Timestamp) -> PodCondition {
     let status = if answer.holds { "True" } else { "False" };
     let before = known.iter().find(|it| it.type_ == type_ && it.status == status);
     PodCondition {
@@ -85,8 +107,13 @@ fn condition(
 }
 
 fn has_network(pod: &Pod, state: &PodState) -> Answer {
-    let attached = state.ready_sandbox().is_some() && (spec::host_network(pod) || !state.record.ips.is_empty());
-    Answer { holds: attached, reason: None, message: None }
+    let attached =
+        state.ready_sandbox().is_some() && (spec::host_network(pod) || !state.record.ips.is_empty());
+    Answer {
+        holds: attached,
+        reason: None,
+        message: None,
+    }
 }
 
 fn initialized(pod: &Pod, state: &PodState, phase: &str, init: &[ContainerStatus]) -> Answer {
@@ -96,10 +123,12 @@ fn initialized(pod: &Pod, state: &PodState, phase: &str, init: &[ContainerStatus
     if initialization(pod, state) == Initialization::Done {
         return Answer::yes();
     }
-    let pending = spec::init_members(pod).zip(init).filter(|(member, status)| match member.role {
-        Role::Sidecar => status.started != Some(true),
-        _ => !status.ready,
-    });
+    let pending = spec::init_members(pod)
+        .zip(init)
+        .filter(|(member, status)| match member.role {
+            Role::Sidecar => status.started != Some(true),
+            _ => !status.ready,
+        });
     let names: Vec<_> = pending.map(|(member, _)| member.name()).collect();
     if names.is_empty() {
         return Answer::yes();
@@ -120,7 +149,11 @@ fn containers_ready(pod: &Pod, phase: &str, init: &[ContainerStatus], apps: &[Co
         .zip(init)
         .filter(|(member, _)| member.role == Role::Sidecar)
         .map(|(_, status)| status);
-    let unready: Vec<_> = sidecars.chain(apps).filter(|it| !it.ready).map(|it| it.name.as_str()).collect();
+    let unready: Vec<_> = sidecars
+        .chain(apps)
+        .filter(|it| !it.ready)
+        .map(|it| it.name.as_str())
+        .collect();
     if unready.is_empty() {
         return Answer::yes();
     }
@@ -135,7 +168,11 @@ fn readiness_gates(pod: &Pod, containers_ready: bool) -> Option<Answer> {
     if !containers_ready {
         return None;
     }
-    let known = pod.status.as_ref().and_then(|it| it.conditions.as_deref()).unwrap_or_default();
+    let known = pod
+        .status
+        .as_ref()
+        .and_then(|it| it.conditions.as_deref())
+        .unwrap_or_default();
     let closed: Vec<_> = spec::spec(pod)
         .readiness_gates
         .iter()
@@ -143,7 +180,9 @@ fn readiness_gates(pod: &Pod, containers_ready: bool) -> Option<Answer> {
         .filter_map(|gate| {
             let name = &gate.condition_type;
             match known.iter().find(|it| it.type_ == *name) {
-                None => Some(format!("corresponding condition of pod readiness gate \"{name}\" does not exist.")),
+                None => Some(format!(
+                    "corresponding condition of pod readiness gate \"{name}\" does not exist."
+                )),
                 Some(it) if it.status != "True" => Some(format!(
                     "the status of pod readiness gate \"{name}\" is not \"True\", but {}",
                     it.status

@@ -64,7 +64,12 @@ pub struct Decision {
 
 /// Decides what to do about `pod`.
 pub fn decide(pod: &Pod, state: &PodState, now: Timestamp) -> Decision {
-    let mut planner = Planner { pod, state, now, decision: Decision::default() };
+    let mut planner = Planner {
+        pod,
+        state,
+        now,
+        decision: Decision::default(),
+    };
     if is_ending(pod, state) {
         planner.end();
     } else {
@@ -202,7 +207,9 @@ impl<'a> Planner<'a> {
             return self.act(Action::PrepareVolumes);
         }
         if self.state.network_ready || spec::host_network(self.pod) {
-            self.act(Action::CreateSandbox { attempt: self.state.record.next_sandbox });
+            self.act(Action::CreateSandbox {
+                attempt: self.state.record.next_sandbox,
+            });
         }
     }
 
@@ -272,7 +279,11 @@ impl<'a> Planner<'a> {
 
     fn start(&mut self, member: &Member<'_>) {
         let name = member.name();
-        let retry_at = self.state.live(name).and_then(|live| live.waiting.as_ref()).map(|it| it.retry_at);
+        let retry_at = self
+            .state
+            .live(name)
+            .and_then(|live| live.waiting.as_ref())
+            .map(|it| it.retry_at);
         if let Some(retry_at) = retry_at.filter(|at| *at > self.now) {
             return self.wake_at(retry_at);
         }
@@ -281,11 +292,18 @@ impl<'a> Planner<'a> {
             return self.wake_at(until);
         }
         let attempt = self.state.run(name).map_or(0, |run| run.attempt + 1);
-        self.act(Action::Start { container: name.to_owned(), attempt });
+        self.act(Action::Start {
+            container: name.to_owned(),
+            attempt,
+        });
     }
 
     fn end_if_unhealthy(&mut self, member: &Member<'_>) {
-        let Some(unhealthy) = self.state.live(member.name()).and_then(|live| live.unhealthy.as_ref()) else {
+        let Some(unhealthy) = self
+            .state
+            .live(member.name())
+            .and_then(|live| live.unhealthy.as_ref())
+        else {
             return;
         };
         let grace = unhealthy.grace.unwrap_or_else(|| spec::grace_seconds(self.pod));
@@ -296,13 +314,16 @@ impl<'a> Planner<'a> {
     /// then the sandbox; then the object.
     fn end(&mut self) {
         let running = |member: &Member<'_>| self.state.running(member.name()).is_some();
-        let mut others = spec::members(self.pod).filter(|it| it.role != Role::Sidecar && running(it)).peekable();
+        let mut others = spec::members(self.pod)
+            .filter(|it| it.role != Role::Sidecar && running(it))
+            .peekable();
         if others.peek().is_some() {
             let others: Vec<_> = others.collect();
             return others.iter().for_each(|member| self.end_container(member));
         }
-        let sidecar =
-            spec::init_members(self.pod).rev().find(|member| member.role == Role::Sidecar && running(member));
+        let sidecar = spec::init_members(self.pod)
+            .rev()
+            .find(|member| member.role == Role::Sidecar && running(member));
         if let Some(sidecar) = sidecar {
             return self.end_container(&sidecar);
         }
@@ -326,7 +347,11 @@ impl<'a> Planner<'a> {
     fn stop(&mut self, member: &Member<'_>, grace: i64, message: String) {
         let container = member.name().to_owned();
         match self.state.live(&container).and_then(|live| live.stopping) {
-            None => self.act(Action::Stop { container, grace, message }),
+            None => self.act(Action::Stop {
+                container,
+                grace,
+                message,
+            }),
             Some(Stopping::Hook { deadline }) => {
                 self.at_deadline(deadline, Action::Terminate { container });
             }

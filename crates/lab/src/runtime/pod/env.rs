@@ -21,7 +21,12 @@ pub fn references(container: &Container) -> (Vec<&str>, Vec<&str>) {
         config_maps.extend(source.config_map_ref.iter().map(|it| it.name.as_str()));
         secrets.extend(source.secret_ref.iter().map(|it| it.name.as_str()));
     }
-    for source in container.env.iter().flatten().filter_map(|it| it.value_from.as_ref()) {
+    for source in container
+        .env
+        .iter()
+        .flatten()
+        .filter_map(|it| it.value_from.as_ref())
+    {
         config_maps.extend(source.config_map_key_ref.iter().map(|it| it.name.as_str()));
         secrets.extend(source.secret_key_ref.iter().map(|it| it.name.as_str()));
     }
@@ -41,9 +46,9 @@ pub fn environment(
     from_sources(pod, container, objects, &mut env)?;
     for var in container.env.iter().flatten() {
         let value = match &var.value {
-            Some(value) if !value.is_empty() => {
-                Some(expand(value, |name| env.get(name).or_else(|| services.get(name).cloned())))
-            }
+            Some(value) if !value.is_empty() => Some(expand(value, |name| {
+                env.get(name).or_else(|| services.get(name).cloned())
+            })),
             _ => from_reference(pod, container, var, objects, facts)?,
         };
         if let Some(value) = value {
@@ -65,7 +70,10 @@ struct Ordered {
 
 impl Ordered {
     fn get(&self, name: &str) -> Option<String> {
-        self.list.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+        self.list
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.clone())
     }
 
     fn set(&mut self, name: &str, value: String) {
@@ -100,7 +108,10 @@ fn from_sources(
             match objects.secret(&reference.name) {
                 Some(secret) => {
                     for (key, value) in secret.data.iter().flatten() {
-                        env.set(&format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
+                        env.set(
+                            &format!("{prefix}{key}"),
+                            String::from_utf8_lossy(&value.0).into_owned(),
+                        );
                     }
                 }
                 None if reference.optional == Some(true) => {}
@@ -119,7 +130,9 @@ fn from_reference(
     objects: &impl Objects,
     facts: Facts<'_>,
 ) -> Result<Option<String>, String> {
-    let Some(source) = &var.value_from else { return Ok(Some(String::new())) };
+    let Some(source) = &var.value_from else {
+        return Ok(Some(String::new()));
+    };
     if let Some(reference) = &source.field_ref {
         return fields::field(pod, &reference.field_path, facts).map(Some);
     }
@@ -129,27 +142,46 @@ fn from_reference(
     let namespace = super::spec::namespace(pod);
     if let Some(reference) = &source.config_map_key_ref {
         let object = objects.config_map(&reference.name);
-        let found = object.map(|map| map.data.as_ref().and_then(|data| data.get(&reference.key)).cloned());
+        let found = object.map(|map| {
+            map.data
+                .as_ref()
+                .and_then(|data| data.get(&reference.key))
+                .cloned()
+        });
         return pick(found, reference.optional, || {
             (
                 format!("configmap \"{}\" not found", reference.name),
-                format!("couldn't find key {} in ConfigMap {namespace}/{}", reference.key, reference.name),
+                format!(
+                    "couldn't find key {} in ConfigMap {namespace}/{}",
+                    reference.key, reference.name
+                ),
             )
         });
     }
     if let Some(reference) = &source.secret_key_ref {
         let object = objects.secret(&reference.name);
         let text = |value: &k8s_openapi::ByteString| String::from_utf8_lossy(&value.0).into_owned();
-        let found =
-            object.map(|secret| secret.data.as_ref().and_then(|data| data.get(&reference.key)).map(text));
+        let found = object.map(|secret| {
+            secret
+                .data
+                .as_ref()
+                .and_then(|data| data.get(&reference.key))
+                .map(text)
+        });
         return pick(found, reference.optional, || {
             (
                 format!("secret \"{}\" not found", reference.name),
-                format!("couldn't find key {} in Secret {namespace}/{}", reference.key, reference.name),
+                format!(
+                    "couldn't find key {} in Secret {namespace}/{}",
+                    reference.key, reference.name
+                ),
             )
         });
     }
-    Err(format!("environment variable {} has a source that the lab does not know", var.name))
+    Err(format!(
+        "environment variable {} has a source that the lab does not know",
+        var.name
+    ))
 }
 
 fn pick(
@@ -192,7 +224,11 @@ pub fn expand(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
 
 /// [`expand`] over a command's words with a container's environment.
 pub fn expand_all(words: &[String], env: &[(String, String)]) -> Vec<String> {
-    let value = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    let value = |name: &str| {
+        env.iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.clone())
+    };
     words.iter().map(|word| expand(word, value)).collect()
 }
 
@@ -216,18 +252,28 @@ mod tests {
     fn given() -> Given {
         let map = r#"{"metadata":{"name":"m"},"data":{"COLOUR":"red","SIZE":"7"}}"#;
         let secret = r#"{"metadata":{"name":"s"},"data":{"KEY":"aHVzaA=="}}"#;
-        Given(vec![serde_json::from_str(map).unwrap()], vec![serde_json::from_str(secret).unwrap()])
+        Given(
+            vec![serde_json::from_str(map).unwrap()],
+            vec![serde_json::from_str(secret).unwrap()],
+        )
     }
 
     fn env(container: &str) -> Result<Vec<(String, String)>, String> {
         let pod = pod(&format!(r#"{{"nodeName":"node1","containers":[{container}]}}"#));
         let services = BTreeMap::from([("KUBERNETES_SERVICE_HOST".to_owned(), "10.96.0.1".to_owned())]);
-        let facts = Facts { pod_ips: &[], node_ips: &[], cpus: 2, memory: 1 };
+        let facts = Facts {
+            pod_ips: &[],
+            node_ips: &[],
+            cpus: 2,
+            memory: 1,
+        };
         environment(&pod, &spec(&pod).containers[0], &services, &given(), facts)
     }
 
     fn get(env: &[(String, String)], name: &str) -> Option<String> {
-        env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+        env.iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.clone())
     }
 
     #[test]
@@ -284,8 +330,14 @@ mod tests {
                 {{"name":"{name}","key":"{key}","optional":{optional}}}}}}}]}}"#
             ))
         };
-        assert_eq!(map_ref("none", "k", false).unwrap_err(), "configmap \"none\" not found");
-        assert_eq!(map_ref("m", "k", false).unwrap_err(), "couldn't find key k in ConfigMap default/m");
+        assert_eq!(
+            map_ref("none", "k", false).unwrap_err(),
+            "configmap \"none\" not found"
+        );
+        assert_eq!(
+            map_ref("m", "k", false).unwrap_err(),
+            "couldn't find key k in ConfigMap default/m"
+        );
         assert_eq!(get(&map_ref("none", "k", true).unwrap(), "X"), None);
         assert_eq!(get(&map_ref("m", "k", true).unwrap(), "X"), None);
     }

@@ -74,9 +74,9 @@ pub fn resource(
     let limits = resources.and_then(|it| it.limits.as_ref());
     let set = match list {
         "limits" => limits.and_then(|it| it.get(name)),
-        "requests" => {
-            resources.and_then(|it| it.requests.as_ref()).and_then(|it| it.get(name))
-        }
+        "requests" => resources
+            .and_then(|it| it.requests.as_ref())
+            .and_then(|it| it.get(name)),
         _ => return Err(format!("unsupported container resource : {}", selector.resource)),
     };
     let value = match (set, list, name) {
@@ -88,7 +88,12 @@ pub fn resource(
     let divisor = selector.divisor.as_ref().map(|it| it.0.as_str());
     quantity::divided(&value, divisor)
         .map(|amount| amount.to_string())
-        .ok_or_else(|| format!("{} of {value} cannot be divided by {divisor:?}", selector.resource))
+        .ok_or_else(|| {
+            format!(
+                "{} of {value} cannot be divided by {divisor:?}",
+                selector.resource
+            )
+        })
 }
 
 /// The key in `metadata.labels['key']`.
@@ -98,7 +103,10 @@ fn subscript<'a>(path: &'a str, base: &str) -> Option<&'a str> {
 
 /// `key="value"` lines, in the order of the keys, values quoted as Go's `%q` does.
 fn lines(map: &BTreeMap<String, String>) -> String {
-    map.iter().map(|(key, value)| format!("{key}={}", quoted(value))).collect::<Vec<_>>().join("\n")
+    map.iter()
+        .map(|(key, value)| format!("{key}={}", quoted(value)))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn quoted(text: &str) -> String {
@@ -135,7 +143,12 @@ mod tests {
     fn fields_are_the_pods_own() {
         let pod = pod(r#"{"nodeName":"node1","containers":[]}"#);
         let ips = ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-        let facts = Facts { pod_ips: &ips, node_ips: &ips[..1], cpus: 2, memory: 1 << 30 };
+        let facts = Facts {
+            pod_ips: &ips,
+            node_ips: &ips[..1],
+            cpus: 2,
+            memory: 1 << 30,
+        };
         let get = |path| field(&pod, path, facts).unwrap();
         assert_eq!(get("metadata.name"), "web");
         assert_eq!(get("metadata.labels['app']"), "web");
@@ -151,14 +164,22 @@ mod tests {
     #[test]
     fn unset_limits_are_the_nodes() {
         let pod = pod(r#"{"containers":[{"name":"a","resources":{"limits":{"cpu":"250m"}}}]}"#);
-        let facts = Facts { pod_ips: &[], node_ips: &[], cpus: 2, memory: 1 << 30 };
+        let facts = Facts {
+            pod_ips: &[],
+            node_ips: &[],
+            cpus: 2,
+            memory: 1 << 30,
+        };
         let get = |text: &str| {
             let selector = serde_json::from_str(text).unwrap();
             resource(&pod, spec::spec(&pod).containers.first(), &selector, facts)
         };
         assert_eq!(get(r#"{"resource":"limits.cpu","divisor":"1m"}"#).unwrap(), "250");
         assert_eq!(get(r#"{"resource":"limits.cpu"}"#).unwrap(), "1");
-        assert_eq!(get(r#"{"resource":"limits.memory","divisor":"1Mi"}"#).unwrap(), "1024");
+        assert_eq!(
+            get(r#"{"resource":"limits.memory","divisor":"1Mi"}"#).unwrap(),
+            "1024"
+        );
         assert_eq!(get(r#"{"resource":"requests.cpu"}"#).unwrap(), "0");
         assert!(get(r#"{"resource":"limits.cpu","containerName":"x"}"#).is_err());
     }

@@ -76,8 +76,11 @@ pub fn resolver(pod: &Pod, cluster: &ClusterDns, machine: &Resolver) -> Resolver
     }
     let domain = &cluster.domain;
     let namespace = spec::namespace(pod);
-    let mut searches =
-        vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
+    let mut searches = vec![
+        format!("{namespace}.svc.{domain}"),
+        format!("svc.{domain}"),
+        domain.clone(),
+    ];
     searches.extend(machine.searches.iter().filter(|it| *it != ".").cloned());
     let resolver = Resolver {
         servers: cluster.servers.iter().map(ToString::to_string).collect(),
@@ -88,7 +91,9 @@ pub fn resolver(pod: &Pod, cluster: &ClusterDns, machine: &Resolver) -> Resolver
 }
 
 fn with_config(pod: &Pod, mut resolver: Resolver) -> Resolver {
-    let Some(config) = &spec::spec(pod).dns_config else { return resolver };
+    let Some(config) = &spec::spec(pod).dns_config else {
+        return resolver;
+    };
     append_new(&mut resolver.servers, config.nameservers.iter().flatten());
     append_new(&mut resolver.searches, config.searches.iter().flatten());
     for option in config.options.iter().flatten() {
@@ -157,8 +162,10 @@ mod tests {
     use crate::runtime::pod::testing::pod;
 
     fn resolv_conf(spec: &str) -> String {
-        let cluster =
-            ClusterDns { servers: vec!["10.96.0.10".parse().unwrap()], domain: "cluster.local".into() };
+        let cluster = ClusterDns {
+            servers: vec!["10.96.0.10".parse().unwrap()],
+            domain: "cluster.local".into(),
+        };
         let machine = Resolver::parse("# mine\nnameserver 9.9.9.9\nsearch corp.example\noptions edns0\n");
         resolver(&pod(spec), &cluster, &machine).text()
     }
@@ -176,8 +183,12 @@ mod tests {
     fn host_network_and_default_use_the_machines() {
         let own = "search corp.example\nnameserver 9.9.9.9\noptions edns0\n";
         assert_eq!(resolv_conf(r#"{"dnsPolicy":"Default","containers":[]}"#), own);
-        assert_eq!(resolv_conf(r#"{"hostNetwork":true,"dnsPolicy":"ClusterFirst","containers":[]}"#), own);
-        let both = resolv_conf(r#"{"hostNetwork":true,"dnsPolicy":"ClusterFirstWithHostNet","containers":[]}"#);
+        assert_eq!(
+            resolv_conf(r#"{"hostNetwork":true,"dnsPolicy":"ClusterFirst","containers":[]}"#),
+            own
+        );
+        let both =
+            resolv_conf(r#"{"hostNetwork":true,"dnsPolicy":"ClusterFirstWithHostNet","containers":[]}"#);
         assert!(both.contains("10.96.0.10"));
     }
 
@@ -189,7 +200,8 @@ mod tests {
         nameserver 1.2.3.4
         options ndots:2 edns0
         ");
-        let merged = resolv_conf(r#"{"containers":[],"dnsConfig":{"options":[{"name":"ndots","value":"1"}]}}"#);
+        let merged =
+            resolv_conf(r#"{"containers":[],"dnsConfig":{"options":[{"name":"ndots","value":"1"}]}}"#);
         assert!(merged.ends_with("options ndots:1\n"), "{merged}");
     }
 

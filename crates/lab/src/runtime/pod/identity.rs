@@ -22,10 +22,18 @@ pub struct Identity {
 pub fn identity(pod: &Pod, node: &str, cluster_domain: &str) -> Result<Identity, String> {
     let spec = spec::spec(pod);
     if let Some(name) = &spec.hostname_override {
-        return Ok(Identity { hostname: name.clone(), short: name.clone(), domain: None });
+        return Ok(Identity {
+            hostname: name.clone(),
+            short: name.clone(),
+            domain: None,
+        });
     }
     if spec::host_network(pod) {
-        return Ok(Identity { hostname: node.to_owned(), short: node.to_owned(), domain: None });
+        return Ok(Identity {
+            hostname: node.to_owned(),
+            short: node.to_owned(),
+            domain: None,
+        });
     }
     let short = match spec.hostname.as_deref().filter(|it| !it.is_empty()) {
         Some(name) => name.to_owned(),
@@ -47,7 +55,11 @@ pub fn identity(pod: &Pod, node: &str, cluster_domain: &str) -> Result<Identity,
             hostname.len()
         ));
     }
-    Ok(Identity { hostname, short, domain })
+    Ok(Identity {
+        hostname,
+        short,
+        domain,
+    })
 }
 
 /// A pod's name cut to a DNS label.
@@ -68,7 +80,10 @@ mod tests {
     #[test]
     fn names_follow_the_specification() {
         assert_eq!(of(r#"{"containers":[]}"#).unwrap().hostname, "web");
-        assert_eq!(of(r#"{"hostNetwork":true,"containers":[]}"#).unwrap().hostname, "node1");
+        assert_eq!(
+            of(r#"{"hostNetwork":true,"containers":[]}"#).unwrap().hostname,
+            "node1"
+        );
         let named = of(r#"{"hostname":"a","subdomain":"b","containers":[]}"#).unwrap();
         assert_eq!(named.hostname, "a");
         assert_eq!(named.domain.as_deref(), Some("b.default.svc.cluster.local"));

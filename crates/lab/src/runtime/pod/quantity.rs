@@ -59,7 +59,11 @@ fn scale(nano: i128, suffix: &str) -> Option<i128> {
         exponent => {
             let power: i32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
             let factor = 10_i128.checked_pow(power.unsigned_abs())?;
-            if power < 0 { Some(nano / factor) } else { nano.checked_mul(factor) }
+            if power < 0 {
+                Some(nano / factor)
+            } else {
+                nano.checked_mul(factor)
+            }
         }
     }
 }

@@ -28,14 +28,22 @@ pub fn service_environment<'a>(
 }
 
 fn add(service: &Service, env: &mut BTreeMap<String, String>) {
-    let (Some(name), Some(spec)) = (&service.metadata.name, &service.spec) else { return };
+    let (Some(name), Some(spec)) = (&service.metadata.name, &service.spec) else {
+        return;
+    };
     let ip = spec.cluster_ip.as_deref().unwrap_or_default();
     let ports = spec.ports.as_deref().unwrap_or_default();
-    let Some(first) = ports.first().filter(|_| !ip.is_empty() && ip != "None") else { return };
+    let Some(first) = ports.first().filter(|_| !ip.is_empty() && ip != "None") else {
+        return;
+    };
     let prefix = name.to_uppercase().replace('-', "_");
     env.insert(format!("{prefix}_SERVICE_HOST"), ip.to_owned());
     env.insert(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
-    let bracketed = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+    let bracketed = if ip.contains(':') {
+        format!("[{ip}]")
+    } else {
+        ip.to_owned()
+    };
     for (index, port) in ports.iter().enumerate() {
         if let Some(port_name) = port.name.as_deref().filter(|it| !it.is_empty()) {
             let suffix = port_name.to_uppercase().replace('-', "_");
@@ -93,16 +101,23 @@ mod tests {
         MY_WEB_SERVICE_PORT_HTTP=80
         "
         );
-        assert!(env.keys().all(|key| !key.starts_with("FAR") && !key.starts_with("HEADLESS")));
+        assert!(
+            env.keys()
+                .all(|key| !key.starts_with("FAR") && !key.starts_with("HEADLESS"))
+        );
         assert_eq!(env["KUBERNETES_SERVICE_HOST"], "10.96.0.1");
     }
 
     #[test]
     fn without_links_only_the_api_is_told() {
-        let services =
-            [service("default", "my-web", "10.96.0.9"), service("default", "kubernetes", "10.96.0.1")];
-        let env =
-            service_environment(&pod(r#"{"enableServiceLinks":false,"containers":[]}"#), services.iter());
+        let services = [
+            service("default", "my-web", "10.96.0.9"),
+            service("default", "kubernetes", "10.96.0.1"),
+        ];
+        let env = service_environment(
+            &pod(r#"{"enableServiceLinks":false,"containers":[]}"#),
+            services.iter(),
+        );
         assert!(env.keys().all(|key| key.starts_with("KUBERNETES_")), "{env:?}");
         assert_eq!(env["KUBERNETES_SERVICE_PORT"], "80");
     }

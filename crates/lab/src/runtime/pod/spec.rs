@@ -71,15 +71,26 @@ pub fn restart_policy(pod: &Pod) -> RestartPolicy {
 
 /// The init containers and sidecars, in order.
 pub fn init_members(pod: &Pod) -> impl DoubleEndedIterator<Item = Member<'_>> {
-    spec(pod).init_containers.iter().flatten().map(|container| Member {
-        container,
-        role: if container.restart_policy.as_deref() == Some("Always") { Role::Sidecar } else { Role::Init },
-    })
+    spec(pod)
+        .init_containers
+        .iter()
+        .flatten()
+        .map(|container| Member {
+            container,
+            role: if container.restart_policy.as_deref() == Some("Always") {
+                Role::Sidecar
+            } else {
+                Role::Init
+            },
+        })
 }
 
 /// The app containers, in order.
 pub fn app_members(pod: &Pod) -> impl DoubleEndedIterator<Item = Member<'_>> {
-    spec(pod).containers.iter().map(|container| Member { container, role: Role::App })
+    spec(pod).containers.iter().map(|container| Member {
+        container,
+        role: Role::App,
+    })
 }
 
 /// All containers, init containers first.
@@ -130,14 +141,23 @@ pub fn deletion_deadline(pod: &Pod) -> Option<Timestamp> {
 /// Seconds between the request to end and the kill. At least 1, as kubelet has it, so that a forced deletion
 /// still delivers SIGTERM.
 pub fn grace_seconds(pod: &Pod) -> i64 {
-    let asked = if deletion_requested(pod) { pod.metadata.deletion_grace_period_seconds } else { None };
-    asked.or(spec(pod).termination_grace_period_seconds).unwrap_or(30).max(1)
+    let asked = if deletion_requested(pod) {
+        pod.metadata.deletion_grace_period_seconds
+    } else {
+        None
+    };
+    asked
+        .or(spec(pod).termination_grace_period_seconds)
+        .unwrap_or(30)
+        .max(1)
 }
 
 /// When an active pod has to end because of `activeDeadlineSeconds`.
 pub fn active_deadline(pod: &Pod, started: Option<Timestamp>) -> Option<Timestamp> {
     let seconds = spec(pod).active_deadline_seconds?;
-    started?.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()
+    started?
+        .checked_add(jiff::SignedDuration::from_secs(seconds))
+        .ok()
 }
 
 /// The number behind a port given by number or by the name of one of the container's ports.
@@ -210,7 +230,9 @@ mod tests {
     #[test]
     fn quality_of_service_follows_requests_and_limits() {
         let class = |resources: &str| {
-            qos_class(&pod(&format!(r#"{{"containers":[{{"name":"a","resources":{resources}}}]}}"#)))
+            qos_class(&pod(&format!(
+                r#"{{"containers":[{{"name":"a","resources":{resources}}}]}}"#
+            )))
         };
         assert_eq!(class("{}"), "BestEffort");
         assert_eq!(class(r#"{"requests":{"cpu":"100m"}}"#), "Burstable");
@@ -219,7 +241,10 @@ mod tests {
             class(r#"{"limits":{"cpu":"1","memory":"1Gi"},"requests":{"cpu":"1000m","memory":"1024Mi"}}"#),
             "Guaranteed"
         );
-        assert_eq!(class(r#"{"limits":{"cpu":"1","memory":"1Gi"},"requests":{"cpu":"10m"}}"#), "Burstable");
+        assert_eq!(
+            class(r#"{"limits":{"cpu":"1","memory":"1Gi"},"requests":{"cpu":"10m"}}"#),
+            "Burstable"
+        );
     }
 
     #[test]
@@ -227,8 +252,9 @@ mod tests {
         let mut pod = pod(r#"{"containers":[],"terminationGracePeriodSeconds":7}"#);
         assert_eq!(grace_seconds(&pod), 7);
         pod.metadata.deletion_grace_period_seconds = Some(0);
-        pod.metadata.deletion_timestamp =
-            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            Timestamp::UNIX_EPOCH,
+        ));
         assert_eq!(grace_seconds(&pod), 1);
     }
 }

@@ -192,7 +192,11 @@ impl PodState {
 
     /// The attempt of the sandbox that is ready.
     pub fn ready_sandbox(&self) -> Option<u32> {
-        self.record.sandbox.as_ref().filter(|sandbox| sandbox.ready).map(|sandbox| sandbox.attempt)
+        self.record
+            .sandbox
+            .as_ref()
+            .filter(|sandbox| sandbox.ready)
+            .map(|sandbox| sandbox.attempt)
     }
 
     /// Whether one of `names` has a run in the sandbox of this attempt.

@@ -15,20 +15,29 @@ use super::state::{PodState, Run};
 
 /// The status to report now. `node` are the node's addresses.
 pub fn pod_status(pod: &Pod, state: &PodState, node: &[IpAddr], now: Timestamp) -> PodStatus {
-    let init: Vec<_> =
-        spec::init_members(pod).map(|member| container_status(pod, state, &member, now)).collect();
-    let apps: Vec<_> =
-        spec::app_members(pod).map(|member| container_status(pod, state, &member, now)).collect();
+    let init: Vec<_> = spec::init_members(pod)
+        .map(|member| container_status(pod, state, &member, now))
+        .collect();
+    let apps: Vec<_> = spec::app_members(pod)
+        .map(|member| container_status(pod, state, &member, now))
+        .collect();
     let phase = phase(pod, state, &init, &apps);
-    let ips: Vec<IpAddr> =
-        if spec::host_network(pod) && state.record.sandbox.is_some() { node.to_vec() } else { state.record.ips.clone() };
+    let ips: Vec<IpAddr> = if spec::host_network(pod) && state.record.sandbox.is_some() {
+        node.to_vec()
+    } else {
+        state.record.ips.clone()
+    };
     let known = pod.status.as_ref();
     let failure = state.record.failed.as_ref();
     PodStatus {
         observed_generation: pod.metadata.generation,
         conditions: Some(conditions(pod, state, phase, &init, &apps, now)),
-        reason: failure.map(|it| it.reason.clone()).or_else(|| known.and_then(|it| it.reason.clone())),
-        message: failure.map(|it| it.message.clone()).or_else(|| known.and_then(|it| it.message.clone())),
+        reason: failure
+            .map(|it| it.reason.clone())
+            .or_else(|| known.and_then(|it| it.reason.clone())),
+        message: failure
+            .map(|it| it.message.clone())
+            .or_else(|| known.and_then(|it| it.message.clone())),
         host_ip: node.first().map(ToString::to_string),
         host_ips: Some(node.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
         pod_ip: ips.first().map(ToString::to_string),
@@ -63,7 +72,10 @@ fn container_status(pod: &Pod, state: &PodState, member: &Member<'_>, now: Times
     let terminated = |run: Option<&Run>| run.and_then(terminated_state);
     let (now_state, last_state) = match (waiting, current) {
         (Some(waiting), current) => (
-            ContainerState { waiting: Some(waiting), ..ContainerState::default() },
+            ContainerState {
+                waiting: Some(waiting),
+                ..ContainerState::default()
+            },
             terminated(current),
         ),
         (None, Some(run)) => (run_state(run), terminated(previous)),
@@ -71,9 +83,9 @@ fn container_status(pod: &Pod, state: &PodState, member: &Member<'_>, now: Times
     };
     let started = running.is_some_and(|run| run.started);
     let ready = match (member.role, current) {
-        (Role::Init, run) => {
-            run.and_then(|run| run.finished.as_ref()).is_some_and(|finished| finished.exit_code == 0)
-        }
+        (Role::Init, run) => run
+            .and_then(|run| run.finished.as_ref())
+            .is_some_and(|finished| finished.exit_code == 0),
         _ => started && state.live(name).is_some_and(|live| live.ready),
     };
     ContainerStatus {
@@ -89,14 +101,22 @@ fn container_status(pod: &Pod, state: &PodState, member: &Member<'_>, now: Times
             .unwrap_or_default(),
         image_id: current.map(|run| run.image_id.clone()).unwrap_or_default(),
         container_id: current.map(|run| format!("podnet://{}", run.id)),
-        resources: member.container.resources.clone().filter(|it| *it != Default::default()),
+        resources: member
+            .container
+            .resources
+            .clone()
+            .filter(|it| *it != Default::default()),
         volume_mounts: volume_mounts(member),
         ..ContainerStatus::default()
     }
 }
 
 fn volume_mounts(member: &Member<'_>) -> Option<Vec<VolumeMountStatus>> {
-    let mounts = member.container.volume_mounts.as_ref().filter(|it| !it.is_empty())?;
+    let mounts = member
+        .container
+        .volume_mounts
+        .as_ref()
+        .filter(|it| !it.is_empty())?;
     let status = |mount: &k8s_openapi::api::core::v1::VolumeMount| VolumeMountStatus {
         name: mount.name.clone(),
         mount_path: mount.mount_path.clone(),
@@ -109,7 +129,9 @@ fn volume_mounts(member: &Member<'_>) -> Option<Vec<VolumeMountStatus>> {
 
 fn run_state(run: &Run) -> ContainerState {
     terminated_state(run).unwrap_or_else(|| ContainerState {
-        running: Some(ContainerStateRunning { started_at: time(run.started_at) }),
+        running: Some(ContainerStateRunning {
+            started_at: time(run.started_at),
+        }),
         ..ContainerState::default()
     })
 }
@@ -125,17 +147,28 @@ fn terminated_state(run: &Run) -> Option<ContainerState> {
         finished_at: time(finished.at),
         container_id: Some(format!("podnet://{}", run.id)),
     };
-    Some(ContainerState { terminated: Some(terminated), ..ContainerState::default() })
+    Some(ContainerState {
+        terminated: Some(terminated),
+        ..ContainerState::default()
+    })
 }
 
 /// Why the container waits, if it does.
-fn waiting(pod: &Pod, state: &PodState, member: &Member<'_>, now: Timestamp) -> Option<ContainerStateWaiting> {
+fn waiting(
+    pod: &Pod,
+    state: &PodState,
+    member: &Member<'_>,
+    now: Timestamp,
+) -> Option<ContainerStateWaiting> {
     let name = member.name();
     if state.running(name).is_some() {
         return None;
     }
     let reason = |reason: &str, message: Option<String>| {
-        Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message })
+        Some(ContainerStateWaiting {
+            reason: Some(reason.to_owned()),
+            message,
+        })
     };
     let ending = is_ending(pod, state);
     if state.run(name).is_some() && (ending || !should_restart(pod, state, member)) {
@@ -158,9 +191,16 @@ fn waiting(pod: &Pod, state: &PodState, member: &Member<'_>, now: Timestamp) -> 
     if state.run(name).is_some() {
         return None;
     }
-    let initializing = spec::init_members(pod).next().is_some()
-        && initialization(pod, state) != Initialization::Done;
-    reason(if initializing { "PodInitializing" } else { "ContainerCreating" }, None)
+    let initializing =
+        spec::init_members(pod).next().is_some() && initialization(pod, state) != Initialization::Done;
+    reason(
+        if initializing {
+            "PodInitializing"
+        } else {
+            "ContainerCreating"
+        },
+        None,
+    )
 }
 
 /// What the containers of one list are doing, counted.
@@ -175,7 +215,10 @@ struct Count {
 impl Count {
     fn add(&mut self, status: &ContainerStatus) {
         let Some(state) = &status.state else { return };
-        let ended_before = status.last_state.as_ref().is_some_and(|last| last.terminated.is_some());
+        let ended_before = status
+            .last_state
+            .as_ref()
+            .is_some_and(|last| last.terminated.is_some());
         if state.running.is_some() {
             self.running += 1;
         } else if let Some(terminated) = &state.terminated {
@@ -191,7 +234,10 @@ impl Count {
 
 fn phase(pod: &Pod, state: &PodState, init: &[ContainerStatus], apps: &[ContainerStatus]) -> &'static str {
     let known = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    let nothing_runs = init.iter().chain(apps).all(|it| state.running(&it.name).is_none());
+    let nothing_runs = init
+        .iter()
+        .chain(apps)
+        .all(|it| state.running(&it.name).is_none());
     if state.record.failed.is_some() || known == Some("Failed") {
         return "Failed";
     }
@@ -209,11 +255,18 @@ fn phase(pod: &Pod, state: &PodState, init: &[ContainerStatus], apps: &[Containe
         return "Pending";
     }
     // Sidecars that run keep the pod running; those that ended do not matter.
-    let sidecars = spec::init_members(pod).zip(init).filter(|(member, _)| member.role == Role::Sidecar);
-    let sidecar_runs = sidecars.filter(|(member, _)| state.running(member.name()).is_some()).count() > 0;
+    let sidecars = spec::init_members(pod)
+        .zip(init)
+        .filter(|(member, _)| member.role == Role::Sidecar);
+    let sidecar_runs = sidecars
+        .filter(|(member, _)| state.running(member.name()).is_some())
+        .count()
+        > 0;
     let over = is_ending(pod, state) && nothing_runs;
     match () {
-        () if over && count.stopped > 0 && count.stopped == count.succeeded && count.waiting == 0 => "Succeeded",
+        () if over && count.stopped > 0 && count.stopped == count.succeeded && count.waiting == 0 => {
+            "Succeeded"
+        }
         () if over && count.stopped > 0 => "Failed",
         () if over && state.vanished | spec::deletion_requested(pod) => "Failed",
         () if count.waiting > 0 => "Pending",
@@ -235,7 +288,10 @@ fn init_progress(pod: &Pod, init: &[ContainerStatus]) -> (bool, bool) {
         let ended = state.and_then(|it| it.terminated.as_ref());
         let ended_before = status.last_state.as_ref().and_then(|it| it.terminated.as_ref());
         match member.role {
-            Role::Sidecar => pending |= ended.is_none() && ended_before.is_none() && !(running && status.started == Some(true)),
+            Role::Sidecar => {
+                pending |=
+                    ended.is_none() && ended_before.is_none() && !(running && status.started == Some(true))
+            }
             _ => {
                 pending |= running || (ended.is_none() && ended_before.is_none());
                 let code = ended.or(ended_before).map(|it| it.exit_code);

@@ -23,11 +23,20 @@ pub(crate) fn pod(spec: &str) -> Pod {
 
 /// A state with volumes, network and a ready sandbox.
 pub(crate) fn ready_state() -> PodState {
-    let mut state = PodState { volumes_ready: true, network_ready: true, ..PodState::default() };
+    let mut state = PodState {
+        volumes_ready: true,
+        network_ready: true,
+        ..PodState::default()
+    };
     state.record.uid = "u-1".into();
     state.record.start_time = Some(at(0));
     state.record.next_sandbox = 1;
-    state.record.sandbox = Some(Sandbox { attempt: 0, id: "5a".into(), network: None, ready: true });
+    state.record.sandbox = Some(Sandbox {
+        attempt: 0,
+        id: "5a".into(),
+        network: None,
+        ready: true,
+    });
     state.record.ips = vec!["10.244.1.5".parse().unwrap(), "fd00:10:244:1::5".parse().unwrap()];
     state
 }
@@ -62,7 +71,12 @@ pub(crate) fn starts(state: &mut PodState, name: &str) {
 /// `name` ended with `exit_code` at second `when`.
 pub(crate) fn ends(state: &mut PodState, name: &str, attempt: u32, exit_code: i32, when: i64) {
     let reason = if exit_code == 0 { "Completed" } else { "Error" };
-    let finished =
-        Finished { exit_code, signal: None, at: at(when), reason: reason.into(), message: String::new() };
+    let finished = Finished {
+        exit_code,
+        signal: None,
+        at: at(when),
+        reason: reason.into(),
+        message: String::new(),
+    };
     put(state, name, attempt, true, Some(finished));
 }

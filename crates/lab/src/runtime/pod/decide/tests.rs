@@ -10,11 +10,18 @@ const SIDECARS: &str = r#"{"restartPolicy":"Never","containers":[{"name":"a"}],"
     {"name":"s1","restartPolicy":"Always"},{"name":"i"},{"name":"s2","restartPolicy":"Always"}]}"#;
 
 fn start(container: &str, attempt: u32) -> Action {
-    Action::Start { container: container.into(), attempt }
+    Action::Start {
+        container: container.into(),
+        attempt,
+    }
 }
 
 fn stop(container: &str, grace: i64) -> Action {
-    Action::Stop { container: container.into(), grace, message: format!("Stopping container {container}") }
+    Action::Stop {
+        container: container.into(),
+        grace,
+        message: format!("Stopping container {container}"),
+    }
 }
 
 fn actions(pod: &Pod, state: &PodState, second: i64) -> Vec<Action> {
@@ -42,7 +49,10 @@ fn a_new_pod_gets_volumes_then_a_sandbox_then_its_containers() {
 #[test]
 fn a_host_network_pod_does_not_wait_for_the_network() {
     let pod = pod(r#"{"hostNetwork":true,"containers":[{"name":"a"}]}"#);
-    let state = PodState { volumes_ready: true, ..PodState::default() };
+    let state = PodState {
+        volumes_ready: true,
+        ..PodState::default()
+    };
     assert_eq!(actions(&pod, &state, 0), [Action::CreateSandbox { attempt: 0 }]);
 }
 
@@ -56,7 +66,10 @@ fn a_failed_sandbox_is_tried_again_at_its_time() {
     };
     let decision = decide(&pod(ONE), &state, at(3));
     assert_eq!((decision.actions, decision.wake), (vec![], Some(at(5))));
-    assert_eq!(actions(&pod(ONE), &state, 5), [Action::CreateSandbox { attempt: 0 }]);
+    assert_eq!(
+        actions(&pod(ONE), &state, 5),
+        [Action::CreateSandbox { attempt: 0 }]
+    );
 }
 
 /// policy, exit code -> restarted?
@@ -71,10 +84,16 @@ fn restart_policies_meet_exit_codes() {
         ("Never", 0, false),
         ("Never", 1, false),
     ] {
-        let pod = pod(&format!(r#"{{"restartPolicy":"{policy}","containers":[{{"name":"a"}}]}}"#));
+        let pod = pod(&format!(
+            r#"{{"restartPolicy":"{policy}","containers":[{{"name":"a"}}]}}"#
+        ));
         let mut state = ready_state();
         ends(&mut state, "a", 0, exit_code, 10);
-        let expected = if restarted { start("a", 1) } else { Action::StopSandbox };
+        let expected = if restarted {
+            start("a", 1)
+        } else {
+            Action::StopSandbox
+        };
         assert_eq!(actions(&pod, &state, 10), [expected], "{policy} {exit_code}");
     }
 }
@@ -84,7 +103,10 @@ fn a_crashing_container_waits_for_its_back_off() {
     let pod = pod(ONE);
     let mut state = ready_state();
     ends(&mut state, "a", 1, 1, 20);
-    state.record.containers.get_mut("a").unwrap().backoff = Some(Backoff { seconds: 10, since: at(15) });
+    state.record.containers.get_mut("a").unwrap().backoff = Some(Backoff {
+        seconds: 10,
+        since: at(15),
+    });
     let decision = decide(&pod, &state, at(25));
     assert_eq!(decision.actions, []);
     assert_eq!(decision.wake, Some(at(30)));
@@ -96,8 +118,11 @@ fn a_crashing_container_waits_for_its_back_off() {
 fn a_container_that_could_not_be_made_is_tried_again_at_its_time() {
     let pod = pod(ONE);
     let mut state = ready_state();
-    state.live.entry("a".into()).or_default().waiting =
-        Some(Waiting { reason: "ErrImageNeverPull".into(), message: String::new(), retry_at: at(10) });
+    state.live.entry("a".into()).or_default().waiting = Some(Waiting {
+        reason: "ErrImageNeverPull".into(),
+        message: String::new(),
+        retry_at: at(10),
+    });
     let decision = decide(&pod, &state, at(1));
     assert_eq!((decision.actions, decision.wake), (vec![], Some(at(10))));
     assert_eq!(actions(&pod, &state, 10), [start("a", 0)]);
@@ -185,9 +210,19 @@ fn a_deleted_pod_is_stopped_in_steps() {
     state.live.get_mut("b").unwrap().stopping = Some(Stopping::Asked { deadline: at(110) });
     let decision = decide(&pod, &state, at(105));
     assert_eq!((decision.actions, decision.wake), (vec![], Some(at(110))));
-    assert_eq!(actions(&pod, &state, 110), [Action::Kill { container: "b".into() }]);
+    assert_eq!(
+        actions(&pod, &state, 110),
+        [Action::Kill {
+            container: "b".into()
+        }]
+    );
     state.live.get_mut("b").unwrap().stopping = Some(Stopping::Killed);
-    assert_eq!(actions(&pod, &state, 120), [Action::Terminate { container: "a".into() }]);
+    assert_eq!(
+        actions(&pod, &state, 120),
+        [Action::Terminate {
+            container: "a".into()
+        }]
+    );
     ends(&mut state, "a", 0, 143, 121);
     ends(&mut state, "b", 0, 137, 121);
     assert_eq!(actions(&pod, &state, 121), [Action::StopSandbox]);
@@ -198,7 +233,9 @@ fn a_deleted_pod_is_stopped_in_steps() {
 #[test]
 fn nothing_is_started_in_a_pod_that_is_deleted() {
     for policy in ["Always", "OnFailure", "Never"] {
-        let pod = pod(&format!(r#"{{"restartPolicy":"{policy}","containers":[{{"name":"a"}}]}}"#));
+        let pod = pod(&format!(
+            r#"{{"restartPolicy":"{policy}","containers":[{{"name":"a"}}]}}"#
+        ));
         let pod = deleted(pod, 0, 30);
         assert_eq!(actions(&pod, &PodState::default(), 0), [Action::Finish]);
         let mut state = ready_state();
@@ -215,7 +252,12 @@ fn a_second_deletion_shortens_the_wait() {
     let forced = deleted(pod(ONE), 101, 0);
     let decision = decide(&forced, &state, at(101));
     assert_eq!((decision.actions, decision.wake), (vec![], Some(at(103))));
-    assert_eq!(actions(&forced, &state, 103), [Action::Kill { container: "a".into() }]);
+    assert_eq!(
+        actions(&forced, &state, 103),
+        [Action::Kill {
+            container: "a".into()
+        }]
+    );
 }
 
 #[test]
@@ -242,17 +284,26 @@ fn a_lost_sandbox_is_cleaned_up_and_made_again() {
     state.record.sandbox = None;
     assert_eq!(actions(&pod, &state, 9), [Action::CreateSandbox { attempt: 1 }]);
     // The init containers run again in the new sandbox.
-    state.record.sandbox =
-        Some(crate::runtime::pod::state::Sandbox { attempt: 1, id: "b".into(), network: None, ready: true });
+    state.record.sandbox = Some(crate::runtime::pod::state::Sandbox {
+        attempt: 1,
+        id: "b".into(),
+        network: None,
+        ready: true,
+    });
     assert_eq!(actions(&pod, &state, 9), [start("i1", 1)]);
 }
 
 #[test]
 fn a_lost_sandbox_of_a_pod_that_is_over_stays_lost() {
-    for (policy, exit_code, again) in
-        [("Never", 137, false), ("OnFailure", 0, false), ("OnFailure", 137, true), ("Always", 0, true)]
-    {
-        let pod = pod(&format!(r#"{{"restartPolicy":"{policy}","containers":[{{"name":"a"}}]}}"#));
+    for (policy, exit_code, again) in [
+        ("Never", 137, false),
+        ("OnFailure", 0, false),
+        ("OnFailure", 137, true),
+        ("Always", 0, true),
+    ] {
+        let pod = pod(&format!(
+            r#"{{"restartPolicy":"{policy}","containers":[{{"name":"a"}}]}}"#
+        ));
         let mut state = ready_state();
         ends(&mut state, "a", 0, exit_code, 9);
         state.record.sandbox = None;
@@ -266,8 +317,10 @@ fn an_unhealthy_container_is_ended_and_then_restarted() {
     let pod = pod(ONE);
     let mut state = ready_state();
     runs(&mut state, "a", 0);
-    state.live.get_mut("a").unwrap().unhealthy =
-        Some(Unhealthy { message: "Container a failed liveness probe, will be restarted".into(), grace: Some(3) });
+    state.live.get_mut("a").unwrap().unhealthy = Some(Unhealthy {
+        message: "Container a failed liveness probe, will be restarted".into(),
+        grace: Some(3),
+    });
     assert_eq!(
         actions(&pod, &state, 5),
         [Action::Stop {
@@ -287,7 +340,9 @@ fn a_pod_over_its_deadline_fails() {
     runs(&mut state, "a", 0);
     assert_eq!(decide(&pod, &state, at(59)).wake, Some(at(60)));
     let decision = actions(&pod, &state, 60);
-    let [Action::Fail(failure)] = decision.as_slice() else { panic!("{decision:?}") };
+    let [Action::Fail(failure)] = decision.as_slice() else {
+        panic!("{decision:?}")
+    };
     state.record.failed = Some(failure.clone());
     assert_eq!(actions(&pod, &state, 60), [stop("a", 30)]);
 }

@@ -24,7 +24,11 @@ fn summary(pod: &Pod, state: &PodState) -> String {
             it.message.as_deref().unwrap_or("-")
         ));
     }
-    let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    let all = status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .chain(status.container_statuses.iter().flatten());
     for it in all {
         let state = it.state.as_ref().unwrap();
         let text = match (&state.running, &state.terminated, &state.waiting) {
@@ -65,7 +69,10 @@ fn a_running_pod_in_full() {
 
 #[test]
 fn a_pod_that_is_being_made() {
-    let state = PodState { record: crate::runtime::pod::state::Record::default(), ..PodState::default() };
+    let state = PodState {
+        record: crate::runtime::pod::state::Record::default(),
+        ..PodState::default()
+    };
     insta::assert_snapshot!(summary(&pod(ONE), &state), @r"
     phase Pending
     PodReadyToStartContainers False - -
@@ -116,7 +123,10 @@ fn a_crash_loop_shows_the_wait_and_the_last_end() {
     let pod = pod(ONE);
     let mut state = ready_state();
     ends(&mut state, "a", 3, 1, 95);
-    state.record.containers.get_mut("a").unwrap().backoff = Some(Backoff { seconds: 40, since: at(90) });
+    state.record.containers.get_mut("a").unwrap().backoff = Some(Backoff {
+        seconds: 40,
+        since: at(90),
+    });
     insta::assert_snapshot!(summary(&pod, &state), @r"
     phase Running
     PodReadyToStartContainers True - -
@@ -126,7 +136,10 @@ fn a_crash_loop_shows_the_wait_and_the_last_end() {
     PodScheduled True - -
     a ready=false started=Some(false) restarts=3 CrashLoopBackOff: back-off 40s restarting failed container=a pod=web_default(u-1)
     ");
-    let last = status(&pod, &state).container_statuses.unwrap()[0].last_state.clone().unwrap();
+    let last = status(&pod, &state).container_statuses.unwrap()[0]
+        .last_state
+        .clone()
+        .unwrap();
     assert_eq!(last.terminated.unwrap().exit_code, 1);
 }
 
@@ -157,7 +170,9 @@ fn phases_follow_policies_and_exit_codes() {
         ("Never", Some(1), None, "Running"),
     ];
     for (policy, a, b, expected) in table {
-        let pod = pod(&format!(r#"{{"restartPolicy":"{policy}","containers":[{{"name":"a"}},{{"name":"b"}}]}}"#));
+        let pod = pod(&format!(
+            r#"{{"restartPolicy":"{policy}","containers":[{{"name":"a"}},{{"name":"b"}}]}}"#
+        ));
         let mut state = ready_state();
         for (name, code) in [("a", a), ("b", b)] {
             match code {
@@ -165,7 +180,11 @@ fn phases_follow_policies_and_exit_codes() {
                 None => runs(&mut state, name, 0),
             }
         }
-        assert_eq!(status(&pod, &state).phase.as_deref(), Some(expected), "{policy} {a:?} {b:?}");
+        assert_eq!(
+            status(&pod, &state).phase.as_deref(),
+            Some(expected),
+            "{policy} {a:?} {b:?}"
+        );
     }
 }
 
@@ -192,11 +211,17 @@ fn a_deleted_pod_ends_in_a_final_phase() {
     for (code, phase) in [(0, "Succeeded"), (143, "Failed")] {
         let mut state = ready_state();
         runs(&mut state, "a", 0);
-        assert_eq!(status(&deleted(pod(ONE)), &state).phase.as_deref(), Some("Running"));
+        assert_eq!(
+            status(&deleted(pod(ONE)), &state).phase.as_deref(),
+            Some("Running")
+        );
         ends(&mut state, "a", 0, code, 90);
         assert_eq!(status(&deleted(pod(ONE)), &state).phase.as_deref(), Some(phase));
     }
-    assert_eq!(status(&deleted(pod(ONE)), &PodState::default()).phase.as_deref(), Some("Failed"));
+    assert_eq!(
+        status(&deleted(pod(ONE)), &PodState::default()).phase.as_deref(),
+        Some("Failed")
+    );
 }
 
 #[test]
@@ -213,10 +238,17 @@ fn a_failed_init_container_fails_a_pod_that_is_never_restarted() {
 fn the_deadline_is_the_pods_reason() {
     let mut state = ready_state();
     runs(&mut state, "a", 0);
-    state.record.failed = Some(Failure { reason: "DeadlineExceeded".into(), message: "too long".into() });
+    state.record.failed = Some(Failure {
+        reason: "DeadlineExceeded".into(),
+        message: "too long".into(),
+    });
     let status = status(&pod(ONE), &state);
     assert_eq!(
-        (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref()),
+        (
+            status.phase.as_deref(),
+            status.reason.as_deref(),
+            status.message.as_deref()
+        ),
         (Some("Failed"), Some("DeadlineExceeded"), Some("too long"))
     );
 }
@@ -231,11 +263,20 @@ fn readiness_gates_hold_ready_back() {
         conditions.into_iter().find(|it| it.type_ == "Ready").unwrap()
     };
     let closed = ready(&pod);
-    assert_eq!((closed.status.as_str(), closed.reason.as_deref()), ("False", Some("ReadinessGatesNotReady")));
+    assert_eq!(
+        (closed.status.as_str(), closed.reason.as_deref()),
+        ("False", Some("ReadinessGatesNotReady"))
+    );
     pod.status = serde_json::from_str(r#"{"conditions":[{"type":"x/open","status":"True"}]}"#).unwrap();
     assert_eq!(ready(&pod).status, "True");
     // Conditions of others are kept.
-    assert!(status(&pod, &state).conditions.unwrap().iter().any(|it| it.type_ == "x/open"));
+    assert!(
+        status(&pod, &state)
+            .conditions
+            .unwrap()
+            .iter()
+            .any(|it| it.type_ == "x/open")
+    );
 }
 
 #[test]
@@ -248,6 +289,9 @@ fn transition_times_change_only_with_the_status() {
     assert_eq!(pod.status.as_ref().unwrap(), &again);
     state.live.get_mut("a").unwrap().ready = false;
     let changed = status(&pod, &state).conditions.unwrap();
-    let times: Vec<_> = changed.iter().map(|it| it.last_transition_time.clone().unwrap().0).collect();
+    let times: Vec<_> = changed
+        .iter()
+        .map(|it| it.last_transition_time.clone().unwrap().0)
+        .collect();
     assert_eq!(times, [at(50), at(50), at(100), at(100), at(50)]);
 }
