@@ -18,4 +18,4 @@ pub mod state;
 pub mod status;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
