@@ -1,6 +1,7 @@
 //! The whole server on a unix socket, with real processes behind it and hand-made clients before it.
 
 mod client;
+mod kubectl;
 
 use std::path::PathBuf;
 use std::process::Stdio as ChildStdio;
