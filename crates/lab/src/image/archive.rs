@@ -81,7 +81,10 @@ pub(super) struct Archive {
 
 #[derive(Debug, Clone)]
 enum Entry {
-    File { offset: u64, size: u64 },
+    File {
+        offset: u64,
+        size: u64,
+    },
     /// Old `docker save` links equal layers together.
     Link(String),
 }
@@ -89,8 +92,14 @@ enum Entry {
 impl Archive {
     /// Reads the table of contents. A compressed archive is first unpacked to a nameless file in `scratch`.
     pub(super) fn open(path: &Path, scratch: &Path) -> Result<Archive, LoadError> {
-        let failed = |source| LoadError::Read { path: path.to_owned(), source };
-        let no_image = |why: &str| LoadError::NoImage { path: path.to_owned(), why: why.to_owned() };
+        let failed = |source| LoadError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let no_image = |why: &str| LoadError::NoImage {
+            path: path.to_owned(),
+            why: why.to_owned(),
+        };
         let mut file = File::open(path).map_err(failed)?;
         if file.metadata().map_err(failed)?.is_dir() {
             return Err(no_image("it is a directory"));
@@ -101,7 +110,11 @@ impl Archive {
             Compression::Zstd => return Err(no_image("it is compressed with zstd; decompress it first")),
         }
         let entries = index(&mut file).map_err(|_| no_image("it is no tar archive"))?;
-        Ok(Archive { path: path.to_owned(), file, entries })
+        Ok(Archive {
+            path: path.to_owned(),
+            file,
+            entries,
+        })
     }
 
     /// The images in it.
@@ -121,12 +134,18 @@ impl Archive {
 
     /// A layer, decompressed.
     pub(super) fn layer(&mut self, name: &str) -> Result<Layer, LoadError> {
-        let damaged = |source| LoadError::Layer { layer: name.to_owned(), source };
+        let damaged = |source| LoadError::Layer {
+            layer: name.to_owned(),
+            source,
+        };
         let (offset, size) = self.place(name)?;
         let mut file = self.file.try_clone().map_err(damaged)?;
         file.seek(SeekFrom::Start(offset)).map_err(damaged)?;
         let compression = Compression::of(&mut file).map_err(damaged)?;
-        let blob = Hashing { inner: BufReader::with_capacity(256 << 10, file).take(size), hash: Sha256::new() };
+        let blob = Hashing {
+            inner: BufReader::with_capacity(256 << 10, file).take(size),
+            hash: Sha256::new(),
+        };
         let reader = match compression {
             Compression::None => Decoder::Plain(blob),
             Compression::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(blob))),
@@ -139,12 +158,18 @@ impl Archive {
                 });
             }
         };
-        Ok(Layer { name: name.to_owned(), reader })
+        Ok(Layer {
+            name: name.to_owned(),
+            reader,
+        })
     }
 
     fn docker(&mut self) -> Result<Vec<Found>, LoadError> {
         let manifests: Vec<DockerManifest> = self.json("manifest.json")?;
-        manifests.into_iter().map(|m| self.found(&m.config, m.layers, m.repo_tags.unwrap_or_default())).collect()
+        manifests
+            .into_iter()
+            .map(|m| self.found(&m.config, m.layers, m.repo_tags.unwrap_or_default()))
+            .collect()
     }
 
     fn oci(&mut self) -> Result<Vec<Found>, LoadError> {
@@ -152,7 +177,9 @@ impl Archive {
         let mut found = Vec::new();
         for entry in index.manifests {
             let names = entry.names();
-            let Some(manifest) = self.manifest(entry, 0)? else { continue };
+            let Some(manifest) = self.manifest(entry, 0)? else {
+                continue;
+            };
             let layers = manifest.layers.iter().map(Descriptor::blob).collect();
             found.push(self.found(&manifest.config.blob(), layers, names)?);
         }
@@ -179,24 +206,44 @@ impl Archive {
         let bytes = self.bytes(config)?;
         let id = format!("sha256:{}", hex(&Sha256::digest(&bytes)));
         let label = names.first().cloned().unwrap_or_else(|| id.clone());
-        let unusable = |why: String| LoadError::Unusable { name: label.clone(), why };
+        let unusable = |why: String| LoadError::Unusable {
+            name: label.clone(),
+            why,
+        };
         let parsed: ConfigFile = serde_json::from_slice(&bytes)
             .map_err(|error| unusable(format!("its configuration is damaged: {error}")))?;
-        if let Some(other) = parsed.architecture.filter(|a| !a.is_empty() && a != architecture()) {
-            return Err(unusable(format!("it is for {other}, and this machine is {}", architecture())));
+        if let Some(other) = parsed
+            .architecture
+            .filter(|a| !a.is_empty() && a != architecture())
+        {
+            return Err(unusable(format!(
+                "it is for {other}, and this machine is {}",
+                architecture()
+            )));
         }
         let mut full = vec![];
         for name in names {
             match ImageRef::parse(&name) {
                 Ok(ImageRef::Loaded(name)) => full.push(name),
-                Ok(_) => return Err(unusable("its name is that of a built-in image; tag it anew".into())),
+                Ok(_) => {
+                    return Err(unusable(
+                        "its name is that of a built-in image; tag it anew".into(),
+                    ));
+                }
                 Err(error) => return Err(unusable(error.to_string())),
             }
         }
         if full.is_empty() {
-            return Err(unusable("it has no name; save it by its name, not by its ID".into()));
+            return Err(unusable(
+                "it has no name; save it by its name, not by its ID".into(),
+            ));
         }
-        Ok(Found { id, names: full, layers, config: parsed.config.unwrap_or_default().into() })
+        Ok(Found {
+            id,
+            names: full,
+            layers,
+            config: parsed.config.unwrap_or_default().into(),
+        })
     }
 
     fn json<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, LoadError> {
@@ -211,10 +258,18 @@ impl Archive {
             return Err(self.no_image(&format!("{name} has {size} bytes")));
         }
         let mut bytes = vec![0; size as usize];
-        let read = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(&mut bytes));
-        read.map_err(|source| LoadError::Read { path: self.path.clone(), source })?;
+        let read = self
+            .file
+            .seek(SeekFrom::Start(offset))
+            .and_then(|_| self.file.read_exact(&mut bytes));
+        read.map_err(|source| LoadError::Read {
+            path: self.path.clone(),
+            source,
+        })?;
         if digest_in(name).is_some_and(|digest| digest != hex(&Sha256::digest(&bytes))) {
-            return Err(self.no_image(&format!("{name} is not what its digest says; the archive is damaged")));
+            return Err(self.no_image(&format!(
+                "{name} is not what its digest says; the archive is damaged"
+            )));
         }
         Ok(bytes)
     }
@@ -232,7 +287,10 @@ impl Archive {
     }
 
     fn no_image(&self, why: &str) -> LoadError {
-        LoadError::NoImage { path: self.path.clone(), why: why.to_owned() }
+        LoadError::NoImage {
+            path: self.path.clone(),
+            why: why.to_owned(),
+        }
     }
 }
 
@@ -245,7 +303,10 @@ pub(super) struct Layer {
 impl Layer {
     /// Reads what is left and compares with the digest in the name.
     pub(super) fn verify(mut self) -> Result<(), LoadError> {
-        let damaged = |layer: &str, source| LoadError::Layer { layer: layer.to_owned(), source };
+        let damaged = |layer: &str, source| LoadError::Layer {
+            layer: layer.to_owned(),
+            source,
+        };
         io::copy(&mut self.reader, &mut io::sink()).map_err(|source| damaged(&self.name, source))?;
         let mut blob = match self.reader {
             Decoder::Plain(blob) => blob,
@@ -254,9 +315,10 @@ impl Layer {
         io::copy(&mut blob, &mut io::sink()).map_err(|source| damaged(&self.name, source))?;
         let hash = hex(&blob.hash.finalize());
         match digest_in(&self.name) {
-            Some(digest) if digest != hash => {
-                Err(damaged(&self.name, io::Error::other("its contents are not what its digest says")))
-            }
+            Some(digest) if digest != hash => Err(damaged(
+                &self.name,
+                io::Error::other("its contents are not what its digest says"),
+            )),
             _ => Ok(()),
         }
     }
@@ -319,7 +381,12 @@ impl Compression {
 fn decompress(file: &File, scratch: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = rustix::fs::OFlags::TMPFILE.bits() as i32;
-    let mut plain = File::options().read(true).write(true).custom_flags(flags).mode(0o600).open(scratch)?;
+    let mut plain = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .mode(0o600)
+        .open(scratch)?;
     io::copy(&mut MultiGzDecoder::new(BufReader::new(file)), &mut plain)?;
     plain.rewind()?;
     Ok(plain)
@@ -333,10 +400,23 @@ fn index(file: &mut File) -> io::Result<BTreeMap<String, Entry>> {
         let name = clean(&entry.path()?);
         let kind = entry.header().entry_type();
         if kind.is_file() {
-            entries.insert(name, Entry::File { offset: entry.raw_file_position(), size: entry.size() });
+            entries.insert(
+                name,
+                Entry::File {
+                    offset: entry.raw_file_position(),
+                    size: entry.size(),
+                },
+            );
         } else if let (true, Some(to)) = (kind.is_symlink() || kind.is_hard_link(), entry.link_name()?) {
-            let base = if kind.is_symlink() { Path::new(&name).parent() } else { None };
-            entries.insert(name.clone(), Entry::Link(clean(&base.unwrap_or(Path::new("")).join(to))));
+            let base = if kind.is_symlink() {
+                Path::new(&name).parent()
+            } else {
+                None
+            };
+            entries.insert(
+                name.clone(),
+                Entry::Link(clean(&base.unwrap_or(Path::new("")).join(to))),
+            );
         }
     }
     Ok(entries)
@@ -417,7 +497,10 @@ impl Descriptor {
     /// containerd writes the full name; others only what the OCI annotation holds.
     fn names(&self) -> Vec<String> {
         let keys = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
-        keys.iter().find_map(|&key| self.annotations.get(key).cloned()).into_iter().collect()
+        keys.iter()
+            .find_map(|&key| self.annotations.get(key).cloned())
+            .into_iter()
+            .collect()
     }
 }
 

@@ -22,11 +22,16 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Applies the layer read from `reader` to `root`.
 pub(super) fn apply(reader: &mut impl Read, root: &Path) -> io::Result<()> {
     let root = File::open(root)?;
-    let mut layer = Layer { root: root.into(), made: HashSet::new() };
+    let mut layer = Layer {
+        root: root.into(),
+        made: HashSet::new(),
+    };
     for entry in tar::Archive::new(reader).entries()? {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
-        layer.entry(&path, &mut entry).map_err(|error| at(&path, &error))?;
+        layer
+            .entry(&path, &mut entry)
+            .map_err(|error| at(&path, &error))?;
     }
     Ok(())
 }
@@ -47,7 +52,9 @@ struct Parent(OwnedFd);
 impl Parent {
     /// The path of `name` in it, through the descriptor: no symlink is on the way.
     fn join(&self, name: &OsStr) -> PathBuf {
-        Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string()).join(name)
+        Path::new("/proc/self/fd")
+            .join(self.0.as_raw_fd().to_string())
+            .join(name)
     }
 }
 
@@ -91,7 +98,11 @@ impl Layer {
                 }
             }
             kind if kind.is_file() => {
-                let mut file = File::options().write(true).create_new(true).mode(0o600).open(target)?;
+                let mut file = File::options()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(target)?;
                 io::copy(entry, &mut file)?;
             }
             _ => return Ok(()), // pax headers and the like
@@ -100,7 +111,11 @@ impl Layer {
         chown(target, uid, gid)?;
         if kind != EntryType::Symlink {
             // Without root nothing could be put into, or removed from, a directory closed to its owner.
-            let own = if kind.is_dir() && !rustix::process::geteuid().is_root() { 0o700 } else { 0 };
+            let own = if kind.is_dir() && !rustix::process::geteuid().is_root() {
+                0o700
+            } else {
+                0
+            };
             fs::set_permissions(target, Permissions::from_mode(mode | own))?;
         }
         set_mtime(target, entry.header().mtime().unwrap_or(0))
@@ -117,14 +132,20 @@ impl Layer {
             Err(Errno::NOENT) => {}
             opened => return Ok(Parent(opened?)),
         }
-        let Some((above, name)) = split(dir)? else { return Err(Errno::NOENT.into()) };
+        let Some((above, name)) = split(dir)? else {
+            return Err(Errno::NOENT.into());
+        };
         let above = self.parent(&above)?;
         fs::create_dir(above.join(&name))?;
         Ok(Parent(self.open(dir)?))
     }
 
     fn open(&self, dir: &Path) -> Result<OwnedFd, Errno> {
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let dir = if dir.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            dir
+        };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         rustix::fs::openat2(&self.root, dir, flags, Mode::empty(), resolve)
@@ -151,13 +172,17 @@ fn split(path: &Path) -> io::Result<Option<(PathBuf, OsString)>> {
             _ => return Err(io::Error::other("the path leads out of the image")),
         }
     }
-    let Some(name) = clean.file_name().map(OsStr::to_owned) else { return Ok(None) };
+    let Some(name) = clean.file_name().map(OsStr::to_owned) else {
+        return Ok(None);
+    };
     clean.pop();
     Ok(Some((clean, name)))
 }
 
 fn link<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<PathBuf> {
-    let to = entry.link_name()?.ok_or_else(|| io::Error::other("a link without a target"))?;
+    let to = entry
+        .link_name()?
+        .ok_or_else(|| io::Error::other("a link without a target"))?;
     Ok(to.into_owned())
 }
 
@@ -180,7 +205,10 @@ fn make_node(target: &Path, kind: EntryType, header: &tar::Header) -> io::Result
         EntryType::Block => FileType::BlockDevice,
         _ => FileType::Fifo,
     };
-    let (major, minor) = (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
+    let (major, minor) = (
+        header.device_major()?.unwrap_or(0),
+        header.device_minor()?.unwrap_or(0),
+    );
     let device = rustix::fs::makedev(major, minor);
     match rustix::fs::mknodat(CWD, target, file_type, Mode::from_raw_mode(0o600), device) {
         Err(Errno::PERM) => Ok(false),
@@ -197,7 +225,18 @@ fn chown(target: &Path, uid: u32, gid: u32) -> io::Result<()> {
 }
 
 fn set_mtime(target: &Path, seconds: u64) -> io::Result<()> {
-    let time = Timespec { tv_sec: seconds as i64, tv_nsec: 0 };
-    let times = Timestamps { last_access: time, last_modification: time };
-    Ok(rustix::fs::utimensat(CWD, target, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    let time = Timespec {
+        tv_sec: seconds as i64,
+        tv_nsec: 0,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    Ok(rustix::fs::utimensat(
+        CWD,
+        target,
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
 }

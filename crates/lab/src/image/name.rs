@@ -29,7 +29,12 @@ pub struct InvalidName {
 impl ImageRef {
     /// Parses what a pod's `image` says; empty means the host.
     pub fn parse(name: &str) -> Result<ImageRef, InvalidName> {
-        let invalid = |why| Err(InvalidName { name: name.to_owned(), why });
+        let invalid = |why| {
+            Err(InvalidName {
+                name: name.to_owned(),
+                why,
+            })
+        };
         let (path, _) = split_tag(name);
         match path {
             "" if name.is_empty() => return Ok(ImageRef::Host),
@@ -37,7 +42,10 @@ impl ImageRef {
             "podnet/echo" => return Ok(ImageRef::Echo),
             _ => {}
         }
-        if !path.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:".contains(c)) {
+        if !path
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "._-/:".contains(c))
+        {
             return invalid("only letters, digits, '.', '_', '-', '/' and a port may stand in it");
         }
         let (registry, repository) = split_registry(path);

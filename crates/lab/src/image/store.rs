@@ -92,7 +92,10 @@ impl Store {
 
     /// Unpacks the images of an OCI layout or `docker save` archive; gives their full names.
     pub fn load(&self, path: &Path) -> Result<Vec<String>, LoadError> {
-        let failed = |source| LoadError::Store { dir: self.dir.clone(), source };
+        let failed = |source| LoadError::Store {
+            dir: self.dir.clone(),
+            source,
+        };
         fs::create_dir_all(&self.dir).map_err(failed)?;
         // One load at a time: two of the same image would unpack into one directory.
         let lock = File::create(self.dir.join("lock")).map_err(failed)?;
@@ -102,7 +105,11 @@ impl Store {
         let mut names = Vec::new();
         for found in archive.images()? {
             let root = self.unpack(&mut archive, &found)?;
-            let loaded = Loaded { id: found.id, root, config: found.config };
+            let loaded = Loaded {
+                id: found.id,
+                root,
+                config: found.config,
+            };
             for name in found.names {
                 index.insert(name.clone(), loaded.clone());
                 names.push(name);
@@ -113,10 +120,14 @@ impl Store {
     }
 
     fn find(&self, written: &str, full: String) -> Result<Image, ImageMissing> {
-        let index =
-            self.list().map_err(|source| ImageMissing::Unreadable { dir: self.dir.clone(), source })?;
+        let index = self.list().map_err(|source| ImageMissing::Unreadable {
+            dir: self.dir.clone(),
+            source,
+        })?;
         let Some(loaded) = index.get(&full) else {
-            return Err(ImageMissing::NotLoaded { written: written.to_owned() });
+            return Err(ImageMissing::NotLoaded {
+                written: written.to_owned(),
+            });
         };
         Ok(Image {
             reference: ImageRef::Loaded(full),
@@ -128,7 +139,10 @@ impl Store {
 
     /// Unpacks all layers into one directory: no layer is shared, and no whiteout is needed afterwards.
     fn unpack(&self, archive: &mut Archive, image: &super::archive::Found) -> Result<PathBuf, LoadError> {
-        let failed = |source| LoadError::Store { dir: self.dir.clone(), source };
+        let failed = |source| LoadError::Store {
+            dir: self.dir.clone(),
+            source,
+        };
         let digest = image.id.trim_start_matches("sha256:");
         let root = PathBuf::from("roots").join(digest);
         if self.dir.join(&root).is_dir() {
@@ -140,10 +154,15 @@ impl Store {
         fs::create_dir(&unfinished).map_err(failed)?;
         for name in &image.layers {
             let applied =
-                archive.layer(name).and_then(|mut layer| match layer::apply(&mut layer, &unfinished) {
-                    Ok(()) => layer.verify(),
-                    Err(source) => Err(LoadError::Layer { layer: name.clone(), source }),
-                });
+                archive
+                    .layer(name)
+                    .and_then(|mut layer| match layer::apply(&mut layer, &unfinished) {
+                        Ok(()) => layer.verify(),
+                        Err(source) => Err(LoadError::Layer {
+                            layer: name.clone(),
+                            source,
+                        }),
+                    });
             if let Err(error) = applied {
                 remove(&unfinished).map_err(failed)?;
                 return Err(error);
@@ -155,7 +174,10 @@ impl Store {
 
     fn write_index(&self, index: &Index) -> io::Result<()> {
         let unfinished = self.dir.join("index.json.unfinished");
-        fs::write(&unfinished, serde_json::to_vec_pretty(index).map_err(io::Error::other)?)?;
+        fs::write(
+            &unfinished,
+            serde_json::to_vec_pretty(index).map_err(io::Error::other)?,
+        )?;
         fs::rename(unfinished, self.index_path())
     }
 
@@ -169,8 +191,16 @@ pub(crate) const ECHO_PROGRAM: &str = "/usr/local/bin/podnet";
 
 fn built_in(reference: ImageRef, entrypoint: &[&str]) -> Image {
     let entrypoint = entrypoint.iter().map(|&word| word.to_owned()).collect();
-    let config = ImageConfig { entrypoint, ..ImageConfig::default() };
-    Image { id: reference.to_string(), reference, root: None, config }
+    let config = ImageConfig {
+        entrypoint,
+        ..ImageConfig::default()
+    };
+    Image {
+        id: reference.to_string(),
+        reference,
+        root: None,
+        config,
+    }
 }
 
 fn remove(dir: &Path) -> io::Result<()> {

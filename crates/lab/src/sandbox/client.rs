@@ -7,9 +7,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use super::error::SandboxError;
@@ -28,21 +28,30 @@ pub struct Sandbox {
 impl Clone for Sandbox {
     fn clone(&self) -> Self {
         let seen = AtomicU64::new(self.seen.load(Ordering::Relaxed));
-        Sandbox { dir: Arc::clone(&self.dir), pid: self.pid, seen }
+        Sandbox {
+            dir: Arc::clone(&self.dir),
+            pid: self.pid,
+            seen,
+        }
     }
 }
 
 impl Sandbox {
     /// Starts `podnet pause` from the running executable and waits until it is ready.
     pub async fn create(spec: &SandboxSpec) -> Result<Sandbox, SandboxError> {
-        let program = std::env::current_exe()
-            .map_err(|source| SandboxError::Spawn { program: "/proc/self/exe".into(), source })?;
+        let program = std::env::current_exe().map_err(|source| SandboxError::Spawn {
+            program: "/proc/self/exe".into(),
+            source,
+        })?;
         Self::create_with(&program, spec).await
     }
 
     /// Like [`Sandbox::create`], with the `podnet` executable given.
     pub async fn create_with(program: &Path, spec: &SandboxSpec) -> Result<Sandbox, SandboxError> {
-        let failed = |source| SandboxError::Io { dir: spec.dir.clone(), source };
+        let failed = |source| SandboxError::Io {
+            dir: spec.dir.clone(),
+            source,
+        };
         write_spec(spec).map_err(failed)?;
         // The process started here forks the one that stays, waits until that is ready, and tells its end
         // by exit code; so nothing is left for this process to reap later.
@@ -53,7 +62,10 @@ impl Sandbox {
             .stdin(Stdio::null())
             .output()
             .await
-            .map_err(|source| SandboxError::Spawn { program: program.into(), source })?;
+            .map_err(|source| SandboxError::Spawn {
+                program: program.into(),
+                source,
+            })?;
         if !output.status.success() {
             let told = String::from_utf8_lossy(&output.stderr);
             return Err(SandboxError::NotReady(match told.trim() {
@@ -66,7 +78,11 @@ impl Sandbox {
 
     /// Finds the sandbox of `dir` again, as after a restart of the runtime.
     pub async fn attach(dir: &Path) -> Result<Sandbox, SandboxError> {
-        let sandbox = Sandbox { dir: Arc::new(dir.to_owned()), pid: 0, seen: AtomicU64::new(0) };
+        let sandbox = Sandbox {
+            dir: Arc::new(dir.to_owned()),
+            pid: 0,
+            seen: AtomicU64::new(0),
+        };
         match sandbox.ask(&Request::Hello).await? {
             Reply::Hello { pid } => Ok(Sandbox { pid, ..sandbox }),
             other => Err(sandbox.unexpected(other)),
@@ -119,7 +135,11 @@ impl Sandbox {
 
     /// Sends a signal to a container's first process.
     pub async fn signal(&self, container_id: &str, signal: i32) -> Result<(), SandboxError> {
-        self.order(&Request::Signal { container: container_id.to_owned(), signal }).await
+        self.order(&Request::Signal {
+            container: container_id.to_owned(),
+            signal,
+        })
+        .await
     }
 
     /// Runs a process in a container; returns when its program was executed.
@@ -144,13 +164,21 @@ impl Sandbox {
     }
 
     /// Copies a running container's output from now on, and gives its stdin when the container has one.
-    pub async fn attach_container(&self, container_id: &str, to: &Attachment) -> Result<Attached, SandboxError> {
+    pub async fn attach_container(
+        &self,
+        container_id: &str,
+        to: &Attachment,
+    ) -> Result<Attached, SandboxError> {
         let request = Request::Attach {
             container: container_id.to_owned(),
             stdout: to.stdout.is_some(),
             stderr: to.stderr.is_some(),
         };
-        let fds: Vec<_> = [&to.stdout, &to.stderr].into_iter().flatten().map(AsFd::as_fd).collect();
+        let fds: Vec<_> = [&to.stdout, &to.stderr]
+            .into_iter()
+            .flatten()
+            .map(AsFd::as_fd)
+            .collect();
         let mut connection = self.connect().await?;
         connection.send(&request, &fds).await?;
         match connection.receive().await? {
@@ -164,7 +192,10 @@ impl Sandbox {
 
     /// Gives a container the end of its stdin (`stdinOnce`, after the client went).
     pub async fn close_stdin(&self, container_id: &str) -> Result<(), SandboxError> {
-        self.order(&Request::CloseStdin { container: container_id.to_owned() }).await
+        self.order(&Request::CloseStdin {
+            container: container_id.to_owned(),
+        })
+        .await
     }
 
     /// Kills what is left in the pod and ends pause; returns when all of it is gone.
@@ -172,17 +203,27 @@ impl Sandbox {
     /// Nothing is left then but the directory: all mounts were in namespaces that ended.
     pub async fn stop(&self) -> Result<(), SandboxError> {
         let pid = Pid::from_raw(self.pid as i32).ok_or_else(|| self.gone())?;
-        let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) else { return Ok(()) };
+        let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+            return Ok(());
+        };
         match self.order(&Request::Stop).await {
             Ok(()) => {}
             Err(SandboxError::Gone { .. }) => return Ok(()),
             Err(error) => return Err(error),
         }
-        let failed = |source| SandboxError::Io { dir: self.dir.to_path_buf(), source };
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(failed)?;
+        let failed = |source| SandboxError::Io {
+            dir: self.dir.to_path_buf(),
+            source,
+        };
         // A pidfd becomes readable when its process has ended.
-        pidfd.readable().await.map_err(failed)?.retain_ready();
-        Ok(())
+        let ended = tokio::task::spawn_blocking(move || {
+            rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None)
+        });
+        ended
+            .await
+            .map_err(io::Error::other)
+            .and_then(|polled| Ok(polled.map(drop)?))
+            .map_err(failed)
     }
 
     async fn order(&self, request: &Request) -> Result<(), SandboxError> {
@@ -200,24 +241,38 @@ impl Sandbox {
 
     async fn connect(&self) -> Result<Connection, SandboxError> {
         match open(&self.dir).await {
-            Ok(stream) => Ok(Connection { stream, inbox: Inbox::default(), dir: Arc::clone(&self.dir) }),
+            Ok(stream) => Ok(Connection {
+                stream,
+                inbox: Inbox::default(),
+                dir: Arc::clone(&self.dir),
+            }),
             Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
             {
                 Err(self.gone())
             }
-            Err(source) => Err(SandboxError::Io { dir: self.dir.to_path_buf(), source }),
+            Err(source) => Err(SandboxError::Io {
+                dir: self.dir.to_path_buf(),
+                source,
+            }),
         }
     }
 
     fn gone(&self) -> SandboxError {
-        SandboxError::Gone { dir: self.dir.to_path_buf() }
+        SandboxError::Gone {
+            dir: self.dir.to_path_buf(),
+        }
     }
 
     fn unexpected(&self, reply: Reply) -> SandboxError {
         match reply {
             Reply::Refused(refusal) => refusal.into(),
-            other => SandboxError::Refused(format!("the pause process gave an answer out of place: {other:?}")),
+            other => SandboxError::Refused(format!(
+                "the pause process gave an answer out of place: {other:?}"
+            )),
         }
     }
 }
@@ -241,11 +296,13 @@ pub struct Exec {
 
 impl Exec {
     /// Waits for the end: the exit code, or 128 + signal.
-    pub async fn wait(mut self) -> Result<i32, SandboxError> {
+    pub async fn wait(&mut self) -> Result<i32, SandboxError> {
         match self.connection.receive().await? {
             Reply::ExecEnded { exit_code } => Ok(exit_code),
             Reply::Refused(refusal) => Err(refusal.into()),
-            other => Err(SandboxError::Refused(format!("an answer out of place: {other:?}"))),
+            other => Err(SandboxError::Refused(format!(
+                "an answer out of place: {other:?}"
+            ))),
         }
     }
 
@@ -269,7 +326,9 @@ impl Connection {
         while sent < frame.len() {
             let fds = if sent == 0 { fds } else { &[] };
             let stream = &self.stream;
-            let write = stream.async_io(Interest::WRITABLE, || wire::send(stream, &frame[sent..], fds)).await;
+            let write = stream
+                .async_io(Interest::WRITABLE, || wire::send(stream, &frame[sent..], fds))
+                .await;
             sent += write.map_err(|source| self.failed(source))?;
         }
         Ok(())
@@ -283,17 +342,22 @@ impl Connection {
             let (stream, inbox) = (&self.stream, &mut self.inbox);
             let filled = stream.async_io(Interest::READABLE, || inbox.fill(stream)).await;
             if filled.map_err(|source| self.failed(source))? == 0 {
-                return Err(SandboxError::Gone { dir: self.dir.to_path_buf() });
+                return Err(SandboxError::Gone {
+                    dir: self.dir.to_path_buf(),
+                });
             }
         }
     }
 
     fn failed(&self, source: io::Error) -> SandboxError {
         match source.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                SandboxError::Gone { dir: self.dir.to_path_buf() }
-            }
-            _ => SandboxError::Io { dir: self.dir.to_path_buf(), source },
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => SandboxError::Gone {
+                dir: self.dir.to_path_buf(),
+            },
+            _ => SandboxError::Io {
+                dir: self.dir.to_path_buf(),
+                source,
+            },
         }
     }
 }
@@ -313,7 +377,10 @@ async fn open(dir: &Path) -> io::Result<UnixStream> {
 
 fn write_spec(spec: &SandboxSpec) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&spec.dir)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&spec.dir)?;
     let json = serde_json::to_vec_pretty(spec).map_err(io::Error::other)?;
     std::fs::write(spec.dir.join(wire::SPEC), json)
 }

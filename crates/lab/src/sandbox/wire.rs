@@ -9,7 +9,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -95,7 +96,9 @@ pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     serde_json::to_writer(&mut frame, message).map_err(io::Error::other)?;
     let length = frame.len() - 4;
     if length > MAX_FRAME {
-        return Err(io::Error::other(format!("the message has {length} bytes, more than {MAX_FRAME}")));
+        return Err(io::Error::other(format!(
+            "the message has {length} bytes, more than {MAX_FRAME}"
+        )));
     }
     frame[..4].copy_from_slice(&(length as u32).to_le_bytes());
     Ok(frame)
@@ -108,7 +111,12 @@ pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> i
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::other("too many descriptors for one message"));
     }
-    Ok(rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+    Ok(rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?)
 }
 
 /// Takes bytes and descriptors from a socket and gives whole messages.
@@ -137,12 +145,18 @@ impl Inbox {
 
     /// The next whole message, when all of it has come.
     pub(crate) fn take<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
-        let Some(header) = self.bytes.first_chunk::<4>() else { return Ok(None) };
+        let Some(header) = self.bytes.first_chunk::<4>() else {
+            return Ok(None);
+        };
         let length = u32::from_le_bytes(*header) as usize;
         if length > MAX_FRAME {
-            return Err(io::Error::other(format!("a message claims {length} bytes, more than {MAX_FRAME}")));
+            return Err(io::Error::other(format!(
+                "a message claims {length} bytes, more than {MAX_FRAME}"
+            )));
         }
-        let Some(body) = self.bytes.get(4..4 + length) else { return Ok(None) };
+        let Some(body) = self.bytes.get(4..4 + length) else {
+            return Ok(None);
+        };
         let message = serde_json::from_slice(body).map_err(io::Error::other)?;
         self.bytes.drain(..4 + length);
         Ok(Some(message))
