@@ -208,7 +208,30 @@ impl Drop for Server {
     }
 }
 
+/// Runs one test on one path.
 fn measure(path: &Path, test: Test, cpu: usize, seconds: f64) -> miette::Result<Sample> {
+    let before = softirq_time(cpu);
+    let mut sample = run_client(path, test, cpu, seconds)?;
+    sample.cpu_seconds += softirq_time(cpu) - before;
+    Ok(sample)
+}
+
+/// CPU seconds of the kernel thread that takes over network work when a CPU has too much of it; none where it cannot
+/// be seen.
+fn softirq_time(cpu: usize) -> f64 {
+    let name = format!("ksoftirqd/{cpu}\n");
+    let threads = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut named = threads
+        .map(|entry| entry.path())
+        .filter(|path| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm == name));
+    let times = named
+        .next()
+        .and_then(|path| std::fs::read_to_string(path.join("schedstat")).ok());
+    let nanoseconds = times.and_then(|times| times.split(' ').next()?.parse::<f64>().ok());
+    nanoseconds.unwrap_or(0.0) / 1e9
+}
+
+fn run_client(path: &Path, test: Test, cpu: usize, seconds: f64) -> miette::Result<Sample> {
     let mut command = path.client.command(&own_executable()?);
     let server = SocketAddr::new(path.address, PORT).to_string();
     command.args([
