@@ -50,8 +50,11 @@ impl Refusal {
 
     /// The HTTP code.
     pub fn code(&self) -> StatusCode {
-        let code = self.status["code"].as_u64().and_then(|code| u16::try_from(code).ok());
-        code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        let code = self.status["code"]
+            .as_u64()
+            .and_then(|code| u16::try_from(code).ok());
+        code.and_then(|code| StatusCode::from_u16(code).ok())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     /// The text.
@@ -71,13 +74,23 @@ impl Refusal {
 
     /// 401.
     pub fn unauthorized() -> Refusal {
-        Refusal::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized", Value::Null)
+        Refusal::new(
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            "Unauthorized",
+            Value::Null,
+        )
     }
 
     /// 404 of an object.
     pub fn not_found(resource: &Resource, name: &str) -> Refusal {
         let message = format!("{} \"{name}\" not found", resource.group_resource());
-        Refusal::new(StatusCode::NOT_FOUND, "NotFound", message, details(resource, name))
+        Refusal::new(
+            StatusCode::NOT_FOUND,
+            "NotFound",
+            message,
+            details(resource, name),
+        )
     }
 
     /// 404 of a path.
@@ -92,12 +105,18 @@ impl Refusal {
             "" => format!("{} is forbidden: {why}", resource.group_resource()),
             name => format!("{} \"{name}\" is forbidden: {why}", resource.group_resource()),
         };
-        Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message, details(resource, name))
+        Refusal::new(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            message,
+            details(resource, name),
+        )
     }
 
     /// 403: the namespace is going.
     pub fn terminating(resource: &Resource, name: &str, namespace: &str) -> Refusal {
-        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let why =
+            format!("unable to create new content in namespace {namespace} because it is being terminated");
         let mut refusal = Refusal::forbidden(resource, name, &why);
         refusal.status["details"]["causes"] = json!([{
             "reason": "NamespaceTerminating",
@@ -110,7 +129,12 @@ impl Refusal {
     /// 405.
     pub fn method_not_allowed() -> Refusal {
         let message = "the server does not allow this method on the requested resource";
-        Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message, json!({}))
+        Refusal::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "MethodNotAllowed",
+            message,
+            json!({}),
+        )
     }
 
     /// 406.
@@ -122,7 +146,12 @@ impl Refusal {
     /// 409: exists.
     pub fn already_exists(resource: &Resource, name: &str) -> Refusal {
         let message = format!("{} \"{name}\" already exists", resource.group_resource());
-        Refusal::new(StatusCode::CONFLICT, "AlreadyExists", message, details(resource, name))
+        Refusal::new(
+            StatusCode::CONFLICT,
+            "AlreadyExists",
+            message,
+            details(resource, name),
+        )
     }
 
     /// 409: cannot be done on what is there now.
@@ -134,7 +163,8 @@ impl Refusal {
 
     /// 409: changed since it was read.
     pub fn modified(resource: &Resource, name: &str) -> Refusal {
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
         Refusal::conflict(resource, name, why)
     }
 
@@ -146,7 +176,12 @@ impl Refusal {
     /// 413.
     pub fn too_large(limit: usize) -> Refusal {
         let message = format!("Request entity too large: limit is {limit}");
-        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message, json!({}))
+        Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "RequestEntityTooLarge",
+            message,
+            json!({}),
+        )
     }
 
     /// 415.
@@ -155,12 +190,19 @@ impl Refusal {
             "the body of the request was in an unknown format - accepted media types include: {}",
             accepted.join(", ")
         );
-        Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message, json!({}))
+        Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "UnsupportedMediaType",
+            message,
+            json!({}),
+        )
     }
 
     /// 422 by fields.
     pub fn invalid(resource: &Resource, name: &str, errors: &[FieldError]) -> Refusal {
-        Refusal { status: invalid_status(resource.group(), resource.kind(), name, errors) }
+        Refusal {
+            status: invalid_status(resource.group(), resource.kind(), name, errors),
+        }
     }
 
     /// 422 of a patch that does not apply.
@@ -173,12 +215,22 @@ impl Refusal {
         let message = message.into();
         let details = json!({"causes": [{"message": message.clone()}]});
         let message = format!("Internal error occurred: {message}");
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message, details)
+        Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "InternalError",
+            message,
+            details,
+        )
     }
 
     /// 503.
     pub fn unavailable(message: impl Into<String>) -> Refusal {
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, Value::Null)
+        Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ServiceUnavailable",
+            message,
+            Value::Null,
+        )
     }
 
     /// What a failed store write means for this object.
@@ -197,7 +249,8 @@ impl From<RevisionError> for Refusal {
         match error {
             RevisionError::Compacted { .. } => Refusal::expired(error.to_string()),
             RevisionError::Future { .. } => {
-                let causes = json!([{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]);
+                let causes =
+                    json!([{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]);
                 let details = json!({"causes": causes, "retryAfterSeconds": 1});
                 Refusal::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", error.to_string(), details)
             }

@@ -20,7 +20,8 @@ impl FieldSelector {
     pub fn parse(text: &str, resource: &Resource) -> Result<FieldSelector, String> {
         let mut terms = Vec::new();
         for part in split(text).into_iter().filter(|part| !part.is_empty()) {
-            let term = term(&part).ok_or_else(|| format!("invalid selector: '{text}'; can't understand '{part}'"))?;
+            let term = term(&part)
+                .ok_or_else(|| format!("invalid selector: '{text}'; can't understand '{part}'"))?;
             resource.check_field_label(&term.field)?;
             terms.push(term);
         }
@@ -35,13 +36,18 @@ impl FieldSelector {
     /// Whether the object is selected.
     pub fn matches(&self, resource: &Resource, object: &Value) -> bool {
         self.0.iter().all(|term| {
-            resource.field_label(object, &term.field).is_ok_and(|value| (value == term.value) == term.equal)
+            resource
+                .field_label(object, &term.field)
+                .is_ok_and(|value| (value == term.value) == term.equal)
         })
     }
 
     /// The one name that is selected, if `metadata.name=` is among the terms.
     pub fn name(&self) -> Option<&str> {
-        self.0.iter().find(|term| term.equal && term.field == "metadata.name").map(|term| term.value.as_str())
+        self.0
+            .iter()
+            .find(|term| term.equal && term.field == "metadata.name")
+            .map(|term| term.value.as_str())
     }
 }
 
@@ -71,7 +77,11 @@ fn term(part: &str) -> Option<Term> {
         rest if rest.starts_with('=') => (true, &rest[1..]),
         _ => return None,
     };
-    Some(Term { field: field.trim().to_owned(), equal, value: unescape(value)? })
+    Some(Term {
+        field: field.trim().to_owned(),
+        equal,
+        value: unescape(value)?,
+    })
 }
 
 fn unescape(value: &str) -> Option<String> {
@@ -95,7 +105,11 @@ mod tests {
     fn terms_and_escapes() {
         assert_eq!(
             term(r"spec.x!=a\,b\=c"),
-            Some(Term { field: "spec.x".into(), equal: false, value: "a,b=c".into() })
+            Some(Term {
+                field: "spec.x".into(),
+                equal: false,
+                value: "a,b=c".into()
+            })
         );
         assert_eq!(split(r"a=b\,c,d=e"), [r"a=b\,c", "d=e"]);
         assert_eq!(term("a"), None);

@@ -46,7 +46,12 @@ impl LabelSelector {
                 None => break,
                 Some(Token::Comma) if tokens.peek().is_some() => {}
                 Some(Token::Comma) => return Err("found '', expected: identifier after ','".to_owned()),
-                Some(other) => return Err(format!("found '{}', expected: ',' or 'end of string'", other.text())),
+                Some(other) => {
+                    return Err(format!(
+                        "found '{}', expected: ',' or 'end of string'",
+                        other.text()
+                    ));
+                }
             }
         }
         Ok(LabelSelector(requirements))
@@ -59,7 +64,9 @@ impl LabelSelector {
 
     /// Whether `metadata.labels` (an object or null) is selected.
     pub fn matches(&self, labels: &Value) -> bool {
-        self.0.iter().all(|requirement| requirement.matches(labels.get(&requirement.key).and_then(Value::as_str)))
+        self.0
+            .iter()
+            .all(|requirement| requirement.matches(labels.get(&requirement.key).and_then(Value::as_str)))
     }
 }
 
@@ -84,7 +91,10 @@ fn requirement(tokens: &mut Tokens) -> Result<Requirement, String> {
     let key = word(tokens, "identifier")?;
     check_key(&key)?;
     if negated {
-        return Ok(Requirement { key, test: Test::Missing });
+        return Ok(Requirement {
+            key,
+            test: Test::Missing,
+        });
     }
     let test = match tokens.peek() {
         None | Some(Token::Comma) => Test::Exists,
@@ -141,7 +151,8 @@ fn value(tokens: &mut Tokens) -> Result<String, String> {
 
 fn number(tokens: &mut Tokens) -> Result<i64, String> {
     let text = word(tokens, "integer")?;
-    text.parse().map_err(|_| format!("for 'Gt', 'Lt' operators, the value must be an integer: {text:?}"))
+    text.parse()
+        .map_err(|_| format!("for 'Gt', 'Lt' operators, the value must be an integer: {text:?}"))
 }
 
 fn set(tokens: &mut Tokens) -> Result<Vec<String>, String> {
@@ -211,7 +222,9 @@ fn lex(text: &str) -> Vec<Token> {
             '!' if rest.starts_with("!=") => (Token::NotEquals, 2),
             '!' => (Token::Not, 1),
             _ => {
-                let end = rest.find(|c: char| c.is_whitespace() || "()=!<>,".contains(c)).unwrap_or(rest.len());
+                let end = rest
+                    .find(|c: char| c.is_whitespace() || "()=!<>,".contains(c))
+                    .unwrap_or(rest.len());
                 (Token::Word(rest[..end].to_owned()), end)
             }
         };
@@ -255,7 +268,9 @@ fn is_label_text(text: &str) -> bool {
     let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
     edge(text.chars().next())
         && edge(text.chars().next_back())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 #[cfg(test)]
@@ -290,14 +305,26 @@ mod tests {
         ] {
             assert!(matches(yes, labels.clone()), "{yes}");
         }
-        for no in ["app=db", "app!=web", "none", "!app", "none in (x)", "tier>1", "app>0", "app notin (web)", "none="] {
+        for no in [
+            "app=db",
+            "app!=web",
+            "none",
+            "!app",
+            "none in (x)",
+            "tier>1",
+            "app>0",
+            "app notin (web)",
+            "none=",
+        ] {
             assert!(!matches(no, labels.clone()), "{no}");
         }
     }
 
     #[test]
     fn bad_selectors_are_refused() {
-        for bad in ["=x", "a b", "a in x", "a in (x", "a,", "a!", "!", "a=b=c", "-a=b", "a=-b", "a>b", "x/y/z=1"] {
+        for bad in [
+            "=x", "a b", "a in x", "a in (x", "a,", "a!", "!", "a=b=c", "-a=b", "a=-b", "a>b", "x/y/z=1",
+        ] {
             assert!(LabelSelector::parse(bad).is_err(), "{bad}");
         }
     }

@@ -58,9 +58,14 @@ impl Disk {
         }
         let core = memory::core(revision, objects);
         let (writes, queue) = mpsc::unbounded_channel();
-        let writer = Writer { core: core.clone(), database };
+        let writer = Writer {
+            core: core.clone(),
+            database,
+        };
         let thread = thread::Builder::new().name("datastore".into());
-        thread.spawn(move || writer.run(queue)).map_err(DiskError::Thread)?;
+        thread
+            .spawn(move || writer.run(queue))
+            .map_err(DiskError::Thread)?;
         Ok(Disk { core, writes })
     }
 }
@@ -73,7 +78,10 @@ fn load(database: &Database) -> Result<(u64, RawObjects), redb::Error> {
     transaction.open_table(META)?;
     transaction.commit()?;
     let transaction = database.begin_read()?;
-    let revision = transaction.open_table(META)?.get("revision")?.map_or(1, |revision| revision.value());
+    let revision = transaction
+        .open_table(META)?
+        .get("revision")?
+        .map_or(1, |revision| revision.value());
     let mut objects = Vec::new();
     for entry in transaction.open_table(OBJECTS)?.iter()? {
         let (key, json) = entry?;
@@ -83,8 +91,12 @@ fn load(database: &Database) -> Result<(u64, RawObjects), redb::Error> {
 }
 
 fn revision_of(object: &Value) -> u64 {
-    let version = object.pointer("/metadata/resourceVersion").and_then(Value::as_str);
-    version.and_then(|version| version.parse().ok()).unwrap_or_default()
+    let version = object
+        .pointer("/metadata/resourceVersion")
+        .and_then(Value::as_str);
+    version
+        .and_then(|version| version.parse().ok())
+        .unwrap_or_default()
 }
 
 struct Writer {
@@ -174,7 +186,11 @@ impl Store for Disk {
         .boxed()
     }
 
-    fn watch<'a>(&'a self, prefix: &'a str, after: u64) -> BoxFuture<'a, Result<Subscription, RevisionError>> {
+    fn watch<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: u64,
+    ) -> BoxFuture<'a, Result<Subscription, RevisionError>> {
         Box::pin(ready(self.core.watch(prefix, after)))
     }
 }

@@ -54,9 +54,20 @@ impl Core {
         objects: impl IntoIterator<Item = Arc<Stored>>,
         history_limit: usize,
     ) -> Core {
-        let objects = objects.into_iter().map(|stored| (stored.key.clone(), stored)).collect();
-        let state = State { revision, oldest: revision, objects, ..State::default() };
-        Core { state: RwLock::new(state), history_limit }
+        let objects = objects
+            .into_iter()
+            .map(|stored| (stored.key.clone(), stored))
+            .collect();
+        let state = State {
+            revision,
+            oldest: revision,
+            objects,
+            ..State::default()
+        };
+        Core {
+            state: RwLock::new(state),
+            history_limit,
+        }
     }
 
     /// The revision of the last change.
@@ -74,13 +85,23 @@ impl Core {
         let state = self.state.read();
         let revision = at.unwrap_or(state.revision);
         state.reachable(revision)?;
-        let now = state.objects.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        let now = state
+            .objects
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
         let now = now.take_while(|(key, _)| key.starts_with(prefix));
         if revision == state.revision {
-            return Ok(Listing { revision, items: now.map(|(_, stored)| stored.clone()).collect() });
+            return Ok(Listing {
+                revision,
+                items: now.map(|(_, stored)| stored.clone()).collect(),
+            });
         }
         let mut items: BTreeMap<&str, Arc<Stored>> = now.map(|(k, s)| (k.as_str(), s.clone())).collect();
-        for event in state.history.iter().rev().take_while(|event| event.revision > revision) {
+        for event in state
+            .history
+            .iter()
+            .rev()
+            .take_while(|event| event.revision > revision)
+        {
             if !event.object.key.starts_with(prefix) {
                 continue;
             }
@@ -89,22 +110,41 @@ impl Core {
                 None => items.remove(event.object.key.as_str()),
             };
         }
-        Ok(Listing { revision, items: items.into_values().collect() })
+        Ok(Listing {
+            revision,
+            items: items.into_values().collect(),
+        })
     }
 
     /// See [`Store::watch`].
     pub fn watch(self: &Arc<Self>, prefix: &str, after: u64) -> Result<Subscription, RevisionError> {
         let mut state = self.state.write();
         state.reachable(after)?;
-        let missed = state.history.iter().rev().take_while(|event| event.revision > after);
-        let mut backlog: VecDeque<_> =
-            missed.filter(|event| event.object.key.starts_with(prefix)).cloned().collect();
+        let missed = state
+            .history
+            .iter()
+            .rev()
+            .take_while(|event| event.revision > after);
+        let mut backlog: VecDeque<_> = missed
+            .filter(|event| event.object.key.starts_with(prefix))
+            .cloned()
+            .collect();
         backlog.make_contiguous().reverse();
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        let watchers = state.watchers.entry(resource_prefix(prefix).to_owned()).or_default();
+        let watchers = state
+            .watchers
+            .entry(resource_prefix(prefix).to_owned())
+            .or_default();
         watchers.retain(|watcher| !watcher.sender.is_closed());
-        watchers.push(Watcher { prefix: prefix.to_owned(), sender });
-        Ok(Subscription { backlog, receiver, core: self.clone() })
+        watchers.push(Watcher {
+            prefix: prefix.to_owned(),
+            sender,
+        });
+        Ok(Subscription {
+            backlog,
+            receiver,
+            core: self.clone(),
+        })
     }
 
     /// Decides a write over the state and `overlay`; nothing is changed but `overlay`.
@@ -155,16 +195,27 @@ fn decide(write: Write, before: Option<Arc<Stored>>, revision: u64) -> Result<Ev
         (Change::Delete(None), Some(before)) => (true, before.object.clone()),
         (Change::Delete(None), None) => return Err(WriteError::Missing),
     };
-    Ok(Event { revision, deleted, object: Arc::new(Stored::new(write.key, revision, object)), before })
+    Ok(Event {
+        revision,
+        deleted,
+        object: Arc::new(Stored::new(write.key, revision, object)),
+        before,
+    })
 }
 
 impl State {
     fn reachable(&self, revision: u64) -> Result<(), RevisionError> {
         if revision < self.oldest {
-            return Err(RevisionError::Compacted { asked: revision, oldest: self.oldest });
+            return Err(RevisionError::Compacted {
+                asked: revision,
+                oldest: self.oldest,
+            });
         }
         if revision > self.revision {
-            return Err(RevisionError::Future { asked: revision, current: self.revision });
+            return Err(RevisionError::Future {
+                asked: revision,
+                current: self.revision,
+            });
         }
         Ok(())
     }
@@ -273,7 +324,11 @@ impl Store for Memory {
         Box::pin(ready(self.0.write(write)))
     }
 
-    fn watch<'a>(&'a self, prefix: &'a str, after: u64) -> BoxFuture<'a, Result<Subscription, RevisionError>> {
+    fn watch<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: u64,
+    ) -> BoxFuture<'a, Result<Subscription, RevisionError>> {
         Box::pin(ready(self.0.watch(prefix, after)))
     }
 }

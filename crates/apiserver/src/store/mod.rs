@@ -35,17 +35,25 @@ impl Stored {
     /// Stamps `object` with its revision.
     pub fn new(key: String, revision: u64, mut object: Value) -> Stored {
         if let Some(root) = object.as_object_mut() {
-            let metadata = root.entry("metadata").or_insert_with(|| Value::Object(Default::default()));
+            let metadata = root
+                .entry("metadata")
+                .or_insert_with(|| Value::Object(Default::default()));
             if let Some(metadata) = metadata.as_object_mut() {
                 metadata.insert("resourceVersion".into(), Value::String(revision.to_string()));
             }
         }
-        Stored { key, revision, object, json: OnceLock::new() }
+        Stored {
+            key,
+            revision,
+            object,
+            json: OnceLock::new(),
+        }
     }
 
     /// The object as JSON, shared by everyone who is sent it.
     pub fn json(&self) -> &Bytes {
-        self.json.get_or_init(|| serde_json::to_vec(&self.object).unwrap_or_default().into())
+        self.json
+            .get_or_init(|| serde_json::to_vec(&self.object).unwrap_or_default().into())
     }
 }
 
@@ -150,7 +158,8 @@ pub trait Store: Send + Sync + 'static {
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Arc<Stored>, WriteError>>;
 
     /// Every change under `prefix` (at least `group/resource/`) after revision `after`.
-    fn watch<'a>(&'a self, prefix: &'a str, after: u64) -> BoxFuture<'a, Result<Subscription, RevisionError>>;
+    fn watch<'a>(&'a self, prefix: &'a str, after: u64)
+    -> BoxFuture<'a, Result<Subscription, RevisionError>>;
 }
 
 /// A store that forgets everything when the process ends.
