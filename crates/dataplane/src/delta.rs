@@ -20,7 +20,11 @@ impl<'a, K: Ord, V, W> Delta<'a, K, V, W> {
         have: &'a BTreeMap<K, W>,
         same: impl Fn(&V, &W) -> bool,
     ) -> Self {
-        let mut delta = Delta { add: Vec::new(), change: Vec::new(), remove: Vec::new() };
+        let mut delta = Delta {
+            add: Vec::new(),
+            change: Vec::new(),
+            remove: Vec::new(),
+        };
         for (key, wanted) in want {
             match have.get(key) {
                 None => delta.add.push((key, wanted)),
@@ -28,7 +32,9 @@ impl<'a, K: Ord, V, W> Delta<'a, K, V, W> {
                 Some(there) => delta.change.push((key, wanted, there)),
             }
         }
-        delta.remove.extend(have.iter().filter(|(key, _)| !want.contains_key(*key)));
+        delta
+            .remove
+            .extend(have.iter().filter(|(key, _)| !want.contains_key(*key)));
         delta
     }
 

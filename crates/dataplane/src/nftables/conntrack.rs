@@ -21,9 +21,16 @@ pub(crate) fn forget(
     stale: impl Fn(SocketAddr, SocketAddr) -> bool,
 ) -> Result<usize, NetfilterError> {
     let mut deletions = Vec::new();
-    socket.dump(SUBSYSTEM_CONNTRACK, GET, 0, &Attributes::new(), "list connections", |message| {
-        deletions.extend(deletion(&message, &stale));
-    })?;
+    socket.dump(
+        SUBSYSTEM_CONNTRACK,
+        GET,
+        0,
+        &Attributes::new(),
+        "list connections",
+        |message| {
+            deletions.extend(deletion(&message, &stale));
+        },
+    )?;
     let mut forgotten = 0;
     for message in &deletions {
         match socket.request(SUBSYSTEM_CONNTRACK, message) {
@@ -48,7 +55,13 @@ fn deletion(message: &Received<'_>, stale: impl Fn(SocketAddr, SocketAddr) -> bo
         None => which,
     };
     let what = format!("forget the UDP flow to {}", sent_to.destination);
-    Some(Message { kind: DELETE, flags: 0, family: message.family(), attributes: which, what })
+    Some(Message {
+        kind: DELETE,
+        flags: 0,
+        family: message.family(),
+        attributes: which,
+        what,
+    })
 }
 
 struct Tuple {

@@ -53,7 +53,9 @@ impl FoundChain {
     /// The chain as it is after we put it there.
     pub(crate) fn of(chain: &Chain) -> Self {
         FoundChain {
-            base: chain.base.map(|Base { kind, hook, priority }| (hook as u32, priority, kind.to_owned())),
+            base: chain
+                .base
+                .map(|Base { kind, hook, priority }| (hook as u32, priority, kind.to_owned())),
             fingerprints: chain.rules.iter().map(|rule| rule.fingerprint()).collect(),
         }
     }
@@ -80,20 +82,34 @@ impl Found {
             },
         };
         Found {
-            sets: table.sets.iter().map(|(name, wanted)| (name.clone(), set(wanted))).collect(),
+            sets: table
+                .sets
+                .iter()
+                .map(|(name, wanted)| (name.clone(), set(wanted)))
+                .collect(),
             elements: table.elements.clone(),
-            chains: table.chains.iter().map(|(name, chain)| (name.clone(), FoundChain::of(chain))).collect(),
+            chains: table
+                .chains
+                .iter()
+                .map(|(name, chain)| (name.clone(), FoundChain::of(chain)))
+                .collect(),
         }
     }
 
     /// Whether every set and base chain that is there is of the kind that is wanted, and no other is there: then
     /// changing rules and elements suffices.
     pub(crate) fn fits(&self, want: &Table) -> bool {
-        let sets = self.sets.iter().all(|(name, found)| want.sets.get(name).is_some_and(|set| found.is(set)));
-        let chains = self.chains.iter().all(|(name, found)| match want.chains.get(name) {
-            Some(chain) => found.base == FoundChain::of(chain).base,
-            None => found.base.is_none(),
-        });
+        let sets = self
+            .sets
+            .iter()
+            .all(|(name, found)| want.sets.get(name).is_some_and(|set| found.is(set)));
+        let chains = self
+            .chains
+            .iter()
+            .all(|(name, found)| match want.chains.get(name) {
+                Some(chain) => found.base == FoundChain::of(chain).base,
+                None => found.base.is_none(),
+            });
         sets && chains
     }
 }
@@ -138,7 +154,12 @@ pub(crate) fn read(socket: &mut Netfilter) -> Result<Option<Found>, NetfilterErr
     each(socket, GET_RULE, &ours, "list rules", |message| {
         let attributes = message.attributes();
         if let Some(chain) = ours_named(attributes, 2) {
-            found.chains.entry(chain).or_default().fingerprints.push(comment(attributes).unwrap_or_default());
+            found
+                .chains
+                .entry(chain)
+                .or_default()
+                .fingerprints
+                .push(comment(attributes).unwrap_or_default());
         }
     })?;
     each(socket, GET_SET, &ours, "list sets", |message| {
@@ -159,7 +180,11 @@ pub(crate) fn read(socket: &mut Netfilter) -> Result<Option<Found>, NetfilterErr
 
 /// The name in attribute `name` if what is described is in our table.
 fn ours_named(attributes: Reader<'_>, name: u16) -> Option<String> {
-    if attributes.text(1)? == TABLE { attributes.text(name) } else { None }
+    if attributes.text(1)? == TABLE {
+        attributes.text(name)
+    } else {
+        None
+    }
 }
 
 fn set(attributes: Reader<'_>) -> Option<(String, FoundSet)> {
@@ -168,7 +193,15 @@ fn set(attributes: Reader<'_>) -> Option<(String, FoundSet)> {
     let is_map = attributes.u32(3).unwrap_or_default() & MAP != 0;
     let data_type = if is_map { attributes.u32(6) } else { None };
     let data_length = if is_map { attributes.u32(7) } else { None };
-    Some((name, FoundSet { key_type: attributes.u32(4)?, key_length: attributes.u32(5)?, data_type, data_length }))
+    Some((
+        name,
+        FoundSet {
+            key_type: attributes.u32(4)?,
+            key_length: attributes.u32(5)?,
+            data_type,
+            data_length,
+        },
+    ))
 }
 
 fn element(attributes: Reader<'_>) -> Option<(Vec<u8>, Value)> {

@@ -48,7 +48,10 @@ pub struct Nftables {
 impl Nftables {
     /// For the network namespace of the calling thread.
     pub fn open() -> Result<Self, NetfilterError> {
-        Ok(Nftables { socket: Netfilter::open()?, known: None })
+        Ok(Nftables {
+            socket: Netfilter::open()?,
+            known: None,
+        })
     }
 
     /// Makes the kernel's table the one for `state`. Returns what was done, which is nothing when nothing differed.
@@ -116,6 +119,12 @@ impl Nftables {
         Ok(found.map(Services::from_found).unwrap_or_default())
     }
 
+    /// Whether our table is there.
+    pub fn exists(&mut self) -> Result<bool, NetfilterError> {
+        self.refresh()?;
+        Ok(self.known.as_ref().is_some_and(|(_, found)| found.is_some()))
+    }
+
     /// Removes our table. Returns whether there was one.
     pub fn clean(&mut self) -> Result<bool, NetfilterError> {
         for _ in 0..ATTEMPTS {
@@ -139,9 +148,18 @@ impl Nftables {
             return Ok(());
         }
         conntrack::forget(&mut self.socket, |sent_to, answered_from| {
-            let Some(port) = NonZeroU16::new(sent_to.port()) else { return false };
-            let frontend = Frontend { address: sent_to.ip(), protocol: Protocol::Udp, port };
-            let kept = services.frontends.get(&frontend).is_some_and(|backend| backend.keeps(answered_from));
+            let Some(port) = NonZeroU16::new(sent_to.port()) else {
+                return false;
+            };
+            let frontend = Frontend {
+                address: sent_to.ip(),
+                protocol: Protocol::Udp,
+                port,
+            };
+            let kept = services
+                .frontends
+                .get(&frontend)
+                .is_some_and(|backend| backend.keeps(answered_from));
             touched.contains(&frontend_key(&frontend)) && !kept
         })?;
         Ok(())
@@ -155,7 +173,9 @@ fn touched_udp(done: &Transaction) -> BTreeSet<Key> {
         let names = names(family);
         for set in [names.services, names.endpoints] {
             for key in done.removed(set).chain(done.added(set)) {
-                let Some((_, [UDP, ..])) = split_address(family, key) else { continue };
+                let Some((_, [UDP, ..])) = split_address(family, key) else {
+                    continue;
+                };
                 let width = key.len().min(frontend_width(family));
                 touched.insert(key[..width].to_vec());
             }
@@ -202,7 +222,9 @@ impl Services {
         let names = names(family);
         let elements = |set: &str| found.elements.get(set).into_iter().flatten();
         for (key, value) in elements(names.services) {
-            let Some((frontend, _)) = read_frontend(family, key) else { continue };
+            let Some((frontend, _)) = read_frontend(family, key) else {
+                continue;
+            };
             let target = match value {
                 Value::Verdict(Verdict::Goto(_)) => Target::Balance(Vec::new()),
                 _ => Target::Drop,
@@ -210,8 +232,12 @@ impl Services {
             self.frontends.insert(frontend, target);
         }
         for (key, value) in elements(names.endpoints) {
-            let Some((frontend, _)) = read_frontend(family, key) else { continue };
-            if let (Value::Data(data), Some(Target::Balance(list))) = (value, self.frontends.get_mut(&frontend)) {
+            let Some((frontend, _)) = read_frontend(family, key) else {
+                continue;
+            };
+            if let (Value::Data(data), Some(Target::Balance(list))) =
+                (value, self.frontends.get_mut(&frontend))
+            {
                 list.extend(read_socket(family, data));
             }
         }
@@ -225,12 +251,22 @@ fn read_frontend(family: Family, key: &[u8]) -> Option<(Frontend, &[u8])> {
     let (protocol, rest) = rest.split_first_chunk::<4>()?;
     let (port, rest) = rest.split_first_chunk::<4>()?;
     let port = NonZeroU16::new(u16::from_be_bytes([port[0], port[1]]))?;
-    Some((Frontend { address, protocol: Protocol::from_number(protocol[0])?, port }, rest))
+    Some((
+        Frontend {
+            address,
+            protocol: Protocol::from_number(protocol[0])?,
+            port,
+        },
+        rest,
+    ))
 }
 
 fn read_socket(family: Family, data: &[u8]) -> Option<SocketAddr> {
     let (address, port) = split_address(family, data)?;
-    Some(SocketAddr::new(address, u16::from_be_bytes([*port.first()?, *port.get(1)?])))
+    Some(SocketAddr::new(
+        address,
+        u16::from_be_bytes([*port.first()?, *port.get(1)?]),
+    ))
 }
 
 #[cfg(test)]

@@ -118,7 +118,11 @@ impl Field {
         let word = || <[u8; 4]>::try_from(bytes).unwrap_or_default();
         match self {
             Field::Ipv4 => write!(f, "{}", Ipv4Addr::from(word())),
-            Field::Ipv6 => write!(f, "{}", Ipv6Addr::from(<[u8; 16]>::try_from(bytes).unwrap_or([0; 16]))),
+            Field::Ipv6 => write!(
+                f,
+                "{}",
+                Ipv6Addr::from(<[u8; 16]>::try_from(bytes).unwrap_or([0; 16]))
+            ),
             Field::Protocol => match Protocol::from_number(word()[0]) {
                 Some(protocol) => write!(f, "{protocol}"),
                 None => write!(f, "{}", word()[0]),
@@ -185,7 +189,11 @@ impl fmt::Display for Hook {
 
 impl fmt::Display for Base {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "type {} hook {} priority {}; policy accept;", self.kind, self.hook, self.priority)
+        write!(
+            f,
+            "type {} hook {} priority {}; policy accept;",
+            self.kind, self.hook, self.priority
+        )
     }
 }
 
@@ -202,7 +210,13 @@ impl fmt::Display for Verdict {
 
 impl fmt::Display for Set {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let join = |fields: &[Field]| fields.iter().map(|field| field.nft_name()).collect::<Vec<_>>().join(" . ");
+        let join = |fields: &[Field]| {
+            fields
+                .iter()
+                .map(|field| field.nft_name())
+                .collect::<Vec<_>>()
+                .join(" . ")
+        };
         write!(f, "type {}", join(self.key))?;
         match self.maps_to {
             MapsTo::Nothing => Ok(()),
@@ -215,7 +229,11 @@ impl fmt::Display for Set {
 impl Set {
     /// `set` or `map`.
     pub fn keyword(&self) -> &'static str {
-        if self.maps_to == MapsTo::Nothing { "set" } else { "map" }
+        if self.maps_to == MapsTo::Nothing {
+            "set"
+        } else {
+            "map"
+        }
     }
 
     /// An element as nft writes it.
@@ -271,7 +289,10 @@ impl fmt::Display for Table {
             if let Some(base) = chain.base {
                 writeln!(f, "    {base}")?;
             }
-            chain.rules.iter().try_for_each(|rule| writeln!(f, "    {rule}"))?;
+            chain
+                .rules
+                .iter()
+                .try_for_each(|rule| writeln!(f, "    {rule}"))?;
             writeln!(f, "  }}")?;
         }
         writeln!(f, "}}")

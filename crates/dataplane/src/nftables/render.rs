@@ -103,52 +103,107 @@ fn chains(table: &mut Table, state: &NodeState) {
         let base = Some(Base { kind, hook, priority });
         table.chains.insert(name.into(), Chain { base, rules });
     };
-    base("prerouting", "nat", Hook::Prerouting, DSTNAT, vec![rule([jump("services")])]);
-    base("output", "nat", Hook::Output, DSTNAT, vec![rule([jump("services")])]);
+    base(
+        "prerouting",
+        "nat",
+        Hook::Prerouting,
+        DSTNAT,
+        vec![rule([jump("services")])],
+    );
+    base(
+        "output",
+        "nat",
+        Hook::Output,
+        DSTNAT,
+        vec![rule([jump("services")])],
+    );
     base("postrouting", "nat", Hook::Postrouting, SRCNAT, sources(state));
     // What still has a service's address here was not translated: no endpoint, or no such port, or no such service.
-    base("forward", "filter", Hook::Forward, FILTER, vec![rule([jump("guard")])]);
-    base("output-guard", "filter", Hook::Output, FILTER, vec![rule([jump("guard")])]);
+    base(
+        "forward",
+        "filter",
+        Hook::Forward,
+        FILTER,
+        vec![rule([jump("guard")])],
+    );
+    base(
+        "output-guard",
+        "filter",
+        Hook::Output,
+        FILTER,
+        vec![rule([jump("guard")])],
+    );
     let mut plain = |name: &str, rules| table.chains.insert(name.into(), Chain { base: None, rules });
     plain("services", translations(state));
     plain("guard", guard(&state.services));
-    plain("refuse", vec![
-        // Of a connection that was translated once, but out of its window: dropped, so that it may recover.
-        rule([Clause::State(State::Invalid), Clause::Verdict(Verdict::Drop)]),
-        rule([Clause::Protocol(6), Clause::Reset]),
-        rule([Clause::PortUnreachable]),
-    ]);
+    plain(
+        "refuse",
+        vec![
+            // Of a connection that was translated once, but out of its window: dropped, so that it may recover.
+            rule([Clause::State(State::Invalid), Clause::Verdict(Verdict::Drop)]),
+            rule([Clause::Protocol(6), Clause::Reset]),
+            rule([Clause::PortUnreachable]),
+        ],
+    );
 }
 
 fn translations(state: &NodeState) -> Vec<Rule> {
     let by_service = FAMILIES.map(|family| rule([Clause::ServiceVerdict(family, names(family).services)]));
     // A cluster IP has no host of its own to answer a ping; this node does it.
     let pings = FAMILIES.into_iter().filter_map(|family| {
-        let own = state.routing.node_addresses.iter().find(|address| Family::of(**address) == family)?;
+        let own = state
+            .routing
+            .node_addresses
+            .iter()
+            .find(|address| Family::of(**address) == family)?;
         let to_service = Clause::DestinationIn(family, names(family).cluster_ips);
-        Some(rule([to_service, Clause::EchoRequest(family), Clause::TranslateTo(*own)]))
+        Some(rule([
+            to_service,
+            Clause::EchoRequest(family),
+            Clause::TranslateTo(*own),
+        ]))
     });
     by_service.into_iter().chain(pings).collect()
 }
 
 fn guard(services: &ServiceState) -> Vec<Rule> {
-    let known = rule([Clause::State(State::EstablishedOrRelated), Clause::Verdict(Verdict::Accept)]);
-    let used = FAMILIES.map(|family| rule([Clause::DestinationIn(family, names(family).cluster_ips), goto("refuse")]));
+    let known = rule([
+        Clause::State(State::EstablishedOrRelated),
+        Clause::Verdict(Verdict::Accept),
+    ]);
+    let used = FAMILIES.map(|family| {
+        rule([
+            Clause::DestinationIn(family, names(family).cluster_ips),
+            goto("refuse"),
+        ])
+    });
     let unused = services.ranges.iter();
-    let unused = unused.map(|range| rule([Clause::DestinationWithin(*range), Clause::Verdict(Verdict::Drop)]));
+    let unused =
+        unused.map(|range| rule([Clause::DestinationWithin(*range), Clause::Verdict(Verdict::Drop)]));
     [known].into_iter().chain(used).chain(unused).collect()
 }
 
 /// Sources stay as they are, but for two cases in which the answer would not find its way back.
 fn sources(state: &NodeState) -> Vec<Rule> {
     // A pod that its service sends back to itself would answer itself directly.
-    let hairpins = FAMILIES.map(|family| rule([Clause::PairIn(family, names(family).hairpins), Clause::Masquerade]));
+    let hairpins =
+        FAMILIES.map(|family| rule([Clause::PairIn(family, names(family).hairpins), Clause::Masquerade]));
     // The node itself chose its source when the destination was still a service's. In the tunnel it must be the tunnel's
     // own, or the answer would come back outside it, with a pod's address on the underlay.
-    let tunnel = state.routing.tunnel.iter().flat_map(|tunnel| &tunnel.addresses).map(|own| {
-        let foreign = Clause::SourceIsNot(own.addr());
-        rule([Clause::Leaves(TUNNEL_LINK), foreign, Clause::SourceIsLocal, Clause::Masquerade])
-    });
+    let tunnel = state
+        .routing
+        .tunnel
+        .iter()
+        .flat_map(|tunnel| &tunnel.addresses)
+        .map(|own| {
+            let foreign = Clause::SourceIsNot(own.addr());
+            rule([
+                Clause::Leaves(TUNNEL_LINK),
+                foreign,
+                Clause::SourceIsLocal,
+                Clause::Masquerade,
+            ])
+        });
     hairpins.into_iter().chain(tunnel).collect()
 }
 
@@ -161,7 +216,10 @@ fn elements(table: &mut Table, services: &ServiceState) {
                 let chain = balancer(table, family, endpoints.len());
                 let numbered = set(table, names.endpoints);
                 for (index, endpoint) in endpoints.iter().enumerate() {
-                    numbered.insert(numbered_key(frontend, index), Value::Data(socket_bytes(*endpoint)));
+                    numbered.insert(
+                        numbered_key(frontend, index),
+                        Value::Data(socket_bytes(*endpoint)),
+                    );
                 }
                 Verdict::Goto(chain)
             }
@@ -188,7 +246,10 @@ fn balancer(table: &mut Table, family: Family, count: usize) -> String {
     let chain = format!("balance{}-{count}", digit(family));
     let count = u32::try_from(count).unwrap_or(u32::MAX);
     let choose = || rule([Clause::TranslateToOneOf(family, names(family).endpoints, count)]);
-    table.chains.entry(chain.clone()).or_insert_with(|| Chain { base: None, rules: vec![choose()] });
+    table.chains.entry(chain.clone()).or_insert_with(|| Chain {
+        base: None,
+        rules: vec![choose()],
+    });
     chain
 }
 

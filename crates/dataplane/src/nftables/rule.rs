@@ -96,7 +96,11 @@ impl Rule {
         // FNV-1a, 64 bits: stable over builds and machines.
         let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         let text = self.to_string();
-        let hash = text.as_bytes().iter().chain(self.expressions().as_slice()).fold(0xcbf2_9ce4_8422_2325, fold);
+        let hash = text
+            .as_bytes()
+            .iter()
+            .chain(self.expressions().as_slice())
+            .fold(0xcbf2_9ce4_8422_2325, fold);
         format!("podnet {hash:016x}")
     }
 }
@@ -111,7 +115,11 @@ impl Program {
     }
 
     fn payload(&mut self, base: u32, offset: usize, length: usize, register: u32) {
-        let data = Attributes::new().u32(1, register).u32(2, base).u32(3, offset as u32).u32(4, length as u32);
+        let data = Attributes::new()
+            .u32(1, register)
+            .u32(2, base)
+            .u32(3, offset as u32)
+            .u32(4, length as u32);
         self.expression("payload", data);
     }
 
@@ -120,7 +128,10 @@ impl Program {
     }
 
     fn compare(&mut self, operator: u32, value: &[u8]) {
-        let data = Attributes::new().u32(1, REGISTER).u32(2, operator).nest(3, Attributes::new().bytes(1, value));
+        let data = Attributes::new()
+            .u32(1, REGISTER)
+            .u32(2, operator)
+            .nest(3, Attributes::new().bytes(1, value));
         self.expression("cmp", data);
     }
 
@@ -153,7 +164,11 @@ impl Program {
             Family::V4 => (12, 4),
             Family::V6 => (8, 16),
         };
-        let offset = if end == End::Destination { source + length } else { source };
+        let offset = if end == End::Destination {
+            source + length
+        } else {
+            source
+        };
         self.payload(NETWORK_HEADER, offset, length, register);
     }
 
@@ -169,7 +184,10 @@ impl Program {
 
     fn nat(&mut self, family: Family, port_register: Option<u32>) {
         const DESTINATION: u32 = 1;
-        let data = Attributes::new().u32(1, DESTINATION).u32(2, u32::from(nfproto(family))).u32(3, REGISTER);
+        let data = Attributes::new()
+            .u32(1, DESTINATION)
+            .u32(2, u32::from(nfproto(family)))
+            .u32(3, REGISTER);
         let data = match port_register {
             Some(register) => data.u32(5, register),
             None => data,
@@ -208,7 +226,13 @@ impl Program {
                 const ADDRESS_TYPE: u32 = 3;
                 const BY_SOURCE: u32 = 1;
                 const LOCAL: u32 = 2;
-                self.expression("fib", Attributes::new().u32(1, REGISTER).u32(2, ADDRESS_TYPE).u32(3, BY_SOURCE));
+                self.expression(
+                    "fib",
+                    Attributes::new()
+                        .u32(1, REGISTER)
+                        .u32(2, ADDRESS_TYPE)
+                        .u32(3, BY_SOURCE),
+                );
                 self.compare(EQUAL, &LOCAL.to_ne_bytes());
             }
             Clause::Leaves(link) => {
@@ -242,7 +266,10 @@ impl Program {
             Clause::TranslateToOneOf(family, map, count) => {
                 const RANDOM: u32 = 1;
                 let next = self.frontend(*family);
-                self.expression("numgen", Attributes::new().u32(1, next).u32(2, *count).u32(3, RANDOM));
+                self.expression(
+                    "numgen",
+                    Attributes::new().u32(1, next).u32(2, *count).u32(3, RANDOM),
+                );
                 self.lookup(map, Some(REGISTER));
                 self.nat(*family, Some(REGISTER + words(*family)));
             }
@@ -334,7 +361,10 @@ impl fmt::Display for Clause {
             }
             Clause::TranslateToOneOf(family, map, count) => {
                 let ip = ip(*family);
-                write!(f, "dnat {ip} to {ip} daddr . meta l4proto . th dport . numgen random mod {count} map @{map}")
+                write!(
+                    f,
+                    "dnat {ip} to {ip} daddr . meta l4proto . th dport . numgen random mod {count} map @{map}"
+                )
             }
             Clause::TranslateTo(address) => write!(f, "dnat {} to {address}", ip(Family::of(*address))),
             Clause::Masquerade => f.write_str("masquerade"),

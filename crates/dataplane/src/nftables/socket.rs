@@ -79,7 +79,9 @@ pub(crate) struct Netfilter {
 
 impl std::fmt::Debug for Netfilter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Netfilter").field("sequence", &self.sequence).finish_non_exhaustive()
+        f.debug_struct("Netfilter")
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
     }
 }
 
@@ -94,15 +96,19 @@ impl Netfilter {
         socket.set_cap_ack(true).map_err(failed)?;
         // Only a wish: without the capability over the namespace's owner the system's limit stands, and a first sync
         // of thousands of services fails with a message that says so.
-        drop(rustix::net::sockopt::set_socket_send_buffer_size_force(socket.as_fd(), SEND_BUFFER));
-        drop(rustix::net::sockopt::set_socket_recv_buffer_size_force(socket.as_fd(), RECEIVE_BUFFER));
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(socket.as_fd(), SEND_BUFFER);
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket.as_fd(), RECEIVE_BUFFER);
         rustix::net::sockopt::set_socket_timeout(
             socket.as_fd(),
             rustix::net::sockopt::Timeout::Recv,
             Some(PATIENCE),
         )
         .map_err(|error| failed(error.into()))?;
-        Ok(Netfilter { socket, sequence: 0, buffer: vec![0; 128 << 10] })
+        Ok(Netfilter {
+            socket,
+            sequence: 0,
+            buffer: vec![0; 128 << 10],
+        })
     }
 
     /// Asks for something, and gives every message of the answer to `entry`.
@@ -142,14 +148,26 @@ impl Netfilter {
         what: &str,
         mut entry: impl FnMut(Received<'_>),
     ) -> Result<(), NetfilterError> {
-        self.ask(SUBSYSTEM_NFTABLES << 8 | kind, REQUEST | ACK, family, &Attributes::new(), what)?;
+        self.ask(
+            SUBSYSTEM_NFTABLES << 8 | kind,
+            REQUEST | ACK,
+            family,
+            &Attributes::new(),
+            what,
+        )?;
         self.until_acknowledged(what, &mut entry)
     }
 
     /// Does one thing outside batches.
     pub(crate) fn request(&mut self, subsystem: u16, message: &Message) -> Result<(), NetfilterError> {
         let kind = subsystem << 8 | message.kind;
-        self.ask(kind, REQUEST | ACK | message.flags, message.family, &message.attributes, &message.what)?;
+        self.ask(
+            kind,
+            REQUEST | ACK | message.flags,
+            message.family,
+            &message.attributes,
+            &message.what,
+        )?;
         self.until_acknowledged(&message.what, &mut |_| {})
     }
 
@@ -173,25 +191,50 @@ impl Netfilter {
 
     /// Sends the messages as one transaction: the kernel takes all of them or none. With `generation` it takes them
     /// only if nothing in nftables changed since that generation of the rule set.
-    pub(crate) fn transaction(&mut self, generation: u32, messages: &[Message]) -> Result<(), NetfilterError> {
+    pub(crate) fn transaction(
+        &mut self,
+        generation: u32,
+        messages: &[Message],
+    ) -> Result<(), NetfilterError> {
         let Some(last) = messages.len().checked_sub(1) else {
             return Ok(());
         };
         let mut bytes = Vec::new();
         let begin = self.next();
         let checked = Attributes::new().u32(BATCH_GENID, generation);
-        wire::message(&mut bytes, BATCH_BEGIN, REQUEST, begin, (0, SUBSYSTEM_NFTABLES), &checked);
+        wire::message(
+            &mut bytes,
+            BATCH_BEGIN,
+            REQUEST,
+            begin,
+            (0, SUBSYSTEM_NFTABLES),
+            &checked,
+        );
         let first = begin.wrapping_add(1);
         for (index, message) in messages.iter().enumerate() {
             let kind = SUBSYSTEM_NFTABLES << 8 | message.kind;
             // Refusals always come; one acknowledgement, of the last message, says that the batch is through.
             let flags = REQUEST | message.flags | if index == last { ACK } else { 0 };
             let sequence = self.next();
-            wire::message(&mut bytes, kind, flags, sequence, (message.family, 0), &message.attributes);
+            wire::message(
+                &mut bytes,
+                kind,
+                flags,
+                sequence,
+                (message.family, 0),
+                &message.attributes,
+            );
         }
         let end = self.sequence;
         let closing = self.next();
-        wire::message(&mut bytes, BATCH_END, REQUEST, closing, (0, SUBSYSTEM_NFTABLES), &Attributes::new());
+        wire::message(
+            &mut bytes,
+            BATCH_END,
+            REQUEST,
+            closing,
+            (0, SUBSYSTEM_NFTABLES),
+            &Attributes::new(),
+        );
         self.send(&bytes, "change nftables")?;
         let mut refusal = None;
         loop {
@@ -206,7 +249,9 @@ impl Netfilter {
                 }
                 if errno != 0 && refusal.is_none() {
                     let index = message.sequence.wrapping_sub(first) as usize;
-                    let what = messages.get(index).map_or("change nftables", |message| &message.what);
+                    let what = messages
+                        .get(index)
+                        .map_or("change nftables", |message| &message.what);
                     refusal = Some(refused(what, errno));
                 }
                 if message.sequence == end {
@@ -236,8 +281,15 @@ impl Netfilter {
     }
 
     fn send(&self, bytes: &[u8], what: &str) -> Result<(), NetfilterError> {
-        let written = self.socket.send(bytes, 0).map_err(|source| socket_failed(what, source))?;
-        if written == bytes.len() { Ok(()) } else { Err(socket_failed(what, io::ErrorKind::WriteZero.into())) }
+        let written = self
+            .socket
+            .send(bytes, 0)
+            .map_err(|source| socket_failed(what, source))?;
+        if written == bytes.len() {
+            Ok(())
+        } else {
+            Err(socket_failed(what, io::ErrorKind::WriteZero.into()))
+        }
     }
 
     fn receive(&mut self, what: &str) -> Result<usize, NetfilterError> {
@@ -252,9 +304,15 @@ impl Netfilter {
 }
 
 fn socket_failed(what: &str, source: io::Error) -> NetfilterError {
-    NetfilterError::Socket { what: what.into(), source }
+    NetfilterError::Socket {
+        what: what.into(),
+        source,
+    }
 }
 
 fn refused(what: &str, errno: i32) -> NetfilterError {
-    NetfilterError::Refused { what: what.into(), source: io::Error::from_raw_os_error(errno) }
+    NetfilterError::Refused {
+        what: what.into(),
+        source: io::Error::from_raw_os_error(errno),
+    }
 }

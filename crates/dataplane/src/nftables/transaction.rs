@@ -76,7 +76,9 @@ impl Transaction {
                 operations.push(Operation::AddSet(name.clone(), set.clone()));
             }
         }
-        let chains = Delta::between_by(&want.chains, &have.chains, |chain, found| found.has_rules_of(chain));
+        let chains = Delta::between_by(&want.chains, &have.chains, |chain, found| {
+            found.has_rules_of(chain)
+        });
         for (name, chain) in &chains.add {
             operations.push(Operation::AddChain((*name).clone(), (*chain).clone()));
         }
@@ -85,7 +87,12 @@ impl Transaction {
         }
         let changed = chains.change.iter().map(|(name, chain, _)| (*name, *chain));
         for (name, chain) in chains.add.iter().copied().chain(changed) {
-            operations.extend(chain.rules.iter().map(|rule| Operation::AddRule(name.clone(), rule.clone())));
+            operations.extend(
+                chain
+                    .rules
+                    .iter()
+                    .map(|rule| Operation::AddRule(name.clone(), rule.clone())),
+            );
         }
         let (mut removals, mut additions) = (Vec::new(), Vec::new());
         for (name, set) in &want.sets {
@@ -94,16 +101,36 @@ impl Transaction {
             let there = have.elements.get(name).unwrap_or(&empty);
             let delta = Delta::between(wanted, there);
             let changed = || delta.change.iter();
-            let gone = delta.remove.iter().map(|(key, value)| ((*key).clone(), (*value).clone()));
+            let gone = delta
+                .remove
+                .iter()
+                .map(|(key, value)| ((*key).clone(), (*value).clone()));
             let gone = gone.chain(changed().map(|(key, _, old)| ((*key).clone(), (*old).clone())));
-            let come = delta.add.iter().map(|(key, value)| ((*key).clone(), (*value).clone()));
+            let come = delta
+                .add
+                .iter()
+                .map(|(key, value)| ((*key).clone(), (*value).clone()));
             let come = come.chain(changed().map(|(key, new, _)| ((*key).clone(), (*new).clone())));
-            removals.push(Operation::DeleteElements(name.clone(), set.clone(), gone.collect()));
+            removals.push(Operation::DeleteElements(
+                name.clone(),
+                set.clone(),
+                gone.collect(),
+            ));
             additions.push(Operation::AddElements(name.clone(), set.clone(), come.collect()));
         }
-        operations.extend(removals.into_iter().chain(additions).filter(|operation| !operation.is_nothing()));
+        operations.extend(
+            removals
+                .into_iter()
+                .chain(additions)
+                .filter(|operation| !operation.is_nothing()),
+        );
         // Last, when no element leads to them any more.
-        operations.extend(chains.remove.iter().map(|(name, _)| Operation::DeleteChain((*name).clone())));
+        operations.extend(
+            chains
+                .remove
+                .iter()
+                .map(|(name, _)| Operation::DeleteChain((*name).clone())),
+        );
         Transaction(operations)
     }
 
@@ -115,7 +142,9 @@ impl Transaction {
     /// How many things change: elements count one by one.
     pub fn changes(&self) -> usize {
         let count = |operation: &Operation| match operation {
-            Operation::AddElements(_, _, elements) | Operation::DeleteElements(_, _, elements) => elements.len(),
+            Operation::AddElements(_, _, elements) | Operation::DeleteElements(_, _, elements) => {
+                elements.len()
+            }
             _ => 1,
         };
         self.0.iter().map(count).sum()
@@ -123,20 +152,24 @@ impl Transaction {
 
     /// The keys that elements are taken from, by set.
     pub(crate) fn removed(&self, set: &str) -> impl Iterator<Item = &Key> {
-        self.0.iter().flat_map(move |operation| match operation {
-            Operation::DeleteElements(name, _, elements) if name == set => elements.as_slice(),
-            _ => &[],
-        })
-        .map(|(key, _)| key)
+        self.0
+            .iter()
+            .flat_map(move |operation| match operation {
+                Operation::DeleteElements(name, _, elements) if name == set => elements.as_slice(),
+                _ => &[],
+            })
+            .map(|(key, _)| key)
     }
 
     /// The keys that elements are put at, by set.
     pub(crate) fn added(&self, set: &str) -> impl Iterator<Item = &Key> {
-        self.0.iter().flat_map(move |operation| match operation {
-            Operation::AddElements(name, _, elements) if name == set => elements.as_slice(),
-            _ => &[],
-        })
-        .map(|(key, _)| key)
+        self.0
+            .iter()
+            .flat_map(move |operation| match operation {
+                Operation::AddElements(name, _, elements) if name == set => elements.as_slice(),
+                _ => &[],
+            })
+            .map(|(key, _)| key)
     }
 
     pub(crate) fn messages(&self) -> Vec<Message> {
@@ -155,19 +188,33 @@ impl Operation {
 
     fn encode(&self, id: u32, messages: &mut Vec<Message>) {
         let mut push = |kind, flags, attributes| {
-            messages.push(Message { kind, flags, family: NFPROTO_INET, attributes, what: self.title() });
+            messages.push(Message {
+                kind,
+                flags,
+                family: NFPROTO_INET,
+                attributes,
+                what: self.title(),
+            });
         };
         let in_table = || Attributes::new().text(1, TABLE);
         match self {
             Operation::AddTable => push(NEW_TABLE, NLM_F_CREATE, in_table()),
             Operation::DeleteTable => push(DELETE_TABLE, 0, in_table()),
-            Operation::AddSet(name, set) => push(NEW_SET, NLM_F_CREATE, encode_set(in_table(), name, set, id)),
-            Operation::AddChain(name, chain) => push(NEW_CHAIN, NLM_F_CREATE, encode_chain(in_table(), name, chain)),
+            Operation::AddSet(name, set) => {
+                push(NEW_SET, NLM_F_CREATE, encode_set(in_table(), name, set, id))
+            }
+            Operation::AddChain(name, chain) => {
+                push(NEW_CHAIN, NLM_F_CREATE, encode_chain(in_table(), name, chain))
+            }
             Operation::FlushChain(name) => push(DELETE_RULE, 0, in_table().text(2, name)),
             Operation::DeleteChain(name) => push(DELETE_CHAIN, 0, in_table().text(3, name)),
             Operation::AddRule(chain, rule) => {
                 let attributes = in_table().text(2, chain).nest(4, rule.expressions());
-                push(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, attributes.bytes(7, &comment(&rule.fingerprint())));
+                push(
+                    NEW_RULE,
+                    NLM_F_CREATE | NLM_F_APPEND,
+                    attributes.bytes(7, &comment(&rule.fingerprint())),
+                );
             }
             Operation::AddElements(set, _, elements) => {
                 for list in chunks(elements, true) {
@@ -205,7 +252,11 @@ fn encode_set(attributes: Attributes, name: &str, set: &Set, id: u32) -> Attribu
     const MAP: u32 = 8;
     const VERDICT: u32 = 0xffff_ff00;
     let flags = if set.maps_to == MapsTo::Nothing { 0 } else { MAP };
-    let attributes = attributes.text(2, name).u32(3, flags).u32(4, concatenated(set.key)).u32(5, width(set.key));
+    let attributes = attributes
+        .text(2, name)
+        .u32(3, flags)
+        .u32(4, concatenated(set.key))
+        .u32(5, width(set.key));
     let attributes = match set.maps_to {
         MapsTo::Nothing => attributes,
         MapsTo::Verdicts => attributes.u32(6, VERDICT),
@@ -220,7 +271,9 @@ fn encode_chain(attributes: Attributes, name: &str, chain: &Chain) -> Attributes
     let Some(base) = chain.base else {
         return attributes;
     };
-    let hook = Attributes::new().u32(1, base.hook as u32).u32(2, i32::cast_unsigned(base.priority));
+    let hook = Attributes::new()
+        .u32(1, base.hook as u32)
+        .u32(2, i32::cast_unsigned(base.priority));
     attributes.nest(4, hook).u32(5, ACCEPT).text(7, base.kind)
 }
 
@@ -249,13 +302,19 @@ impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let elements = |f: &mut fmt::Formatter<'_>, verb, name: &str, set: &Set, list: &[(Key, Value)]| {
             list.iter().try_for_each(|(key, value)| {
-                writeln!(f, "{verb} element inet {TABLE} {name} {{ {} }}", set.element(key, value))
+                writeln!(
+                    f,
+                    "{verb} element inet {TABLE} {name} {{ {} }}",
+                    set.element(key, value)
+                )
             })
         };
         match self {
             Operation::AddTable => writeln!(f, "add table inet {TABLE}"),
             Operation::DeleteTable => writeln!(f, "delete table inet {TABLE}"),
-            Operation::AddSet(name, set) => writeln!(f, "add {} inet {TABLE} {name} {{ {set}; }}", set.keyword()),
+            Operation::AddSet(name, set) => {
+                writeln!(f, "add {} inet {TABLE} {name} {{ {set}; }}", set.keyword())
+            }
             Operation::AddChain(name, Chain { base: Some(base), .. }) => {
                 writeln!(f, "add chain inet {TABLE} {name} {{ {base} }}")
             }

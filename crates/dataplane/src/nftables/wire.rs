@@ -19,7 +19,8 @@ impl Attributes {
     }
 
     pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        let length = u16::try_from(value.len() + 4).expect("attributes are kept below 64 KiB by their makers");
+        let length =
+            u16::try_from(value.len() + 4).expect("attributes are kept below 64 KiB by their makers");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value);
@@ -65,7 +66,9 @@ impl<'a> Reader<'a> {
     /// The value of the first attribute of a type.
     pub(crate) fn get(self, kind: u16) -> Option<&'a [u8]> {
         let mut attributes = self;
-        attributes.find(|(found, _)| *found == kind).map(|(_, value)| value)
+        attributes
+            .find(|(found, _)| *found == kind)
+            .map(|(_, value)| value)
     }
 
     pub(crate) fn nested(self, kind: u16) -> Option<Reader<'a>> {
@@ -142,7 +145,11 @@ impl<'a> Received<'a> {
 
     /// The (positive) error number of NLMSG_ERROR and NLMSG_DONE; 0 acknowledges.
     pub(crate) fn errno(&self) -> i32 {
-        let number = self.payload.get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+        let number = self
+            .payload
+            .get(..4)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(i32::from_ne_bytes);
         number.map_or(0, i32::wrapping_neg)
     }
 }
@@ -156,7 +163,12 @@ pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Received<'_>
         let (kind, flags, sequence) = (half(4)?, half(6)?, word(8)?);
         let payload = datagram.get(HEADER..length)?;
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Received { kind, flags, sequence, payload })
+        Some(Received {
+            kind,
+            flags,
+            sequence,
+            payload,
+        })
     })
 }
 
@@ -168,11 +180,16 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let attributes = Attributes::new().text(1, "podnet").nest(2, Attributes::new().u32(1, 7).bytes(2, &[1]));
+        let attributes = Attributes::new()
+            .text(1, "podnet")
+            .nest(2, Attributes::new().u32(1, 7).bytes(2, &[1]));
         let mut buffer = Vec::new();
         message(&mut buffer, 0x0a00, 5, 9, (1, 10), &attributes);
         let read: Vec<_> = messages(&buffer).collect();
-        assert_eq!((read.len(), read[0].kind, read[0].flags, read[0].sequence), (1, 0x0a00, 5, 9));
+        assert_eq!(
+            (read.len(), read[0].kind, read[0].flags, read[0].sequence),
+            (1, 0x0a00, 5, 9)
+        );
         assert_eq!(read[0].attributes().text(1).as_deref(), Some("podnet"));
         let inner = read[0].attributes().nested(2).unwrap();
         assert_eq!((inner.u32(1), inner.get(2)), (Some(7), Some(&[1][..])));
