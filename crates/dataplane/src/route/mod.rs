@@ -182,13 +182,12 @@ impl Routes {
         let wanted = wanted_routes(want, tunnel);
         let have = self.our_routes()?;
         let delta = Delta::between(&wanted, &have);
-        let set = |(key, way): &(&RouteKey, &Way)| route(**key, way);
         // New ways before old ones go. Adding refuses what somebody else has; replacing is for what is ours.
-        let additions = delta.add.iter().map(|entry| set(entry).add());
+        let additions = delta.add.iter().map(|(key, way)| route(**key, way).add());
         let changes = delta
             .change
             .iter()
-            .map(|(key, way, _)| route(**key, way).replace());
+            .flat_map(|(key, way, old)| change(**key, way, old));
         let removals = delta.remove.iter().map(|(key, way)| route(**key, way).delete());
         each(
             &mut self.netlink,
@@ -279,6 +278,19 @@ fn each(
         }
     }
     Ok(())
+}
+
+/// From one way to another. IPv6 looks its next hop up by the very route that is to be replaced, and refuses it if that
+/// leads to another link: so into the tunnel, and out of it, the old way goes first.
+fn change(key: RouteKey, way: &Way, old: &Way) -> Vec<Request<'static>> {
+    let link = |way: &Way| match way {
+        Way::Via { tunnel, .. } => *tunnel,
+        Way::Unreachable | Way::Strange(_) => None,
+    };
+    if link(way) == link(old) {
+        return vec![route(key, way).replace()];
+    }
+    vec![route(key, old).delete(), route(key, way).add()]
 }
 
 fn wanted_routes(want: &RoutingState, tunnel: Option<u32>) -> BTreeMap<RouteKey, Way> {

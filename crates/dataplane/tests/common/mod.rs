@@ -2,7 +2,7 @@
 #![expect(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
 use std::os::fd::AsFd;
@@ -22,14 +22,14 @@ use podnet_linux::ns::{Kind, Namespace};
 
 /// The protocol number of the wiring's routes.
 const WIRING: u8 = 113;
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-pub struct Machine {
-    pub namespace: Namespace,
+pub(crate) struct Machine {
+    pub(crate) namespace: Namespace,
 }
 
 impl Machine {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let machine = Machine {
             namespace: Namespace::create(Kind::Net).unwrap(),
         };
@@ -38,15 +38,15 @@ impl Machine {
     }
 
     /// Runs `work` on a thread in the machine.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.namespace.run(work).unwrap()
     }
 
-    pub fn netlink<T: Send>(&self, work: impl FnOnce(&mut Netlink) -> T + Send) -> T {
+    pub(crate) fn netlink<T: Send>(&self, work: impl FnOnce(&mut Netlink) -> T + Send) -> T {
         self.run(|| work(&mut Netlink::open().unwrap()))
     }
 
-    pub fn link(&self, name: &str) -> Link {
+    pub(crate) fn link(&self, name: &str) -> Link {
         self.netlink(|netlink| netlink.link(name).unwrap().unwrap())
     }
 
@@ -70,7 +70,7 @@ impl Machine {
         });
     }
 
-    pub fn nft(&self) -> String {
+    pub(crate) fn nft(&self) -> String {
         let list = || {
             std::process::Command::new("nft")
                 .args(["-n", "list", "ruleset"])
@@ -82,7 +82,7 @@ impl Machine {
 
     /// Answers every TCP line and UDP datagram on a port with `name` and the caller's address, for as long as the test
     /// process lives.
-    pub fn serve(&self, name: &str, port: u16) {
+    pub(crate) fn serve(&self, name: &str, port: u16) {
         let (tcp, udp) = self.run(|| {
             let any = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
             (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())
@@ -113,25 +113,25 @@ impl Machine {
     }
 
     /// One TCP exchange from here: who answered, and the address it saw; or why not.
-    pub fn tcp(&self, to: &str) -> std::io::Result<(String, IpAddr)> {
+    pub(crate) fn tcp(&self, to: &str) -> std::io::Result<(String, IpAddr)> {
         let to: SocketAddr = to.parse().unwrap();
         self.run(move || {
             let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(b"?\n")?;
             let mut line = String::new();
-            BufReader::new(stream.by_ref()).read_line(&mut line)?;
+            BufReader::new(&stream).read_line(&mut line)?;
             parse(&line)
         })
     }
 
     /// One UDP exchange from here, from a new port.
-    pub fn udp(&self, to: &str) -> std::io::Result<(String, IpAddr)> {
+    pub(crate) fn udp(&self, to: &str) -> std::io::Result<(String, IpAddr)> {
         let socket = self.udp_socket(to);
         ask(&socket)
     }
 
-    pub fn udp_socket(&self, to: &str) -> UdpSocket {
+    pub(crate) fn udp_socket(&self, to: &str) -> UdpSocket {
         let to: SocketAddr = to.parse().unwrap();
         self.run(move || {
             let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -142,7 +142,7 @@ impl Machine {
         })
     }
 
-    pub fn ping(&self, to: &str) -> bool {
+    pub(crate) fn ping(&self, to: &str) -> bool {
         let ping = || {
             std::process::Command::new("ping")
                 .args(["-c", "1", "-W", "2", to])
@@ -153,7 +153,7 @@ impl Machine {
     }
 }
 
-pub fn ask(socket: &UdpSocket) -> std::io::Result<(String, IpAddr)> {
+pub(crate) fn ask(socket: &UdpSocket) -> std::io::Result<(String, IpAddr)> {
     socket.send(b"?")?;
     let mut buffer = [0; 2048];
     let length = socket.recv(&mut buffer)?;
@@ -169,19 +169,19 @@ fn parse(line: &str) -> std::io::Result<(String, IpAddr)> {
 }
 
 /// An underlay and nodes on it.
-pub struct Lab {
-    pub underlay: Machine,
-    pub nodes: Vec<Machine>,
-    pub cluster: Cluster,
+pub(crate) struct Lab {
+    pub(crate) underlay: Machine,
+    pub(crate) nodes: Vec<Machine>,
+    pub(crate) cluster: Cluster,
 }
 
-pub fn node_name(index: usize) -> NodeName {
+pub(crate) fn node_name(index: usize) -> NodeName {
     NodeName::new(format!("node{}", index + 1)).unwrap()
 }
 
 impl Lab {
     /// Nodes with addresses 172.30.0.11.. and fd30::11.., on one link of that MTU; `primary` is the family they prefer.
-    pub fn new(nodes: usize, routing: Routing, primary: Family, mtu: u32) -> Lab {
+    pub(crate) fn new(nodes: usize, routing: Routing, primary: Family, mtu: u32) -> Lab {
         let underlay = Machine::new();
         underlay.netlink(|netlink| {
             let bridge = NewLink {
@@ -260,7 +260,7 @@ impl Lab {
     }
 
     /// A pod on a node: 10.244.NODE.HOST and fd00:10:244:NODE::HOST, wired as the plugin wires it.
-    pub fn pod(&self, node: usize, host: u8) -> Machine {
+    pub(crate) fn pod(&self, node: usize, host: u8) -> Machine {
         let pod = Machine::new();
         let (v4, v6) = (
             format!("10.244.{node}.{host}"),
@@ -312,7 +312,7 @@ impl Lab {
     }
 
     /// A service at 10.96.0.HOST and fd00:10:96::HOST, port 80, TCP and UDP, in front of port 8080 of those pods.
-    pub fn service(&mut self, host: u8, pods: &[(usize, u8)]) {
+    pub(crate) fn service(&mut self, host: u8, pods: &[(usize, u8)]) {
         let name = ObjectName::new("default", format!("svc{host}"));
         let port = |number| NonZeroU16::new(number).unwrap();
         let named = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
@@ -353,25 +353,25 @@ impl Lab {
     }
 
     /// A new data plane applies the cluster's state on a node.
-    pub fn apply(&self, node: usize) -> Applied {
+    pub(crate) fn apply(&self, node: usize) -> Applied {
         let state = compute(&self.cluster, &node_name(node));
         self.nodes[node].run(|| Kernel::open(None).unwrap().apply(&state).unwrap())
     }
 
-    pub fn apply_all(&self) {
+    pub(crate) fn apply_all(&self) {
         for node in 0..self.nodes.len() {
             let applied = self.apply(node);
             assert_eq!(applied.refused, Vec::<String>::new());
         }
     }
 
-    pub fn dump(&self, node: usize) -> Dump {
+    pub(crate) fn dump(&self, node: usize) -> Dump {
         self.nodes[node].run(|| Kernel::open(None).unwrap().dump().unwrap())
     }
 }
 
 /// Who answers of so many asked.
-pub fn answerers(
+pub(crate) fn answerers(
     asked: usize,
     mut ask: impl FnMut() -> std::io::Result<(String, IpAddr)>,
 ) -> BTreeSet<String> {
