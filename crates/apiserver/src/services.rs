@@ -237,11 +237,8 @@ impl Allocations {
                 return Err(invalid(path, json!(family), "not configured on this cluster"));
             }
         }
-        for address in addresses
-            .iter()
-            .skip(families.len())
-            .take(if narrowed { 1 } else { 2 })
-        {
+        let addresses = addresses.iter().take(if narrowed { 1 } else { 2 });
+        for address in addresses.skip(families.len()) {
             families.push(family_of(*address).to_owned());
         }
         if families.is_empty() {
