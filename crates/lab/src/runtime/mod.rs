@@ -3,4 +3,6 @@
 pub mod cli;
 pub mod cni;
 pub mod pod;
+pub mod probe;
 pub mod streaming;
+pub mod volumes;

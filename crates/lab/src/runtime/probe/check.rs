@@ -174,7 +174,7 @@ async fn exec(target: &Target, command: &[String]) -> Result<(), String> {
         stderr: Some(stderr),
         ..ExecSpec::default()
     };
-    let process = target.sandbox.exec(&target.container, &spec).await.map_err(|error| error.to_string())?;
+    let mut process = target.sandbox.exec(&target.container, &spec).await.map_err(|error| error.to_string())?;
     // The command has its own copies; ours would keep the pipe open.
     drop(spec);
     let mut output = Vec::new();
