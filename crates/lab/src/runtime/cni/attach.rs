@@ -123,7 +123,11 @@ impl Network {
     /// What an attachment to the node's network starts from. It is to be kept before [`Network::attach`], so that
     /// what that leaves behind when it is interrupted can be taken back.
     pub fn plan(&self, request: Request) -> Result<Attachment, CniError> {
-        Ok(Attachment { network: NetworkList::first(&self.conf_dir)?, request, result: None })
+        Ok(Attachment {
+            network: NetworkList::first(&self.conf_dir)?,
+            request,
+            result: None,
+        })
     }
 
     /// Attaches: ADD through the chain. The caller detaches what a failed ADD may have left.

@@ -24,7 +24,11 @@ pub struct Machine {
 impl Machine {
     /// Reads it from /proc and /etc; what cannot be read stays empty.
     pub fn read() -> Machine {
-        let text = |path: &str| fs::read_to_string(path).map(|it| it.trim().to_owned()).unwrap_or_default();
+        let text = |path: &str| {
+            fs::read_to_string(path)
+                .map(|it| it.trim().to_owned())
+                .unwrap_or_default()
+        };
         let uname = rustix::system::uname();
         Machine {
             kernel: uname.release().to_string_lossy().into_owned(),
@@ -39,7 +43,9 @@ impl Machine {
 }
 
 fn pretty_name(os_release: &str) -> String {
-    let value = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    let value = os_release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="));
     value.unwrap_or("Linux").trim_matches('"').to_owned()
 }
 
@@ -56,7 +62,9 @@ fn architecture(machine: &str) -> String {
 
 fn total_memory(meminfo: &str) -> u64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|it| it.parse::<u64>().ok());
+    let kib = line
+        .and_then(|line| line.split_whitespace().next())
+        .and_then(|it| it.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
 
@@ -66,7 +74,10 @@ mod tests {
 
     #[test]
     fn files_are_read_as_they_are_written() {
-        assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
+        assert_eq!(
+            pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"),
+            "Debian GNU/Linux 12"
+        );
         assert_eq!(total_memory("MemTotal:       1024 kB\nMemFree: 1 kB"), 1 << 20);
         assert_eq!(architecture("x86_64"), "amd64");
         let machine = Machine::read();

@@ -23,7 +23,7 @@ pub async fn watch_directory<T: PartialEq>(
         | WatchFlags::MOVED_FROM
         | WatchFlags::DELETE;
     inotify::add_watch(&fd, dir, flags)?;
-    let fd = AsyncFd::new(fd)?;
+    let fd = AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)?;
     // The watch is there before the first look, so nothing is missed in between.
     while !found.is_closed() {
         let now = look(dir);
@@ -66,7 +66,10 @@ mod tests {
             watch_directory(&watched, sender, |dir| std::fs::read_dir(dir).unwrap().count()).await
         });
         let mut next = async || {
-            tokio::time::timeout(Duration::from_secs(5), receiver.changed()).await.unwrap().unwrap();
+            tokio::time::timeout(Duration::from_secs(5), receiver.changed())
+                .await
+                .unwrap()
+                .unwrap();
             *receiver.borrow_and_update()
         };
         assert_eq!(next().await, 0);

@@ -46,11 +46,14 @@ pub fn node_object(facts: &NodeFacts, network: Result<(), String>, now: Timestam
 }
 
 /// The labels that every node has, and those it was given.
-pub fn labels(facts: &NodeFacts) -> BTreeMap<String, String> {
+pub(super) fn labels(facts: &NodeFacts) -> BTreeMap<String, String> {
     let mut labels = BTreeMap::new();
     for prefix in ["", "beta."] {
         labels.insert(format!("{prefix}kubernetes.io/os"), "linux".to_owned());
-        labels.insert(format!("{prefix}kubernetes.io/arch"), facts.machine.architecture.clone());
+        labels.insert(
+            format!("{prefix}kubernetes.io/arch"),
+            facts.machine.architecture.clone(),
+        );
     }
     labels.insert("kubernetes.io/hostname".into(), facts.name.clone());
     labels.extend(facts.labels.clone());
@@ -70,7 +73,9 @@ pub fn node_status(
         capacity: Some(resources.clone()),
         allocatable: Some(resources),
         conditions: Some(conditions(known, network, now)),
-        daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: 10250 }) }),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: 10250 }),
+        }),
         node_info: Some(system_info(&facts.machine)),
         ..NodeStatus::default()
     }
@@ -79,7 +84,10 @@ pub fn node_status(
 fn addresses(facts: &NodeFacts) -> Vec<NodeAddress> {
     let ips = facts.ips.iter().map(|ip| ("InternalIP", ip.to_string()));
     ips.chain([("Hostname", facts.name.clone())])
-        .map(|(type_, address)| NodeAddress { type_: type_.into(), address })
+        .map(|(type_, address)| NodeAddress {
+            type_: type_.into(),
+            address,
+        })
         .collect()
 }
 
@@ -110,13 +118,14 @@ fn system_info(machine: &Machine) -> NodeSystemInfo {
     }
 }
 
-fn conditions(
-    known: Option<&NodeStatus>,
-    network: Result<(), String>,
-    now: Timestamp,
-) -> Vec<NodeCondition> {
+fn conditions(known: Option<&NodeStatus>, network: Result<(), String>, now: Timestamp) -> Vec<NodeCondition> {
     let ready = match network {
-        Ok(()) => ("Ready", true, "KubeletReady", "podnet runtime is posting ready status".to_owned()),
+        Ok(()) => (
+            "Ready",
+            true,
+            "KubeletReady",
+            "podnet runtime is posting ready status".to_owned(),
+        ),
         Err(problem) => (
             "Ready",
             false,
@@ -128,13 +137,27 @@ fn conditions(
     };
     let calm = |type_, reason, message: &str| (type_, false, reason, message.to_owned());
     let all = [
-        calm("MemoryPressure", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        calm("DiskPressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        calm("PIDPressure", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        calm(
+            "MemoryPressure",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        ),
+        calm(
+            "DiskPressure",
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure",
+        ),
+        calm(
+            "PIDPressure",
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        ),
         ready,
     ];
     let now = Time(whole_seconds(now));
-    let before = known.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let before = known
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
     all.into_iter()
         .map(|(type_, holds, reason, message)| {
             let status = if holds { "True" } else { "False" };

@@ -30,7 +30,7 @@ pub struct NodeApi {
 }
 
 /// Whether the node's network is ready, and if not, why.
-pub type NetworkState = Result<(), String>;
+pub(super) type NetworkState = Result<(), String>;
 
 impl NodeApi {
     /// The objects of the node that `facts` tells of.
@@ -53,8 +53,10 @@ impl NodeApi {
             }
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 let patch = json!({"metadata": {"labels": labels(&self.facts)}});
-                let node =
-                    self.nodes.patch(&self.facts.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+                let node = self
+                    .nodes
+                    .patch(&self.facts.name, &PatchParams::default(), &Patch::Merge(patch))
+                    .await?;
                 self.write_status(node.status.as_ref(), network).await?;
                 Ok(node.metadata.uid)
             }
@@ -65,7 +67,9 @@ impl NodeApi {
     async fn write_status(&self, known: Option<&NodeStatus>, network: &NetworkState) -> kube::Result<()> {
         let status = node_status(&self.facts, known, network.clone(), Timestamp::now());
         let patch = Patch::Strategic(json!({"status": status}));
-        self.nodes.patch_status(&self.facts.name, &PatchParams::default(), &patch).await?;
+        self.nodes
+            .patch_status(&self.facts.name, &PatchParams::default(), &patch)
+            .await?;
         Ok(())
     }
 
@@ -80,7 +84,11 @@ impl NodeApi {
     async fn renew(&self, owner: Option<&str>) -> kube::Result<()> {
         let now = MicroTime(Timestamp::now());
         let patch = Patch::Merge(json!({"spec": {"renewTime": now, "holderIdentity": self.facts.name}}));
-        match self.leases.patch(&self.facts.name, &PatchParams::default(), &patch).await {
+        match self
+            .leases
+            .patch(&self.facts.name, &PatchParams::default(), &patch)
+            .await
+        {
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 let lease = self.lease(now, owner);
                 self.leases.create(&PostParams::default(), &lease).await.map(drop)

@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction};
+use k8s_openapi::api::core::v1::{
+    Container, ExecAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction,
+};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -57,17 +59,32 @@ impl Check {
     pub fn of_probe(probe: &Probe, container: &Container) -> Result<Check, String> {
         if let Some(grpc) = &probe.grpc {
             let port = u16::try_from(grpc.port).map_err(|_| format!("invalid port number: {}", grpc.port))?;
-            return Ok(Check::Grpc { port, service: grpc.service.clone().unwrap_or_default() });
+            return Ok(Check::Grpc {
+                port,
+                service: grpc.service.clone().unwrap_or_default(),
+            });
         }
-        Self::of_actions(probe.exec.as_ref(), probe.http_get.as_ref(), probe.tcp_socket.as_ref(), container)
+        Self::of_actions(
+            probe.exec.as_ref(),
+            probe.http_get.as_ref(),
+            probe.tcp_socket.as_ref(),
+            container,
+        )
     }
 
     /// What a lifecycle hook does.
     pub fn of_hook(hook: &LifecycleHandler, container: &Container) -> Result<Check, String> {
         if let Some(sleep) = &hook.sleep {
-            return Ok(Check::Sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))));
+            return Ok(Check::Sleep(Duration::from_secs(
+                u64::try_from(sleep.seconds).unwrap_or(0),
+            )));
         }
-        Self::of_actions(hook.exec.as_ref(), hook.http_get.as_ref(), hook.tcp_socket.as_ref(), container)
+        Self::of_actions(
+            hook.exec.as_ref(),
+            hook.http_get.as_ref(),
+            hook.tcp_socket.as_ref(),
+            container,
+        )
     }
 
     fn of_actions(
@@ -118,14 +135,21 @@ impl Check {
         let ip = target.ip.map(|ip| ip.to_string()).unwrap_or_default();
         match self {
             Check::Exec(command) => {
-                format!("command timed out: {:?} timed out after {}s", command.join(" "), timeout.as_secs())
+                format!(
+                    "command timed out: {:?} timed out after {}s",
+                    command.join(" "),
+                    timeout.as_secs()
+                )
             }
             Check::Http(get) => format!(
                 "Get \"{}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
                 get.url(&ip)
             ),
             Check::Tcp { host, port } => {
-                format!("dial tcp {}: i/o timeout", join(host.as_deref().unwrap_or(&ip), *port))
+                format!(
+                    "dial tcp {}: i/o timeout",
+                    join(host.as_deref().unwrap_or(&ip), *port)
+                )
             }
             Check::Grpc { port, .. } => format!(
                 "timeout: failed to connect service {:?} within {}s: context deadline exceeded",
@@ -139,11 +163,16 @@ impl Check {
 
 /// `host:port`, with brackets around an IPv6 address.
 pub(super) fn join(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 fn address(ip: Option<IpAddr>, port: u16) -> Result<SocketAddr, String> {
-    ip.map(|ip| SocketAddr::new(ip, port)).ok_or_else(|| "the pod has no address".to_owned())
+    ip.map(|ip| SocketAddr::new(ip, port))
+        .ok_or_else(|| "the pod has no address".to_owned())
 }
 
 /// Connects to `host` if given, else to the pod.
@@ -166,7 +195,8 @@ fn plain(error: &std::io::Error) -> String {
 
 async fn exec(target: &Target, command: &[String]) -> Result<(), String> {
     let failed = |error: std::io::Error| error.to_string();
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|it| failed(it.into()))?;
+    let (reader, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|it| failed(it.into()))?;
     let stderr = writer.try_clone().map_err(failed)?;
     let spec = ExecSpec {
         command: command.to_vec(),
@@ -174,7 +204,11 @@ async fn exec(target: &Target, command: &[String]) -> Result<(), String> {
         stderr: Some(stderr),
         ..ExecSpec::default()
     };
-    let mut process = target.sandbox.exec(&target.container, &spec).await.map_err(|error| error.to_string())?;
+    let mut process = target
+        .sandbox
+        .exec(&target.container, &spec)
+        .await
+        .map_err(|error| error.to_string())?;
     // The command has its own copies; ours would keep the pipe open.
     drop(spec);
     let mut output = Vec::new();
@@ -192,7 +226,11 @@ async fn exec(target: &Target, command: &[String]) -> Result<(), String> {
         Ok(code) => {
             let _ = tokio::time::timeout(Duration::from_millis(20), limited.read_to_end(&mut output)).await;
             let text = String::from_utf8_lossy(&output).trim_end().to_owned();
-            Err(if text.is_empty() { format!("command exited with {code}") } else { text })
+            Err(if text.is_empty() {
+                format!("command exited with {code}")
+            } else {
+                text
+            })
         }
         Err(error) => Err(error.to_string()),
     }
@@ -205,16 +243,36 @@ mod tests {
 
     fn check(probe: &str) -> Result<Check, String> {
         let pod = pod(r#"{"containers":[{"name":"a","ports":[{"name":"web","containerPort":8080}]}]}"#);
-        Check::of_probe(&serde_json::from_str(probe).unwrap(), &spec::spec(&pod).containers[0])
+        Check::of_probe(
+            &serde_json::from_str(probe).unwrap(),
+            &spec::spec(&pod).containers[0],
+        )
     }
 
     #[test]
     fn probes_name_their_ports() {
-        assert_eq!(check(r#"{"tcpSocket":{"port":"web"}}"#), Ok(Check::Tcp { host: None, port: 8080 }));
+        assert_eq!(
+            check(r#"{"tcpSocket":{"port":"web"}}"#),
+            Ok(Check::Tcp {
+                host: None,
+                port: 8080
+            })
+        );
         assert!(check(r#"{"tcpSocket":{"port":"none"}}"#).is_err());
-        assert_eq!(check(r#"{"exec":{"command":["true"]}}"#), Ok(Check::Exec(vec!["true".into()])));
-        assert_eq!(check(r#"{"grpc":{"port":1,"service":"s"}}"#), Ok(Check::Grpc { port: 1, service: "s".into() }));
-        let Ok(Check::Http(get)) = check(r#"{"httpGet":{"port":"web","path":"/healthz"}}"#) else { panic!() };
+        assert_eq!(
+            check(r#"{"exec":{"command":["true"]}}"#),
+            Ok(Check::Exec(vec!["true".into()]))
+        );
+        assert_eq!(
+            check(r#"{"grpc":{"port":1,"service":"s"}}"#),
+            Ok(Check::Grpc {
+                port: 1,
+                service: "s".into()
+            })
+        );
+        let Ok(Check::Http(get)) = check(r#"{"httpGet":{"port":"web","path":"/healthz"}}"#) else {
+            panic!()
+        };
         assert_eq!(get.url("fd00::1"), "http://[fd00::1]:8080/healthz");
     }
 
@@ -224,7 +282,9 @@ mod tests {
         let address = listener.local_addr().unwrap();
         assert!(connect(None, Some(address.ip()), address.port()).await.is_ok());
         drop(listener);
-        let error = connect(None, Some(address.ip()), address.port()).await.unwrap_err();
+        let error = connect(None, Some(address.ip()), address.port())
+            .await
+            .unwrap_err();
         assert_eq!(error, format!("dial tcp {address}: connect: connection refused"));
     }
 }

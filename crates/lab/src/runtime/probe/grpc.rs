@@ -13,11 +13,15 @@ const STATUSES: [&str; 4] = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNO
 /// Asks the server at `address` about `service`.
 pub(super) async fn check(address: SocketAddr, service: &str, timeout: Duration) -> Result<(), String> {
     let overdue = |error: String| {
-        format!("timeout: failed to connect service \"{address}\" within {}s: {error}", timeout.as_secs())
+        format!(
+            "timeout: failed to connect service \"{address}\" within {}s: {error}",
+            timeout.as_secs()
+        )
     };
     let told = |error: hyper::Error| format!("rpc failed: {error}");
-    let stream =
-        tokio::net::TcpStream::connect(address).await.map_err(|error| overdue(error.to_string()))?;
+    let stream = tokio::net::TcpStream::connect(address)
+        .await
+        .map_err(|error| overdue(error.to_string()))?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
@@ -68,7 +72,11 @@ fn request(service: &str) -> Bytes {
 fn judge(status: Option<&str>, body: &[u8]) -> Result<(), String> {
     match status {
         Some("0") | None => {}
-        Some("12") => return Err("this server does not implement the grpc health protocol (grpc.health.v1.Health)".into()),
+        Some("12") => {
+            return Err(
+                "this server does not implement the grpc health protocol (grpc.health.v1.Health)".into(),
+            );
+        }
         Some(code) => return Err(format!("service health rpc failed with code {code}")),
     }
     // An empty message is status 0, UNKNOWN; field 1 is the status as a varint below 128.
@@ -91,8 +99,16 @@ mod tests {
         assert_eq!(&request("")[..], [0, 0, 0, 0, 0]);
         assert_eq!(&request("ab")[..], [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
         assert_eq!(judge(Some("0"), &[0, 0, 0, 0, 2, 8, 1]), Ok(()));
-        assert!(judge(Some("0"), &[0, 0, 0, 0, 2, 8, 2]).unwrap_err().contains("NOT_SERVING"));
-        assert!(judge(Some("0"), &[0, 0, 0, 0, 0]).unwrap_err().contains("UNKNOWN"));
+        assert!(
+            judge(Some("0"), &[0, 0, 0, 0, 2, 8, 2])
+                .unwrap_err()
+                .contains("NOT_SERVING")
+        );
+        assert!(
+            judge(Some("0"), &[0, 0, 0, 0, 0])
+                .unwrap_err()
+                .contains("UNKNOWN")
+        );
         assert!(judge(Some("12"), &[]).unwrap_err().contains("does not implement"));
         assert!(judge(Some("5"), &[]).unwrap_err().contains("code 5"));
     }

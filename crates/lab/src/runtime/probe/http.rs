@@ -30,10 +30,17 @@ impl Get {
     pub fn of(action: &HTTPGetAction, container: &Container) -> Result<Get, String> {
         let path = action.path.as_deref().unwrap_or_default();
         Ok(Get {
-            tls: action.scheme.as_deref().is_some_and(|it| it.eq_ignore_ascii_case("https")),
+            tls: action
+                .scheme
+                .as_deref()
+                .is_some_and(|it| it.eq_ignore_ascii_case("https")),
             host: action.host.clone().filter(|it| !it.is_empty()),
             port: spec::port(container, &action.port)?,
-            path: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
+            path: if path.starts_with('/') {
+                path.to_owned()
+            } else {
+                format!("/{path}")
+            },
             headers: action
                 .http_headers
                 .iter()
@@ -62,7 +69,10 @@ impl Get {
             let name = ServerName::try_from(self.host.clone().unwrap_or(shown.clone()))
                 .map_err(|error| told(error.to_string()))?;
             let connector = tokio_rustls::TlsConnector::from(tls_config());
-            let stream = connector.connect(name, stream).await.map_err(|error| told(error.to_string()))?;
+            let stream = connector
+                .connect(name, stream)
+                .await
+                .map_err(|error| told(error.to_string()))?;
             self.send(stream, &shown).await
         } else {
             self.send(stream, &shown).await
@@ -101,7 +111,11 @@ impl Get {
     }
 
     fn request(&self, ip: &str) -> http::Result<http::Request<Empty<Bytes>>> {
-        let given = |name: &str| self.headers.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
+        let given = |name: &str| {
+            self.headers
+                .iter()
+                .any(|(known, _)| known.eq_ignore_ascii_case(name))
+        };
         let mut request = http::Request::get(&self.path);
         for (name, value) in [
             ("Host", self.authority(ip)),
@@ -128,7 +142,12 @@ fn tls_config() -> Arc<rustls::ClientConfig> {
             .with_safe_default_protocol_versions()
             .expect("the provider knows the default versions");
         let verifier = Arc::new(Anyone(provider));
-        Arc::new(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+        Arc::new(
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(verifier)
+                .with_no_client_auth(),
+        )
     });
     Arc::clone(&CONFIG)
 }
@@ -193,14 +212,23 @@ mod tests {
 
     fn get(port: u16) -> Get {
         let headers = vec![("X-Me".into(), "1".into()), ("host".into(), "web.example".into())];
-        Get { tls: false, host: None, port, path: "/healthz".into(), headers }
+        Get {
+            tls: false,
+            host: None,
+            port,
+            path: "/healthz".into(),
+            headers,
+        }
     }
 
     #[tokio::test]
     async fn a_status_decides() {
         for (answer, outcome) in [
             ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", Ok(())),
-            ("HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", Ok(())),
+            (
+                "HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n",
+                Ok(()),
+            ),
             (
                 "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n",
                 Err("HTTP probe failed with statuscode: 503".to_owned()),
@@ -218,6 +246,9 @@ mod tests {
     async fn a_server_that_hangs_up_is_a_failure() {
         let (port, _served) = serve_once("").await;
         let error = get(port).run("127.0.0.1".parse().ok()).await.unwrap_err();
-        assert!(error.starts_with(&format!("Get \"http://127.0.0.1:{port}/healthz\": ")), "{error}");
+        assert!(
+            error.starts_with(&format!("Get \"http://127.0.0.1:{port}/healthz\": ")),
+            "{error}"
+        );
     }
 }

@@ -45,7 +45,10 @@ impl Settings {
     /// The numbers of a probe.
     pub fn of(probe: &Probe) -> Settings {
         let number = |value: Option<i32>, default: u32| {
-            value.and_then(|it| u32::try_from(it).ok()).filter(|it| *it > 0).unwrap_or(default)
+            value
+                .and_then(|it| u32::try_from(it).ok())
+                .filter(|it| *it > 0)
+                .unwrap_or(default)
         };
         let seconds = |value, default| Duration::from_secs(number(value, default).into());
         Settings {
@@ -74,7 +77,11 @@ impl Verdict {
             Kind::Readiness => Some(false),
             Kind::Liveness => Some(true),
         };
-        Verdict { passes, last: None, row: 0 }
+        Verdict {
+            passes,
+            last: None,
+            row: 0,
+        }
     }
 
     /// What holds now; `None` before a startup probe's first verdict.
@@ -84,9 +91,17 @@ impl Verdict {
 
     /// Takes an attempt's outcome in; returns the verdict if it is another one now.
     pub fn attempt(&mut self, success: bool, settings: &Settings) -> Option<bool> {
-        self.row = if self.last == Some(success) { self.row.saturating_add(1) } else { 1 };
+        self.row = if self.last == Some(success) {
+            self.row.saturating_add(1)
+        } else {
+            1
+        };
         self.last = Some(success);
-        let needed = if success { settings.successes } else { settings.failures };
+        let needed = if success {
+            settings.successes
+        } else {
+            settings.failures
+        };
         if self.row < needed || self.passes == Some(success) {
             return None;
         }
@@ -100,11 +115,13 @@ impl Verdict {
 /// counted as failures and not reported; after the first period kubelet's timing applies.
 pub fn early_attempts(period: Duration) -> impl Iterator<Item = Duration> {
     let mut spent = Duration::ZERO;
-    std::iter::successors(Some(Duration::from_millis(50)), |it| Some((*it * 2).min(Duration::from_secs(1))))
-        .take_while(move |pause| {
-            spent += *pause;
-            spent < period
-        })
+    std::iter::successors(Some(Duration::from_millis(50)), |it| {
+        Some((*it * 2).min(Duration::from_secs(1)))
+    })
+    .take_while(move |pause| {
+        spent += *pause;
+        spent < period
+    })
 }
 
 #[cfg(test)]
@@ -130,7 +147,14 @@ mod tests {
     #[test]
     fn defaults_are_those_of_kubernetes() {
         let it = settings("{}");
-        assert_eq!((it.initial_delay.as_secs(), it.period.as_secs(), it.timeout.as_secs()), (0, 10, 1));
+        assert_eq!(
+            (
+                it.initial_delay.as_secs(),
+                it.period.as_secs(),
+                it.timeout.as_secs()
+            ),
+            (0, 10, 1)
+        );
         assert_eq!((it.successes, it.failures), (1, 3));
     }
 

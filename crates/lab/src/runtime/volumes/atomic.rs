@@ -42,17 +42,24 @@ pub fn write(dir: &Path, payload: &Payload) -> io::Result<bool> {
 }
 
 fn check_path(path: &str) -> io::Result<()> {
-    let plain = Path::new(path).components().all(|it| matches!(it, Component::Normal(_)));
+    let plain = Path::new(path)
+        .components()
+        .all(|it| matches!(it, Component::Normal(_)));
     if plain && !path.is_empty() && !path.starts_with("..") {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid path {path:?} in a volume")))
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("invalid path {path:?} in a volume"),
+    ))
 }
 
 /// `..2026_11_21_02_44_39.123456789`, as kubelet names them.
 fn new_directory(dir: &Path) -> io::Result<PathBuf> {
     loop {
-        let name = jiff::Timestamp::now().strftime("..%Y_%m_%d_%H_%M_%S.%9f").to_string();
+        let name = jiff::Timestamp::now()
+            .strftime("..%Y_%m_%d_%H_%M_%S.%9f")
+            .to_string();
         match fs::create_dir(dir.join(&name)) {
             Ok(()) => {
                 fs::set_permissions(dir.join(&name), fs::Permissions::from_mode(0o755))?;
@@ -90,7 +97,11 @@ fn count_files(dir: &Path) -> Option<usize> {
     let mut count = 0;
     for entry in fs::read_dir(dir).ok()? {
         let entry = entry.ok()?;
-        count += if entry.file_type().ok()?.is_dir() { count_files(&entry.path())? } else { 1 };
+        count += if entry.file_type().ok()?.is_dir() {
+            count_files(&entry.path())?
+        } else {
+            1
+        };
     }
     Some(count)
 }
@@ -123,7 +134,13 @@ mod tests {
         files
             .iter()
             .map(|(path, text)| {
-                ((*path).to_owned(), Entry { contents: text.as_bytes().to_vec(), mode: 0o640 })
+                (
+                    (*path).to_owned(),
+                    Entry {
+                        contents: text.as_bytes().to_vec(),
+                        mode: 0o640,
+                    },
+                )
             })
             .collect()
     }
@@ -132,7 +149,13 @@ mod tests {
         let mut names: Vec<_> = fs::read_dir(dir)
             .unwrap()
             .map(|it| it.unwrap().file_name().into_string().unwrap())
-            .map(|name| if name.starts_with("..2") { "..TIME".into() } else { name })
+            .map(|name| {
+                if name.starts_with("..2") {
+                    "..TIME".into()
+                } else {
+                    name
+                }
+            })
             .collect();
         names.sort();
         names
@@ -145,7 +168,10 @@ mod tests {
         assert!(write(dir, &payload(&[("a", "1"), ("deep/b", "2")])).unwrap());
         assert_eq!(listing(dir), ["..TIME", "..data", "a", "deep"]);
         assert_eq!(fs::read_to_string(dir.join("deep/b")).unwrap(), "2");
-        assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(
+            fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
 
         let before = fs::read_link(dir.join(DATA)).unwrap();
         assert!(!write(dir, &payload(&[("a", "1"), ("deep/b", "2")])).unwrap());
@@ -169,7 +195,9 @@ mod tests {
             let (root, done) = (root.clone(), done.clone());
             std::thread::spawn(move || {
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    let Ok(data) = fs::read_link(root.join(DATA)) else { panic!("..data is always there") };
+                    let Ok(data) = fs::read_link(root.join(DATA)) else {
+                        panic!("..data is always there")
+                    };
                     let read = |name: &str| fs::read_to_string(root.join(&data).join(name)).ok();
                     if let (Some(a), Some(b)) = (read("a"), read("b")) {
                         assert_eq!(a, b);

@@ -43,21 +43,32 @@ pub struct VolumeError {
 impl VolumeError {
     /// The error for a volume.
     pub fn new(volume: &str, problem: impl Into<String>) -> Self {
-        VolumeError { volume: volume.to_owned(), problem: problem.into() }
+        VolumeError {
+            volume: volume.to_owned(),
+            problem: problem.into(),
+        }
     }
 }
 
 /// The kind of a volume; an error for what the lab has not got.
 pub fn kind(volume: &Volume) -> Result<Kind, VolumeError> {
     if let Some(empty) = &volume.empty_dir {
-        let limit = empty.size_limit.as_ref().and_then(|it| crate::runtime::pod::quantity::nano(&it.0));
-        let bytes = limit.and_then(|nano| u64::try_from(nano / 1_000_000_000).ok()).unwrap_or(0);
+        let limit = empty
+            .size_limit
+            .as_ref()
+            .and_then(|it| crate::runtime::pod::quantity::nano(&it.0));
+        let bytes = limit
+            .and_then(|nano| u64::try_from(nano / 1_000_000_000).ok())
+            .unwrap_or(0);
         let memory = (empty.medium.as_deref() == Some("Memory")).then_some(bytes);
         return Ok(Kind::EmptyDir { memory });
     }
     if let Some(host) = &volume.host_path {
         let check = host.type_.clone().unwrap_or_default();
-        return Ok(Kind::HostPath { path: host.path.clone(), check });
+        return Ok(Kind::HostPath {
+            path: host.path.clone(),
+            check,
+        });
     }
     let files = volume.config_map.is_some()
         || volume.secret.is_some()

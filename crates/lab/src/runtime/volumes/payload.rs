@@ -31,8 +31,15 @@ pub fn payload(
     objects: &impl Objects,
     facts: Facts<'_>,
 ) -> Result<Payload, VolumeError> {
-    let mut files = Files { pod, objects, facts, payload: Payload::new() };
-    files.fill(volume).map_err(|problem| VolumeError::new(&volume.name, problem))?;
+    let mut files = Files {
+        pod,
+        objects,
+        facts,
+        payload: Payload::new(),
+    };
+    files
+        .fill(volume)
+        .map_err(|problem| VolumeError::new(&volume.name, problem))?;
     Ok(files.payload)
 }
 
@@ -47,7 +54,12 @@ impl<O: Objects> Files<'_, O> {
     fn fill(&mut self, volume: &Volume) -> Result<(), String> {
         if let Some(source) = &volume.config_map {
             let optional = source.optional == Some(true);
-            self.config_map(&source.name, source.items.as_deref(), optional, mode(source.default_mode))?;
+            self.config_map(
+                &source.name,
+                source.items.as_deref(),
+                optional,
+                mode(source.default_mode),
+            )?;
         }
         if let Some(source) = &volume.secret {
             let name = source.secret_name.as_deref().unwrap_or_default();
@@ -55,9 +67,14 @@ impl<O: Objects> Files<'_, O> {
             self.secret(name, source.items.as_deref(), optional, mode(source.default_mode))?;
         }
         if let Some(source) = &volume.downward_api {
-            self.downward(source.items.as_deref().unwrap_or_default(), mode(source.default_mode))?;
+            self.downward(
+                source.items.as_deref().unwrap_or_default(),
+                mode(source.default_mode),
+            )?;
         }
-        let Some(projected) = &volume.projected else { return Ok(()) };
+        let Some(projected) = &volume.projected else {
+            return Ok(());
+        };
         let mode = mode(projected.default_mode);
         for source in projected.sources.iter().flatten() {
             if let Some(it) = &source.config_map {
@@ -119,7 +136,13 @@ impl<O: Objects> Files<'_, O> {
     ) -> Result<(), String> {
         let Some(items) = items.filter(|it| !it.is_empty()) else {
             for (key, contents) in data {
-                self.payload.insert(key.clone(), Entry { contents: contents.clone(), mode });
+                self.payload.insert(
+                    key.clone(),
+                    Entry {
+                        contents: contents.clone(),
+                        mode,
+                    },
+                );
             }
             return Ok(());
         };
@@ -127,7 +150,13 @@ impl<O: Objects> Files<'_, O> {
             match data.get(&item.key) {
                 Some(contents) => {
                     let mode = item.mode.map_or(mode, |own| self::mode(Some(own)));
-                    self.payload.insert(item.path.clone(), Entry { contents: contents.clone(), mode });
+                    self.payload.insert(
+                        item.path.clone(),
+                        Entry {
+                            contents: contents.clone(),
+                            mode,
+                        },
+                    );
                 }
                 None if optional => {}
                 None => return Err(item.key.clone()),
@@ -144,14 +173,24 @@ impl<O: Objects> Files<'_, O> {
                 (None, None) => return Err(format!("{} refers to nothing", item.path)),
             };
             let mode = item.mode.map_or(mode, |own| self::mode(Some(own)));
-            self.payload.insert(item.path.clone(), Entry { contents: text.into_bytes(), mode });
+            self.payload.insert(
+                item.path.clone(),
+                Entry {
+                    contents: text.into_bytes(),
+                    mode,
+                },
+            );
         }
         Ok(())
     }
 }
 
 fn config_map_data(map: &ConfigMap) -> BTreeMap<String, Vec<u8>> {
-    let text = map.data.iter().flatten().map(|(key, value)| (key.clone(), value.clone().into_bytes()));
+    let text = map
+        .data
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), value.clone().into_bytes()));
     let binary = map.binary_data.iter().flatten();
     let binary = binary.map(|(key, ByteString(value))| (key.clone(), value.clone()));
     text.chain(binary).collect()
@@ -184,8 +223,14 @@ mod tests {
             serde_json::from_str(r#"{"data":{"k":"aHVzaA=="}}"#).unwrap(),
         );
         let volume: Volume = serde_json::from_str(volume).unwrap();
-        let facts = Facts { pod_ips: &[], node_ips: &[], cpus: 1, memory: 1 };
-        let payload = payload(&pod(r#"{"containers":[]}"#), &volume, &given, facts).map_err(|it| it.to_string())?;
+        let facts = Facts {
+            pod_ips: &[],
+            node_ips: &[],
+            cpus: 1,
+            memory: 1,
+        };
+        let payload =
+            payload(&pod(r#"{"containers":[]}"#), &volume, &given, facts).map_err(|it| it.to_string())?;
         Ok(payload
             .into_iter()
             .map(|(path, it)| (path, String::from_utf8(it.contents).unwrap(), it.mode))
@@ -200,7 +245,11 @@ mod tests {
     fn a_config_map_gives_a_file_per_key() {
         assert_eq!(
             files(r#"{"name":"v","configMap":{"name":"m"}}"#).unwrap(),
-            [file("a", "1", 0o644), file("b", "2", 0o644), file("c", "3", 0o644)]
+            [
+                file("a", "1", 0o644),
+                file("b", "2", 0o644),
+                file("c", "3", 0o644)
+            ]
         );
     }
 
@@ -208,13 +257,18 @@ mod tests {
     fn items_choose_keys_paths_and_modes() {
         let volume = r#"{"name":"v","secret":{"secretName":"s","defaultMode":256,
             "items":[{"key":"k","path":"deep/er/key"},{"key":"k","path":"x","mode":511}]}}"#;
-        assert_eq!(files(volume).unwrap(), [file("deep/er/key", "hush", 0o400), file("x", "hush", 0o777)]);
+        assert_eq!(
+            files(volume).unwrap(),
+            [file("deep/er/key", "hush", 0o400), file("x", "hush", 0o777)]
+        );
     }
 
     #[test]
     fn what_is_missing_is_named_unless_optional() {
         let missing = |optional: bool| {
-            files(&format!(r#"{{"name":"v","configMap":{{"name":"none","optional":{optional}}}}}"#))
+            files(&format!(
+                r#"{{"name":"v","configMap":{{"name":"none","optional":{optional}}}}}"#
+            ))
         };
         assert_eq!(
             missing(false).unwrap_err(),
@@ -222,7 +276,10 @@ mod tests {
         );
         assert_eq!(missing(true).unwrap(), []);
         let key = files(r#"{"name":"v","configMap":{"name":"m","items":[{"key":"z","path":"z"}]}}"#);
-        assert!(key.unwrap_err().ends_with("configmap references non-existent config key: z"));
+        assert!(
+            key.unwrap_err()
+                .ends_with("configmap references non-existent config key: z")
+        );
     }
 
     #[test]
@@ -233,7 +290,11 @@ mod tests {
             {"downwardAPI":{"items":[{"path":"name","fieldRef":{"fieldPath":"metadata.name"}}]}}]}}"#;
         assert_eq!(
             files(volume).unwrap(),
-            [file("cfg/a", "1", 0o644), file("k", "hush", 0o644), file("name", "web", 0o644)]
+            [
+                file("cfg/a", "1", 0o644),
+                file("k", "hush", 0o644),
+                file("name", "web", 0o644)
+            ]
         );
     }
 }

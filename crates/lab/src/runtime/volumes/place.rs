@@ -32,7 +32,9 @@ impl Places {
             Kind::HostPath { path, check } => self.check_host_path(name, path, check),
             Kind::EmptyDir { memory } => {
                 let dir = self.make_dir(name, 0o777).map_err(failed)?;
-                memory.map_or(Ok(()), |bytes| mount_tmpfs(&dir, bytes)).map_err(failed)
+                memory
+                    .map_or(Ok(()), |bytes| mount_tmpfs(&dir, bytes))
+                    .map_err(failed)
             }
             Kind::Files => {
                 let dir = self.make_dir(name, 0o755).map_err(failed)?;
@@ -65,7 +67,8 @@ impl Places {
     }
 
     fn check_host_path(&self, volume: &str, path: &str, check: &str) -> Result<(), VolumeError> {
-        let failed = |problem: String| VolumeError::new(volume, format!("hostPath type check failed: {problem}"));
+        let failed =
+            |problem: String| VolumeError::new(volume, format!("hostPath type check failed: {problem}"));
         let real = self.host_path(path);
         if Path::new(path).components().any(|it| it == Component::ParentDir) {
             return Err(failed(format!("{path} contains ..")));
@@ -91,7 +94,11 @@ impl Places {
             "BlockDevice" => (file_type.is_block_device(), "a block device"),
             _ => (true, ""),
         };
-        if fits { Ok(()) } else { Err(failed(format!("{path} is not {wanted}"))) }
+        if fits {
+            Ok(())
+        } else {
+            Err(failed(format!("{path} is not {wanted}")))
+        }
     }
 
     /// The mounts of a container. Sub-paths are made when missing and may not lead out of their volume.
@@ -102,7 +109,10 @@ impl Places {
         environment: &[(String, String)],
     ) -> Result<Vec<Mount>, VolumeError> {
         let value = |name: &str| {
-            environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+            environment
+                .iter()
+                .find(|(known, _)| known == name)
+                .map(|(_, value)| value.clone())
         };
         let mut mounts = Vec::new();
         for mount in container.volume_mounts.iter().flatten() {
@@ -141,7 +151,10 @@ impl Places {
 /// `path` below `root`, which no symlink may leave.
 fn inside(root: &Path, path: &str, create: bool) -> io::Result<PathBuf> {
     let escapes = || io::Error::new(io::ErrorKind::InvalidInput, "it leads out of the volume");
-    if !Path::new(path).components().all(|it| matches!(it, Component::Normal(_) | Component::CurDir)) {
+    if !Path::new(path)
+        .components()
+        .all(|it| matches!(it, Component::Normal(_) | Component::CurDir))
+    {
         return Err(escapes());
     }
     let root = root.canonicalize()?;
@@ -169,7 +182,13 @@ fn mount_tmpfs(dir: &Path, bytes: u64) -> io::Result<()> {
         options.push_str(&format!(",size={bytes}"));
     }
     let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
-    rustix::mount::mount("tmpfs", dir, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str()))?;
+    rustix::mount::mount(
+        "tmpfs",
+        dir,
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        Some(options.as_c_str()),
+    )?;
     Ok(())
 }
 
@@ -199,15 +218,27 @@ mod tests {
     use crate::runtime::pod::testing::pod;
 
     fn places(dir: &Path) -> Places {
-        Places { volumes: dir.join("volumes"), node_fs: dir.join("fs") }
+        Places {
+            volumes: dir.join("volumes"),
+            node_fs: dir.join("fs"),
+        }
     }
 
     #[test]
     fn a_nodes_own_directories_are_found_where_they_are() {
         let places = places(Path::new("/lab"));
-        assert_eq!(places.host_path("/run/podnet/cni.sock"), Path::new("/lab/fs/run/podnet/cni.sock"));
-        assert_eq!(places.host_path("/var/lib/podnet"), Path::new("/lab/fs/var/lib/podnet"));
-        assert_eq!(places.host_path("/var/lib/podnets"), Path::new("/var/lib/podnets"));
+        assert_eq!(
+            places.host_path("/run/podnet/cni.sock"),
+            Path::new("/lab/fs/run/podnet/cni.sock")
+        );
+        assert_eq!(
+            places.host_path("/var/lib/podnet"),
+            Path::new("/lab/fs/var/lib/podnet")
+        );
+        assert_eq!(
+            places.host_path("/var/lib/podnets"),
+            Path::new("/var/lib/podnets")
+        );
         assert_eq!(places.host_path("/tmp"), Path::new("/tmp"));
     }
 
@@ -223,11 +254,19 @@ mod tests {
         places.put("e", &Kind::EmptyDir { memory: None }, None).unwrap();
         places.put("c", &Kind::Files, Some(&Payload::new())).unwrap();
         let env = [("POD".to_owned(), "web".to_owned())];
-        let mounts = places.mounts(&pod, &spec::spec(&pod).containers[0], &env).unwrap();
-        let found: Vec<_> = mounts.iter().map(|it| (it.target.as_str(), it.read_only)).collect();
+        let mounts = places
+            .mounts(&pod, &spec::spec(&pod).containers[0], &env)
+            .unwrap();
+        let found: Vec<_> = mounts
+            .iter()
+            .map(|it| (it.target.as_str(), it.read_only))
+            .collect();
         assert_eq!(found, [("/data", true), ("/ro", true), ("/data/in", false)]);
         assert!(mounts[2].source.ends_with("e/web/x") && mounts[2].source.is_dir());
-        assert_eq!(fs::metadata(&mounts[2].source).unwrap().permissions().mode() & 0o777, 0o777);
+        assert_eq!(
+            fs::metadata(&mounts[2].source).unwrap().permissions().mode() & 0o777,
+            0o777
+        );
     }
 
     #[test]
@@ -249,10 +288,16 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         let check = |path: &Path, check: &str| {
-            places.check_host_path("v", path.to_str().unwrap(), check).map_err(|error| error.to_string())
+            places
+                .check_host_path("v", path.to_str().unwrap(), check)
+                .map_err(|error| error.to_string())
         };
         assert!(check(&file, "File").is_ok());
-        assert!(check(&file, "Directory").unwrap_err().contains("is not a directory"));
+        assert!(
+            check(&file, "Directory")
+                .unwrap_err()
+                .contains("is not a directory")
+        );
         assert!(check(&dir.path().join("none"), "").is_err());
         assert!(check(&dir.path().join("made"), "DirectoryOrCreate").is_ok());
         assert!(dir.path().join("made").is_dir());
