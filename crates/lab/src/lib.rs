@@ -3,5 +3,6 @@
 pub mod cli;
 pub mod cluster;
 pub mod echo;
+pub mod image;
 pub mod runtime;
 pub mod sandbox;
