@@ -326,14 +326,18 @@ fn rename(object: &mut Value, from: &str, to: &str) {
 
 pub(super) fn to_storage(kind: &Kind, object: &mut Value) {
     if kind.stored_as.is_some() {
-        EVENT_FORMS.iter().for_each(|(core, new)| rename(object, new, core));
+        EVENT_FORMS
+            .iter()
+            .for_each(|(core, new)| rename(object, new, core));
         object["apiVersion"] = "v1".into();
     }
 }
 
 pub(super) fn from_storage(kind: &Kind, object: &mut Value) {
     if kind.stored_as.is_some() {
-        EVENT_FORMS.iter().for_each(|(core, new)| rename(object, core, new));
+        EVENT_FORMS
+            .iter()
+            .for_each(|(core, new)| rename(object, core, new));
         object["apiVersion"] = format!("{}/{}", kind.group, kind.version).into();
     }
 }
@@ -351,10 +355,12 @@ pub(super) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<Fie
 pub(super) fn unknown_field_label(kind: &Kind, label: &str) -> String {
     match (kind.group, kind.kind) {
         ("apps", "ReplicaSet") => format!("field label {label:?} not supported for appsv1.ReplicaSet"),
-        ("" | "events.k8s.io", _) if !kind.field_labels.is_empty() => format!("field label not supported: {label}"),
-        _ => format!(
-            "{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
-        ),
+        ("" | "events.k8s.io", _) if !kind.field_labels.is_empty() => {
+            format!("field label not supported: {label}")
+        }
+        _ => {
+            format!("{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+        }
     }
 }
 
@@ -375,7 +381,11 @@ fn event_field(object: &Value, label: &str) -> String {
     match label {
         "source" => {
             let component = at_path(object, "source.component");
-            if component.is_empty() { at_path(object, "reportingComponent") } else { component }
+            if component.is_empty() {
+                at_path(object, "reportingComponent")
+            } else {
+                component
+            }
         }
         label => at_path(object, label),
     }
@@ -389,7 +399,12 @@ mod tests {
     use super::*;
 
     fn resource(group: &str, kind: &str) -> Resource {
-        Resource::Builtin(BUILTIN.iter().find(|k| (k.group, k.kind) == (group, kind)).unwrap())
+        Resource::Builtin(
+            BUILTIN
+                .iter()
+                .find(|k| (k.group, k.kind) == (group, kind))
+                .unwrap(),
+        )
     }
 
     #[test]
@@ -416,9 +431,14 @@ mod tests {
         assert_eq!(pods.field_label(&pod, "spec.nodeName").unwrap(), "n");
         assert_eq!(pods.field_label(&pod, "metadata.name").unwrap(), "p");
         assert_eq!(pods.field_label(&pod, "spec.hostNetwork").unwrap(), "false");
-        assert_eq!(pods.field_label(&pod, "spec.foo").unwrap_err(), "field label not supported: spec.foo");
         assert_eq!(
-            resource("apps", "Deployment").check_field_label("spec.replicas").unwrap_err(),
+            pods.field_label(&pod, "spec.foo").unwrap_err(),
+            "field label not supported: spec.foo"
+        );
+        assert_eq!(
+            resource("apps", "Deployment")
+                .check_field_label("spec.replicas")
+                .unwrap_err(),
             r#""spec.replicas" is not a known field selector: only "metadata.name", "metadata.namespace""#
         );
     }

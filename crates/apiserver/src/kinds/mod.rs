@@ -102,7 +102,7 @@ pub struct Kind {
     /// Group and plural under which objects are stored, when another kind's (events.k8s.io stores core Events).
     pub stored_as: Option<(&'static str, &'static str)>,
     /// What names must look like.
-    pub(crate) names: validate::NameRule,
+    pub(in crate::kinds) names: validate::NameRule,
     /// Fills in what was left out.
     pub default: fn(&mut Value),
     /// Judges an object; `old` is there on update.
@@ -135,7 +135,10 @@ impl DecodeError {
     /// The message of the 400 Status.
     pub fn status_message(&self, resource: &Resource) -> String {
         let (kind, version) = (resource.kind(), resource.version());
-        format!("{kind} in version {version:?} cannot be handled as a {kind}: {}", self.message)
+        format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {}",
+            self.message
+        )
     }
 }
 

@@ -106,7 +106,10 @@ fn qos_class(pod: &Value) -> &'static str {
     let spec = &pod["spec"];
     let mut guaranteed = true;
     let mut any = false;
-    for container in list(&spec["containers"]).iter().chain(list(&spec["initContainers"])) {
+    for container in list(&spec["containers"])
+        .iter()
+        .chain(list(&spec["initContainers"]))
+    {
         let resources = &container["resources"];
         let positive = |v: &Value| text(v).parse::<Quantity>().is_ok_and(|q| q.nanos() > 0);
         for name in ["cpu", "memory"] {
@@ -138,13 +141,17 @@ mod tests {
     fn a_new_pod_is_pending_whatever_was_sent() {
         let mut pod = json!({"metadata": {}, "spec": {"containers": [{}]}, "status": {"phase": "Running"}});
         resource("Pod").prepare_create(&mut pod);
-        assert_eq!(pod["status"], json!({"phase": "Pending", "qosClass": "BestEffort"}));
+        assert_eq!(
+            pod["status"],
+            json!({"phase": "Pending", "qosClass": "BestEffort"})
+        );
         assert_eq!(pod["metadata"]["generation"], 1);
     }
 
     #[test]
     fn quality_of_service_follows_resources() {
-        let class = |resources: Value| qos_class(&json!({"spec": {"containers": [{"resources": resources}]}}));
+        let class =
+            |resources: Value| qos_class(&json!({"spec": {"containers": [{"resources": resources}]}}));
         assert_eq!(class(json!({})), "BestEffort");
         assert_eq!(class(json!({"requests": {"cpu": "1"}})), "Burstable");
         let both = json!({"cpu": "1", "memory": "1Gi"});
@@ -156,7 +163,10 @@ mod tests {
         let old = json!({"metadata": {"generation": 3}, "spec": {"replicas": 1}, "status": {"replicas": 1}});
         let mut new = json!({"metadata": {"labels": {}}, "spec": {"replicas": 1}, "status": {"replicas": 9}});
         resource("ReplicaSet").prepare_update(&mut new, &old);
-        assert_eq!((&new["status"], &new["metadata"]["generation"]), (&json!({"replicas": 1}), &json!(3)));
+        assert_eq!(
+            (&new["status"], &new["metadata"]["generation"]),
+            (&json!({"replicas": 1}), &json!(3))
+        );
         new["spec"]["replicas"] = 2.into();
         resource("ReplicaSet").prepare_update(&mut new, &old);
         assert_eq!(new["metadata"]["generation"], 4);
@@ -175,7 +185,8 @@ mod tests {
 
     #[test]
     fn a_status_write_changes_status_alone() {
-        let old = json!({"metadata": {"generation": 3, "resourceVersion": "5"}, "spec": {"a": 1}, "status": {}});
+        let old =
+            json!({"metadata": {"generation": 3, "resourceVersion": "5"}, "spec": {"a": 1}, "status": {}});
         let mut new = json!({"metadata": {"resourceVersion": "4", "labels": {"a": "b"}}, "spec": {"a": 2},
             "status": {"replicas": 2}});
         resource("Deployment").prepare_status_update(&mut new, &old);

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 /// A quantity in billionths: Kubernetes keeps no finer value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quantity {
+pub(super) struct Quantity {
     nanos: i128,
     form: Form,
 }
@@ -20,7 +20,7 @@ enum Form {
 
 /// A text that is no quantity; displays as Kubernetes says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum QuantityError {
+pub(super) enum QuantityError {
     /// Not a number with a suffix.
     #[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
     Format,
@@ -47,17 +47,12 @@ const DECIMAL: [(&str, i32); 10] = [
 
 impl Quantity {
     /// Below zero.
-    pub fn is_negative(self) -> bool {
+    pub(super) fn is_negative(self) -> bool {
         self.nanos < 0
     }
 
-    /// A whole number.
-    pub fn is_integer(self) -> bool {
-        self.nanos % NANO == 0
-    }
-
     /// In billionths, for comparison.
-    pub fn nanos(self) -> i128 {
+    pub(super) fn nanos(self) -> i128 {
         self.nanos
     }
 }
@@ -67,7 +62,9 @@ impl FromStr for Quantity {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
-        let end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
+        let end = unsigned
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(unsigned.len());
         let (number, suffix) = unsigned.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
@@ -75,7 +72,10 @@ impl FromStr for Quantity {
         }
         let (scale, form) = parse_suffix(suffix)?;
         let nanos = scaled(whole, fraction, scale).ok_or(QuantityError::Format)?;
-        Ok(Quantity { nanos: if text.starts_with('-') { -nanos } else { nanos }, form })
+        Ok(Quantity {
+            nanos: if text.starts_with('-') { -nanos } else { nanos },
+            form,
+        })
     }
 }
 
@@ -99,13 +99,21 @@ fn parse_suffix(suffix: &str) -> Result<(Scale, Form), QuantityError> {
         return Ok((Scale::Ten(power), Form::Exponent));
     }
     let allowed = |c: char| "eEinumkKMGTP+-".contains(c) || c.is_ascii_digit();
-    Err(if suffix.chars().all(allowed) { QuantityError::Suffix } else { QuantityError::Format })
+    Err(if suffix.chars().all(allowed) {
+        QuantityError::Suffix
+    } else {
+        QuantityError::Format
+    })
 }
 
 /// The value in billionths, rounded up; `None` when it does not fit.
 fn scaled(whole: &str, fraction: &str, scale: Scale) -> Option<i128> {
     let digits: String = format!("{whole}{fraction}");
-    let mantissa: i128 = digits.trim_start_matches('0').parse().or_else(|_| "0".parse()).ok()?;
+    let mantissa: i128 = digits
+        .trim_start_matches('0')
+        .parse()
+        .or_else(|_| "0".parse())
+        .ok()?;
     if digits.trim_start_matches('0').len() > 30 {
         return None;
     }

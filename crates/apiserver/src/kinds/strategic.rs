@@ -34,7 +34,10 @@ pub(super) fn strategy(owner: &str, field: &str) -> ListStrategy {
     match (owner, field) {
         ("ObjectMeta", "ownerReferences") => MergeByKey("uid"),
         ("ObjectMeta", "finalizers") | ("NodeSpec", "podCIDRs") => MergeSet,
-        ("PodSpec", "volumes" | "containers" | "initContainers" | "ephemeralContainers" | "imagePullSecrets")
+        (
+            "PodSpec",
+            "volumes" | "containers" | "initContainers" | "ephemeralContainers" | "imagePullSecrets",
+        )
         | ("PodSpec", "resourceClaims" | "schedulingGates") => MergeByKey("name"),
         ("PodSpec", "hostAliases") => MergeByKey("ip"),
         ("PodSpec", "topologySpreadConstraints") => MergeByKey("topologyKey"),
@@ -88,8 +91,16 @@ mod tests {
             ("Pod", "status.conditions", MergeByKey("type")),
             ("Pod", "status.containerStatuses", Replace),
             ("Deployment", "spec.template.spec.volumes", MergeByKey("name")),
-            ("Deployment", "spec.template.spec.containers.env", MergeByKey("name")),
-            ("Deployment", "spec.template.metadata.ownerReferences", MergeByKey("uid")),
+            (
+                "Deployment",
+                "spec.template.spec.containers.env",
+                MergeByKey("name"),
+            ),
+            (
+                "Deployment",
+                "spec.template.metadata.ownerReferences",
+                MergeByKey("uid"),
+            ),
             ("Service", "spec.ports", MergeByKey("port")),
             ("Endpoints", "subsets.ports", Replace),
             ("NetworkPolicy", "spec.ingress.ports", Replace),

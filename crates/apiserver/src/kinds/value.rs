@@ -9,12 +9,20 @@ pub(super) fn list(value: &Value) -> &[Value] {
 
 /// The items of a list, to be changed.
 pub(super) fn list_mut<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
-    object.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten()
+    object
+        .get_mut(field)
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
 }
 
 /// The entries of a map; none when it is no map.
 pub(super) fn entries(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
-    value.as_object().into_iter().flatten().map(|(k, v)| (k.as_str(), v))
+    value
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| (k.as_str(), v))
 }
 
 /// A string; empty when it is none.
@@ -38,7 +46,9 @@ pub(super) fn default(object: &mut Value, field: &str, value: impl Into<Value>) 
 
 /// Removes a field.
 pub(super) fn remove(object: &mut Value, field: &str) -> Option<Value> {
-    object.as_object_mut().and_then(|fields| fields.shift_remove(field))
+    object
+        .as_object_mut()
+        .and_then(|fields| fields.shift_remove(field))
 }
 
 /// The object in a field, made when absent; `None` when it is something else.

@@ -33,7 +33,11 @@ impl JsonPath {
                 let after = rest.strip_prefix('.').unwrap_or(rest);
                 let (field, next) = field(after);
                 if !field.is_empty() {
-                    steps.push(if field == "*" { Step::All } else { Step::Field(field) });
+                    steps.push(if field == "*" {
+                        Step::All
+                    } else {
+                        Step::Field(field)
+                    });
                 }
                 if next.len() == rest.len() {
                     break;
@@ -45,7 +49,9 @@ impl JsonPath {
     }
 
     fn find<'a>(&self, root: &'a Value) -> Vec<&'a Value> {
-        self.0.iter().fold(vec![root], |found, step| found.into_iter().flat_map(|v| step.find(v)).collect())
+        self.0.iter().fold(vec![root], |found, step| {
+            found.into_iter().flat_map(|v| step.find(v)).collect()
+        })
     }
 }
 
@@ -56,15 +62,20 @@ impl Step {
             Step::Index(i) => {
                 let items = list(value);
                 let at = if *i < 0 { items.len() as i64 + i } else { *i };
-                usize::try_from(at).ok().and_then(|at| items.get(at)).into_iter().collect()
+                usize::try_from(at)
+                    .ok()
+                    .and_then(|at| items.get(at))
+                    .into_iter()
+                    .collect()
             }
             Step::All => match value {
                 Value::Object(fields) => fields.values().collect(),
                 other => list(other).iter().collect(),
             },
-            Step::Where(path, wanted) => {
-                list(value).iter().filter(|item| path.find(item).iter().any(|v| shown(v) == *wanted)).collect()
-            }
+            Step::Where(path, wanted) => list(value)
+                .iter()
+                .filter(|item| path.find(item).iter().any(|v| shown(v) == *wanted))
+                .collect(),
         }
     }
 }
@@ -134,12 +145,21 @@ pub(super) fn columns(version: &Value) -> (Vec<Column>, Vec<Option<JsonPath>>) {
             kind: owned("type"),
             format: owned("format"),
             description: owned("description"),
-            priority: column["priority"].as_i64().and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
+            priority: column["priority"]
+                .as_i64()
+                .and_then(|p| i32::try_from(p).ok())
+                .unwrap_or(0),
         });
         paths.push(Some(JsonPath::parse(text(&column["jsonPath"]))));
     }
     if columns.len() == 1 {
-        columns.push(Column::new("Age", "date", "", 0, "CreationTimestamp is the server time of creation."));
+        columns.push(Column::new(
+            "Age",
+            "date",
+            "",
+            0,
+            "CreationTimestamp is the server time of creation.",
+        ));
         paths.push(Some(JsonPath::parse(".metadata.creationTimestamp")));
     }
     (columns, paths)
@@ -147,17 +167,34 @@ pub(super) fn columns(version: &Value) -> (Vec<Column>, Vec<Option<JsonPath>>) {
 
 /// One cell.
 pub(super) fn cell(object: &Value, path: Option<&JsonPath>, column: &Column, now: Timestamp) -> Value {
-    let Some(path) = path else { return object["metadata"]["name"].clone() };
+    let Some(path) = path else {
+        return object["metadata"]["name"].clone();
+    };
     let found = path.find(object);
     let Some(first) = found.first() else {
-        return if column.kind == "date" { "<unknown>".into() } else { Value::Null };
+        return if column.kind == "date" {
+            "<unknown>".into()
+        } else {
+            Value::Null
+        };
     };
     match column.kind.as_ref() {
         "integer" => first.as_i64().map_or(Value::Null, Value::from),
-        "number" => if first.is_number() { (*first).clone() } else { Value::Null },
+        "number" => {
+            if first.is_number() {
+                (*first).clone()
+            } else {
+                Value::Null
+            }
+        }
         "boolean" => first.as_bool().map_or(Value::Null, Value::from),
         "date" => since(first, now).into(),
-        _ => found.iter().map(|v| shown(v)).collect::<Vec<_>>().join(",").into(),
+        _ => found
+            .iter()
+            .map(|v| shown(v))
+            .collect::<Vec<_>>()
+            .join(",")
+            .into(),
     }
 }
 
@@ -181,7 +218,11 @@ mod tests {
             (".status.conditions[?(@.type == 'Other')].status", vec!["False"]),
             (".nothing.here", vec![]),
         ] {
-            let found: Vec<String> = JsonPath::parse(path).find(&object).into_iter().map(shown).collect();
+            let found: Vec<String> = JsonPath::parse(path)
+                .find(&object)
+                .into_iter()
+                .map(shown)
+                .collect();
             assert_eq!(found, want, "{path}");
         }
     }

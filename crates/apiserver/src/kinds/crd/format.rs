@@ -17,7 +17,9 @@ pub(super) fn has(format: &str, value: &str) -> bool {
         "duration" => is_duration(value),
         "byte" => base64::engine::general_purpose::STANDARD.decode(value).is_ok(),
         "hostname" => is_hostname(value),
-        "email" => value.split_once('@').is_some_and(|(user, host)| !user.is_empty() && !host.is_empty()),
+        "email" => value
+            .split_once('@')
+            .is_some_and(|(user, host)| !user.is_empty() && !host.is_empty()),
         "uri" => value.starts_with('/') || value.split_once(':').is_some_and(|(scheme, _)| is_scheme(scheme)),
         "ip" => value.parse::<IpAddr>().is_ok(),
         _ => true,
@@ -27,7 +29,9 @@ pub(super) fn has(format: &str, value: &str) -> bool {
 fn is_mac(value: &str) -> bool {
     let parts: Vec<&str> = value.split([':', '-']).collect();
     matches!(parts.len(), 6 | 8 | 20)
-        && parts.iter().all(|p| p.len() == 2 && p.bytes().all(|c| c.is_ascii_hexdigit()))
+        && parts
+            .iter()
+            .all(|p| p.len() == 2 && p.bytes().all(|c| c.is_ascii_hexdigit()))
 }
 
 fn is_uuid(value: &str) -> bool {
@@ -48,7 +52,9 @@ fn is_hostname(value: &str) -> bool {
 
 fn is_scheme(scheme: &str) -> bool {
     scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-        && scheme.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'-' | b'.'))
+        && scheme
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'-' | b'.'))
 }
 
 /// Go's durations (`1h30m`), and the spelled-out ones (`22 ns`).
@@ -61,7 +67,9 @@ fn is_duration(value: &str) -> bool {
         return false;
     }
     while !rest.is_empty() {
-        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let number = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
         if number == 0 {
             return false;
         }

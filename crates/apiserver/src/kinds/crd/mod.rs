@@ -60,13 +60,18 @@ pub struct CustomKind {
 
 /// The resources that a CustomResourceDefinition serves, one per served version; empty until it is Established.
 pub fn resources(crd: &Value) -> Vec<Resource> {
-    let established =
-        list(&crd["status"]["conditions"]).iter().any(|c| c["type"] == "Established" && c["status"] == "True");
+    let established = list(&crd["status"]["conditions"])
+        .iter()
+        .any(|c| c["type"] == "Established" && c["status"] == "True");
     if !established {
         return Vec::new();
     }
     let versions = list(&crd["spec"]["versions"]);
-    let storage = versions.iter().find(|v| v["storage"] == true).map(|v| text(&v["name"])).unwrap_or_default();
+    let storage = versions
+        .iter()
+        .find(|v| v["storage"] == true)
+        .map(|v| text(&v["name"]))
+        .unwrap_or_default();
     versions
         .iter()
         .filter(|v| v["served"] == true)
@@ -83,7 +88,11 @@ impl CustomKind {
         let spec = &crd["spec"];
         // The names that other definitions did not have before.
         let accepted = &crd["status"]["acceptedNames"];
-        let names = if accepted.is_object() { accepted } else { &spec["names"] };
+        let names = if accepted.is_object() {
+            accepted
+        } else {
+            &spec["names"]
+        };
         let scale = &version["subresources"]["scale"];
         let path = |v: &Value| v.as_str().map(|p| p.trim_start_matches('.').to_owned().into());
         let (columns, paths) = columns::columns(version);
@@ -164,7 +173,11 @@ impl CustomKind {
     }
 
     pub(super) fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        self.paths.iter().zip(&self.columns).map(|(path, c)| columns::cell(object, path.as_ref(), c, now)).collect()
+        self.paths
+            .iter()
+            .zip(&self.columns)
+            .map(|(path, c)| columns::cell(object, path.as_ref(), c, now))
+            .collect()
     }
 
     pub(super) fn field_label(&self, object: &Value, label: &str) -> String {

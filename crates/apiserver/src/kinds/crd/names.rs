@@ -13,21 +13,41 @@ pub fn establish(crd: &mut Value, others: &[Value], now: Timestamp) -> bool {
     let mut conditions: Vec<Value> = list(&before["conditions"]).to_vec();
     match conflict {
         None => {
-            set(&mut conditions, "NamesAccepted", true, "NoConflicts", "no conflicts found", now);
+            set(
+                &mut conditions,
+                "NamesAccepted",
+                true,
+                "NoConflicts",
+                "no conflicts found",
+                now,
+            );
             let message = "the initial names have been accepted";
-            set(&mut conditions, "Established", true, "InitialNamesAccepted", message, now);
+            set(
+                &mut conditions,
+                "Established",
+                true,
+                "InitialNamesAccepted",
+                message,
+                now,
+            );
         }
         Some((reason, message)) => {
             set(&mut conditions, "NamesAccepted", false, reason, &message, now);
             // Once established it stays so, with the names it got then.
-            if !conditions.iter().any(|c| c["type"] == "Established" && c["status"] == "True") {
+            if !conditions
+                .iter()
+                .any(|c| c["type"] == "Established" && c["status"] == "True")
+            {
                 let message = "not all names are accepted";
                 set(&mut conditions, "Established", false, "NotAccepted", message, now);
             }
         }
     }
     let mut stored: Vec<Value> = list(&before["storedVersions"]).to_vec();
-    for version in list(&crd["spec"]["versions"]).iter().filter(|v| v["storage"] == true) {
+    for version in list(&crd["spec"]["versions"])
+        .iter()
+        .filter(|v| v["storage"] == true)
+    {
         if !stored.contains(&version["name"]) {
             stored.push(version["name"].clone());
         }
@@ -68,18 +88,30 @@ fn accept(crd: &Value, others: &[Value]) -> (Value, Option<(&'static str, String
     let old = &crd["status"]["acceptedNames"];
     let mut conflict = None;
     for (field, reason, is_taken) in [
-        ("plural", "PluralConflict", &resource_taken as &dyn Fn(&str) -> bool),
+        (
+            "plural",
+            "PluralConflict",
+            &resource_taken as &dyn Fn(&str) -> bool,
+        ),
         ("singular", "SingularConflict", &resource_taken),
         ("kind", "KindConflict", &kind_taken),
         ("listKind", "ListKindConflict", &kind_taken),
     ] {
         let name = text(&wanted[field]);
         if !name.is_empty() && is_taken(name) {
-            accepted[field] = if unset(&old[field]) { "".into() } else { old[field].clone() };
+            accepted[field] = if unset(&old[field]) {
+                "".into()
+            } else {
+                old[field].clone()
+            };
             conflict = Some((reason, format!("{name:?} is already in use")));
         }
     }
-    let short: Vec<&str> = list(&wanted["shortNames"]).iter().map(text).filter(|n| resource_taken(n)).collect();
+    let short: Vec<&str> = list(&wanted["shortNames"])
+        .iter()
+        .map(text)
+        .filter(|n| resource_taken(n))
+        .collect();
     if let Some(first) = short.first() {
         accepted["shortNames"] = old["shortNames"].clone();
         conflict = Some(("ShortNamesConflict", format!("{first:?} is already in use")));

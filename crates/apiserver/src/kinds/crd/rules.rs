@@ -28,7 +28,11 @@ pub(super) fn validate_root(schema: &Value, object: &Value, errors: &mut Errors)
 }
 
 fn child(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    }
 }
 
 fn validate(schema: &Value, value: &Value, path: &str, errors: &mut Errors) {
@@ -52,8 +56,10 @@ fn validate(schema: &Value, value: &Value, path: &str, errors: &mut Errors) {
     }
     let allowed = list(&schema["enum"]);
     if !allowed.is_empty() && !allowed.contains(value) {
-        let shown: Vec<String> =
-            allowed.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect();
+        let shown: Vec<String> = allowed
+            .iter()
+            .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+            .collect();
         let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
         errors.push(FieldError::not_supported(path, value.clone(), &shown));
     }
@@ -102,7 +108,9 @@ fn object(schema: &Value, value: &Value, path: &str, errors: &mut Errors) {
         }
     }
     for (name, item) in entries(value) {
-        let below = schema["properties"].get(name).unwrap_or(&schema["additionalProperties"]);
+        let below = schema["properties"]
+            .get(name)
+            .unwrap_or(&schema["additionalProperties"]);
         validate(below, item, &child(path, name), errors);
     }
     let count = entries(value).count();
@@ -132,17 +140,26 @@ fn array(schema: &Value, items: &[Value], path: &str, errors: &mut Errors) {
     for (i, item) in items.iter().enumerate() {
         validate(&schema["items"], item, &format!("{path}[{i}]"), errors);
     }
-    let keys: Vec<&str> = list(&schema["x-kubernetes-list-map-keys"]).iter().filter_map(Value::as_str).collect();
+    let keys: Vec<&str> = list(&schema["x-kubernetes-list-map-keys"])
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
     let identity = |item: &Value| match schema["x-kubernetes-list-type"].as_str() {
         Some("set") => Some(item.clone()),
         Some("map") => {
-            let pairs = keys.iter().filter_map(|&k| item.get(k).map(|v| (k.to_owned(), v.clone())));
+            let pairs = keys
+                .iter()
+                .filter_map(|&k| item.get(k).map(|v| (k.to_owned(), v.clone())));
             Some(Value::Object(pairs.collect()))
         }
         _ => None,
     };
     let mut seen: Vec<Value> = Vec::new();
-    for (i, id) in items.iter().enumerate().filter_map(|(i, item)| Some((i, identity(item)?))) {
+    for (i, id) in items
+        .iter()
+        .enumerate()
+        .filter_map(|(i, item)| Some((i, identity(item)?)))
+    {
         if seen.contains(&id) {
             errors.push(FieldError::duplicate(format!("{path}[{i}]"), id));
         } else {
@@ -179,7 +196,11 @@ fn string(schema: &Value, value: &str, path: &str, errors: &mut Errors) {
 fn number(schema: &Value, value: &Value, path: &str, errors: &mut Errors) {
     let Some(n) = value.as_f64() else { return };
     let mut refuse = |detail: String| {
-        errors.push(FieldError::invalid(path, value.clone(), format!("{path} in body should be {detail}")));
+        errors.push(FieldError::invalid(
+            path,
+            value.clone(),
+            format!("{path} in body should be {detail}"),
+        ));
     };
     if let Some(min) = schema["minimum"].as_f64() {
         let shown = &schema["minimum"];
@@ -213,7 +234,11 @@ fn combinations(schema: &Value, value: &Value, path: &str, errors: &mut Errors) 
         inner.is_empty()
     };
     let mut refuse = |must: String| {
-        errors.push(FieldError::invalid(path, value.clone(), format!("{path:?} {must}")));
+        errors.push(FieldError::invalid(
+            path,
+            value.clone(),
+            format!("{path:?} {must}"),
+        ));
     };
     let all = list(&schema["allOf"]);
     if !all.iter().all(|b| fits(&b)) {
@@ -226,8 +251,14 @@ fn combinations(schema: &Value, value: &Value, path: &str, errors: &mut Errors) 
     let one = list(&schema["oneOf"]);
     let valid = one.iter().filter(fits).count();
     if !one.is_empty() && valid != 1 {
-        let found = if valid == 0 { "none valid".to_owned() } else { format!("{valid} valid alternatives") };
-        refuse(format!("must validate one and only one schema (oneOf). Found {found}"));
+        let found = if valid == 0 {
+            "none valid".to_owned()
+        } else {
+            format!("{valid} valid alternatives")
+        };
+        refuse(format!(
+            "must validate one and only one schema (oneOf). Found {found}"
+        ));
     }
     if schema["not"].is_object() && fits(&&schema["not"]) {
         refuse("must not validate the schema (not)".to_owned());

@@ -35,13 +35,25 @@ fn prune_object(
     unknown: &mut Vec<String>,
 ) {
     let embedded = ["apiVersion", "kind", "metadata"];
-    let known = if schema["x-kubernetes-embedded-resource"] == true { &embedded } else { known };
-    let free = Map::from_iter([("x-kubernetes-preserve-unknown-fields".to_owned(), Value::Bool(true))]).into();
+    let known = if schema["x-kubernetes-embedded-resource"] == true {
+        &embedded
+    } else {
+        known
+    };
+    let free = Map::from_iter([(
+        "x-kubernetes-preserve-unknown-fields".to_owned(),
+        Value::Bool(true),
+    )])
+    .into();
     fields.retain(|name, value| {
         if known.contains(&name.as_str()) {
             return true;
         }
-        let here = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let here = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
         let additional = &schema["additionalProperties"];
         let below = match schema["properties"].get(name.as_str()) {
             Some(property) => property,
@@ -65,7 +77,9 @@ pub(super) fn default(schema: &Value, value: &mut Value) {
     match value {
         Value::Object(fields) => {
             for (name, property) in entries(&schema["properties"]) {
-                let Some(default) = property.get("default") else { continue };
+                let Some(default) = property.get("default") else {
+                    continue;
+                };
                 let absent = match fields.get(name) {
                     None => true,
                     Some(Value::Null) => property["nullable"] != true,
@@ -95,7 +109,10 @@ pub(super) fn swagger(schema: &Value) -> Value {
         if let Some(description) = schema.get("description") {
             out["description"] = description.clone();
         }
-        for extension in ["x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"] {
+        for extension in [
+            "x-kubernetes-int-or-string",
+            "x-kubernetes-preserve-unknown-fields",
+        ] {
             if schema[extension] == true {
                 out[extension] = true.into();
             }
@@ -108,8 +125,9 @@ pub(super) fn swagger(schema: &Value) -> Value {
         }
     }
     if schema["properties"].is_object() {
-        let below: Map<String, Value> =
-            entries(&schema["properties"]).map(|(name, s)| (name.to_owned(), swagger(s))).collect();
+        let below: Map<String, Value> = entries(&schema["properties"])
+            .map(|(name, s)| (name.to_owned(), swagger(s)))
+            .collect();
         out["properties"] = below.into();
     }
     for field in ["items", "additionalProperties"] {

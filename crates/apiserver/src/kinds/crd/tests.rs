@@ -51,7 +51,11 @@ fn object(spec: Value) -> Value {
 }
 
 fn errors(spec: Value) -> Vec<String> {
-    kind().validate_create(&object(spec)).iter().map(ToString::to_string).collect()
+    kind()
+        .validate_create(&object(spec))
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }
 
 #[test]
@@ -70,7 +74,10 @@ fn unknown_fields_are_pruned_and_told() {
     object["bar"] = json!(1);
     let unknown = kind().decode(&mut object).unwrap();
     assert_eq!(unknown, [r#"unknown field "spec.foo""#, r#"unknown field "bar""#]);
-    assert_eq!(object["spec"], json!({"cron": "1 2", "free": {"x": {"y": 1}}, "map": {"k": 1}}));
+    assert_eq!(
+        object["spec"],
+        json!({"cron": "1 2", "free": {"x": {"y": 1}}, "map": {"k": 1}})
+    );
 }
 
 #[test]
@@ -97,20 +104,29 @@ fn objects_are_judged_in_the_words_of_kubernetes() {
         (json!({}), vec!["spec.cron: Required value"]),
         (
             json!({"cron": 5}),
-            vec![r#"spec.cron: Invalid value: "integer": spec.cron in body must be of type string: "integer""#],
+            vec![
+                r#"spec.cron: Invalid value: "integer": spec.cron in body must be of type string: "integer""#,
+            ],
         ),
         (
             json!({"cron": "x"}),
             vec![r#"spec.cron: Invalid value: "x": spec.cron in body should match '^\d+ \d+$'"#],
         ),
-        (json!({"cron": "1 23456789012"}), vec!["spec.cron: Too long: may not be more than 10 bytes"]),
+        (
+            json!({"cron": "1 23456789012"}),
+            vec!["spec.cron: Too long: may not be more than 10 bytes"],
+        ),
         (
             json!({"cron": "1 2", "replicas": 0}),
-            vec!["spec.replicas: Invalid value: 0: spec.replicas in body should be greater than or equal to 1"],
+            vec![
+                "spec.replicas: Invalid value: 0: spec.replicas in body should be greater than or equal to 1",
+            ],
         ),
         (
             json!({"cron": "1 2", "replicas": 11}),
-            vec!["spec.replicas: Invalid value: 11: spec.replicas in body should be less than or equal to 10"],
+            vec![
+                "spec.replicas: Invalid value: 11: spec.replicas in body should be less than or equal to 10",
+            ],
         ),
         (
             json!({"cron": "1 2", "mode": "c"}),
@@ -118,17 +134,27 @@ fn objects_are_judged_in_the_words_of_kubernetes() {
         ),
         (
             json!({"cron": "1 2", "port": true}),
-            vec![r#"spec.port: Invalid value: "boolean": spec.port in body must be of type integer,string: "boolean""#],
+            vec![
+                r#"spec.port: Invalid value: "boolean": spec.port in body must be of type integer,string: "boolean""#,
+            ],
         ),
         (
             json!({"cron": "1 2", "ip": "::1"}),
             vec![r#"spec.ip: Invalid value: "::1": spec.ip in body must be of type ipv4: "::1""#],
         ),
-        (json!({"cron": "1 2", "tags": ["a", "b", "c"]}), vec!["spec.tags: Too many: 3: must have at most 2 items"]),
-        (json!({"cron": "1 2", "tags": ["a", "a"]}), vec![r#"spec.tags[1]: Duplicate value: "a""#]),
+        (
+            json!({"cron": "1 2", "tags": ["a", "b", "c"]}),
+            vec!["spec.tags: Too many: 3: must have at most 2 items"],
+        ),
+        (
+            json!({"cron": "1 2", "tags": ["a", "a"]}),
+            vec![r#"spec.tags[1]: Duplicate value: "a""#],
+        ),
         (
             json!({"cron": "1 2", "map": {"k": "v"}}),
-            vec![r#"spec.map.k: Invalid value: "string": spec.map.k in body must be of type integer: "string""#],
+            vec![
+                r#"spec.map.k: Invalid value: "string": spec.map.k in body must be of type integer: "string""#,
+            ],
         ),
     ];
     for (spec, want) in cases {
@@ -148,7 +174,10 @@ fn columns_are_those_of_the_definition() {
 fn a_taken_name_is_not_accepted() {
     let mut first = definition();
     establish(&mut first, &[], Timestamp::UNIX_EPOCH);
-    assert!(!establish(&mut first.clone(), &[], Timestamp::UNIX_EPOCH), "nothing changes the second time");
+    assert!(
+        !establish(&mut first.clone(), &[], Timestamp::UNIX_EPOCH),
+        "nothing changes the second time"
+    );
     let mut second = definition();
     second["metadata"]["name"] = "others.example.com".into();
     second["spec"]["names"]["plural"] = "others".into();
@@ -166,7 +195,10 @@ fn generation_counts_what_is_neither_metadata_nor_status() {
     new["metadata"]["labels"] = json!({"a": "b"});
     new["status"] = json!({"replicas": 1});
     kind().prepare_update(&mut new, &old);
-    assert_eq!((&new["metadata"]["generation"], new.get("status")), (&json!(1), None));
+    assert_eq!(
+        (&new["metadata"]["generation"], new.get("status")),
+        (&json!(1), None)
+    );
     new["spec"]["replicas"] = 2.into();
     kind().prepare_update(&mut new, &old);
     assert_eq!(new["metadata"]["generation"], 2);

@@ -36,18 +36,26 @@ pub(in crate::kinds) fn node(object: &mut Value) {
 
 pub(in crate::kinds) fn secret(object: &mut Value) {
     default(object, "type", "Opaque");
-    let Some(Value::Object(plain)) = remove(object, "stringData") else { return };
+    let Some(Value::Object(plain)) = remove(object, "stringData") else {
+        return;
+    };
     if plain.is_empty() {
         return;
     }
-    let Some(data) = object_mut(object, "data") else { return };
+    let Some(data) = object_mut(object, "data") else {
+        return;
+    };
     for (key, value) in plain {
-        data[&key] = base64::engine::general_purpose::STANDARD.encode(text(&value)).into();
+        data[&key] = base64::engine::general_purpose::STANDARD
+            .encode(text(&value))
+            .into();
     }
 }
 
 pub(in crate::kinds) fn crd(object: &mut Value) {
-    let Some(spec) = object_mut(object, "spec") else { return };
+    let Some(spec) = object_mut(object, "spec") else {
+        return;
+    };
     if let Some(names) = object_mut(spec, "names") {
         let kind = text(&names["kind"]).to_owned();
         if !kind.is_empty() {

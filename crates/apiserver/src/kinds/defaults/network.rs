@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 use crate::kinds::value::{default, list, list_mut, object_mut, text, unset};
 
 pub(in crate::kinds) fn service(object: &mut Value) {
-    let Some(spec) = object_mut(object, "spec") else { return };
+    let Some(spec) = object_mut(object, "spec") else {
+        return;
+    };
     default(spec, "sessionAffinity", "None");
     if spec["sessionAffinity"] == "None" {
         crate::kinds::value::remove(spec, "sessionAffinityConfig");
@@ -55,7 +57,9 @@ pub(in crate::kinds) fn endpoint_slice(object: &mut Value) {
 }
 
 pub(in crate::kinds) fn network_policy(object: &mut Value) {
-    let Some(spec) = object_mut(object, "spec") else { return };
+    let Some(spec) = object_mut(object, "spec") else {
+        return;
+    };
     default(spec, "podSelector", json!({}));
     for direction in ["ingress", "egress"] {
         for rule in list_mut(spec, direction) {
@@ -66,6 +70,10 @@ pub(in crate::kinds) fn network_policy(object: &mut Value) {
     }
     if list(&spec["policyTypes"]).is_empty() {
         let egress = !list(&spec["egress"]).is_empty();
-        spec["policyTypes"] = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+        spec["policyTypes"] = if egress {
+            json!(["Ingress", "Egress"])
+        } else {
+            json!(["Ingress"])
+        };
     }
 }

@@ -6,7 +6,9 @@ use crate::kinds::value::{default, list, list_mut, object_mut, text, unset};
 
 /// A pod: what a template gets too, and what only pods get (some of it through admission in Kubernetes).
 pub(in crate::kinds) fn pod(object: &mut Value) {
-    let Some(spec) = object_mut(object, "spec") else { return };
+    let Some(spec) = object_mut(object, "spec") else {
+        return;
+    };
     pod_spec(spec);
     default(spec, "enableServiceLinks", true);
     for kind in ["containers", "initContainers"] {
@@ -72,7 +74,11 @@ fn container(c: &mut Value) {
     }
     default(c, "terminationMessagePath", "/dev/termination-log");
     default(c, "terminationMessagePolicy", "File");
-    let policy = if is_latest(text(&c["image"])) { "Always" } else { "IfNotPresent" };
+    let policy = if is_latest(text(&c["image"])) {
+        "Always"
+    } else {
+        "IfNotPresent"
+    };
     default(c, "imagePullPolicy", policy);
 }
 
@@ -94,9 +100,12 @@ fn probe(p: &mut Value) {
     {
         fields.entry("service").or_insert_with(|| "".into());
     }
-    for (field, value) in
-        [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
-    {
+    for (field, value) in [
+        ("timeoutSeconds", 1),
+        ("periodSeconds", 10),
+        ("successThreshold", 1),
+        ("failureThreshold", 3),
+    ] {
         // Zero is Go's unset.
         if p[field] == 0 {
             p[field] = value.into();
@@ -147,9 +156,15 @@ fn field_references(downward: &mut Value) {
 }
 
 fn requests_from_limits(c: &mut Value) {
-    let Some(limits) = c["resources"]["limits"].as_object().cloned() else { return };
-    let Some(resources) = object_mut(c, "resources") else { return };
-    let Some(requests) = object_mut(resources, "requests") else { return };
+    let Some(limits) = c["resources"]["limits"].as_object().cloned() else {
+        return;
+    };
+    let Some(resources) = object_mut(c, "resources") else {
+        return;
+    };
+    let Some(requests) = object_mut(resources, "requests") else {
+        return;
+    };
     for (name, limit) in limits {
         default(requests, &name, limit);
     }
@@ -174,7 +189,8 @@ fn tolerate(spec: &mut Value, key: &str) {
     if tolerated {
         return;
     }
-    let toleration = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
+    let toleration =
+        json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
     match spec.get_mut("tolerations").and_then(Value::as_array_mut) {
         Some(all) => all.push(toleration),
         None => spec["tolerations"] = json!([toleration]),

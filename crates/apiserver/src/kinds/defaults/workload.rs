@@ -6,7 +6,9 @@ use super::pod::pod_spec;
 use crate::kinds::value::{default, object_mut, unset};
 
 pub(in crate::kinds) fn deployment(object: &mut Value) {
-    let Some(spec) = object_mut(object, "spec") else { return };
+    let Some(spec) = object_mut(object, "spec") else {
+        return;
+    };
     template(spec);
     default(spec, "replicas", 1);
     default(spec, "strategy", json!({}));
@@ -23,13 +25,17 @@ pub(in crate::kinds) fn deployment(object: &mut Value) {
 }
 
 pub(in crate::kinds) fn replica_set(object: &mut Value) {
-    let Some(spec) = object_mut(object, "spec") else { return };
+    let Some(spec) = object_mut(object, "spec") else {
+        return;
+    };
     template(spec);
     default(spec, "replicas", 1);
 }
 
 fn template(spec: &mut Value) {
-    let Some(template) = spec.get_mut("template").filter(|t| !unset(t)) else { return };
+    let Some(template) = spec.get_mut("template").filter(|t| !unset(t)) else {
+        return;
+    };
     if let Some(pod) = object_mut(template, "spec") {
         pod_spec(pod);
     }

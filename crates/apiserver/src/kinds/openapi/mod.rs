@@ -37,7 +37,11 @@ pub fn v2_json(resources: &[Resource]) -> Value {
     for (name, group, kind) in [
         ("io.k8s.api.autoscaling.v1.Scale", "autoscaling", "Scale"),
         ("io.k8s.apimachinery.pkg.apis.meta.v1.Status", "", "Status"),
-        ("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", "", "DeleteOptions"),
+        (
+            "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
+            "",
+            "DeleteOptions",
+        ),
     ] {
         if let Some(definition) = definitions.get_mut(name) {
             definition[GVK] = json!([gvk(group, "v1", kind)]);
@@ -63,7 +67,11 @@ fn path(resource: &Resource) -> String {
         "" => format!("/api/{}", resource.version()),
         group => format!("/apis/{group}/{}", resource.version()),
     };
-    let namespace = if resource.namespaced() { "/namespaces/{namespace}" } else { "" };
+    let namespace = if resource.namespaced() {
+        "/namespaces/{namespace}"
+    } else {
+        ""
+    };
     format!("{root}{namespace}/{}/{{name}}", resource.plural())
 }
 
@@ -98,12 +106,18 @@ fn built_in(name: &str, definition: &Value) -> Value {
     for field in ["oneOf", "x-kubernetes-int-or-string"] {
         super::value::remove(&mut definition, field);
     }
-    let fields: Vec<String> = entries(&definition["properties"]).map(|(name, _)| name.to_owned()).collect();
-    let Some(properties) = definition.get_mut("properties") else { return definition };
+    let fields: Vec<String> = entries(&definition["properties"])
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    let Some(properties) = definition.get_mut("properties") else {
+        return definition;
+    };
     for field in fields {
         let strategy = strategic::strategy(owner, &field);
         let retains = strategic::retains_keys(owner, &field);
-        let Some(property) = object_mut(properties, &field) else { continue };
+        let Some(property) = object_mut(properties, &field) else {
+            continue;
+        };
         let merges = match strategy {
             strategic::ListStrategy::Replace => None,
             strategic::ListStrategy::MergeSet => Some("merge"),

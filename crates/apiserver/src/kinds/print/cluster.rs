@@ -25,7 +25,11 @@ pub(in crate::kinds) const NODE: &[Column] = &[
     wide("External-IP", "string", "Address of type ExternalIP."),
     wide("OS-Image", "string", "OS Image reported by the node."),
     wide("Kernel-Version", "string", "Kernel Version reported by the node."),
-    wide("Container-Runtime", "string", "ContainerRuntime Version reported by the node."),
+    wide(
+        "Container-Runtime",
+        "string",
+        "ContainerRuntime Version reported by the node.",
+    ),
 ];
 
 /// A Node's row.
@@ -65,10 +69,12 @@ pub(in crate::kinds) fn node(object: &Value, now: Timestamp) -> Vec<Value> {
 
 fn roles(labels: &Value) -> String {
     let mut roles: Vec<&str> = entries(labels)
-        .filter_map(|(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
-            Some(role) => Some(role),
-            None => (key == "kubernetes.io/role").then(|| text(value)),
-        })
+        .filter_map(
+            |(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+                Some(role) => Some(role),
+                None => (key == "kubernetes.io/role").then(|| text(value)),
+            },
+        )
         .filter(|role| !role.is_empty())
         .collect();
     roles.sort_unstable();
@@ -77,17 +83,27 @@ fn roles(labels: &Value) -> String {
 }
 
 /// Columns of Namespaces.
-pub(in crate::kinds) const NAMESPACE: &[Column] =
-    &[NAME, column("Status", "string", "The status of the namespace"), AGE];
+pub(in crate::kinds) const NAMESPACE: &[Column] = &[
+    NAME,
+    column("Status", "string", "The status of the namespace"),
+    AGE,
+];
 
 /// A Namespace's row.
 pub(in crate::kinds) fn namespace(object: &Value, now: Timestamp) -> Vec<Value> {
-    vec![name(object), text(&object["status"]["phase"]).into(), age(object, now)]
+    vec![
+        name(object),
+        text(&object["status"]["phase"]).into(),
+        age(object, now),
+    ]
 }
 
 /// Columns of ConfigMaps.
-pub(in crate::kinds) const CONFIG_MAP: &[Column] =
-    &[NAME, column("Data", "string", "Number of keys in data and binaryData."), AGE];
+pub(in crate::kinds) const CONFIG_MAP: &[Column] = &[
+    NAME,
+    column("Data", "string", "Number of keys in data and binaryData."),
+    AGE,
+];
 
 /// A ConfigMap's row.
 pub(in crate::kinds) fn config_map(object: &Value, now: Timestamp) -> Vec<Value> {
@@ -98,41 +114,79 @@ pub(in crate::kinds) fn config_map(object: &Value, now: Timestamp) -> Vec<Value>
 /// Columns of Secrets.
 pub(in crate::kinds) const SECRET: &[Column] = &[
     NAME,
-    column("Type", "string", "Used to facilitate programmatic handling of secret data."),
+    column(
+        "Type",
+        "string",
+        "Used to facilitate programmatic handling of secret data.",
+    ),
     column("Data", "string", "Number of keys in data."),
     AGE,
 ];
 
 /// A Secret's row.
 pub(in crate::kinds) fn secret(object: &Value, now: Timestamp) -> Vec<Value> {
-    vec![name(object), text(&object["type"]).into(), entries(&object["data"]).count().into(), age(object, now)]
+    vec![
+        name(object),
+        text(&object["type"]).into(),
+        entries(&object["data"]).count().into(),
+        age(object, now),
+    ]
 }
 
 /// Columns of ServiceAccounts.
-pub(in crate::kinds) const SERVICE_ACCOUNT: &[Column] =
-    &[NAME, column("Secrets", "string", "Number of secrets in the list."), AGE];
+pub(in crate::kinds) const SERVICE_ACCOUNT: &[Column] = &[
+    NAME,
+    column("Secrets", "string", "Number of secrets in the list."),
+    AGE,
+];
 
 /// A ServiceAccount's row.
 pub(in crate::kinds) fn service_account(object: &Value, now: Timestamp) -> Vec<Value> {
-    vec![name(object), list(&object["secrets"]).len().into(), age(object, now)]
+    vec![
+        name(object),
+        list(&object["secrets"]).len().into(),
+        age(object, now),
+    ]
 }
 
 /// Columns of Leases.
-pub(in crate::kinds) const LEASE: &[Column] =
-    &[NAME, column("Holder", "string", "The identity of the holder of a current lease."), AGE];
+pub(in crate::kinds) const LEASE: &[Column] = &[
+    NAME,
+    column(
+        "Holder",
+        "string",
+        "The identity of the holder of a current lease.",
+    ),
+    AGE,
+];
 
 /// A Lease's row.
 pub(in crate::kinds) fn lease(object: &Value, now: Timestamp) -> Vec<Value> {
-    vec![name(object), text(&object["spec"]["holderIdentity"]).into(), age(object, now)]
+    vec![
+        name(object),
+        text(&object["spec"]["holderIdentity"]).into(),
+        age(object, now),
+    ]
 }
 
 /// Columns of CustomResourceDefinitions.
-pub(in crate::kinds) const CRD: &[Column] =
-    &[NAME, Column::new("Created At", "date", "", 0, "CreationTimestamp is the server time of creation.")];
+pub(in crate::kinds) const CRD: &[Column] = &[
+    NAME,
+    Column::new(
+        "Created At",
+        "date",
+        "",
+        0,
+        "CreationTimestamp is the server time of creation.",
+    ),
+];
 
 /// A CustomResourceDefinition's row.
 pub(in crate::kinds) fn crd(object: &Value, _now: Timestamp) -> Vec<Value> {
-    vec![name(object), text(&object["metadata"]["creationTimestamp"]).into()]
+    vec![
+        name(object),
+        text(&object["metadata"]["creationTimestamp"]).into(),
+    ]
 }
 
 /// Columns of Events.
@@ -146,13 +200,24 @@ pub(in crate::kinds) const EVENT: &[Column] = &[
     column("Message", "string", "What happened."),
     wide("First Seen", "string", "When it was first recorded."),
     wide("Count", "string", "The number of times this event has occurred."),
-    Column::new("Name", "string", "name", 1, "Name must be unique within a namespace."),
+    Column::new(
+        "Name",
+        "string",
+        "name",
+        1,
+        "Name must be unique within a namespace.",
+    ),
 ];
 
 /// An Event's row, from either API group's form.
 pub(in crate::kinds) fn event(object: &Value, now: Timestamp) -> Vec<Value> {
     let first_set = |fields: &[&str]| {
-        fields.iter().map(|f| &object[*f]).find(|v| !unset(v)).unwrap_or(&Value::Null).clone()
+        fields
+            .iter()
+            .map(|f| &object[*f])
+            .find(|v| !unset(v))
+            .unwrap_or(&Value::Null)
+            .clone()
     };
     let first = first_set(&["firstTimestamp", "deprecatedFirstTimestamp", "eventTime"]);
     let series = &object["series"];
@@ -162,7 +227,10 @@ pub(in crate::kinds) fn event(object: &Value, now: Timestamp) -> Vec<Value> {
     };
     let count = match series["count"].as_i64() {
         Some(count) => count,
-        None => first_set(&["count", "deprecatedCount"]).as_i64().unwrap_or(1).max(1),
+        None => first_set(&["count", "deprecatedCount"])
+            .as_i64()
+            .unwrap_or(1)
+            .max(1),
     };
     let about = first_set(&["involvedObject", "regarding"]);
     let target = format!("{}/{}", text(&about["kind"]).to_lowercase(), text(&about["name"]));
@@ -181,15 +249,22 @@ pub(in crate::kinds) fn event(object: &Value, now: Timestamp) -> Vec<Value> {
 }
 
 fn source(object: &Value) -> String {
-    let source = if unset(&object["source"]) { &object["deprecatedSource"] } else { &object["source"] };
-    let component = [&source["component"], &object["reportingComponent"], &object["reportingController"]]
-        .into_iter()
-        .map(text)
-        .find(|s| !s.is_empty())
-        .unwrap_or_default();
+    let source = if unset(&object["source"]) {
+        &object["deprecatedSource"]
+    } else {
+        &object["source"]
+    };
+    let component = [
+        &source["component"],
+        &object["reportingComponent"],
+        &object["reportingController"],
+    ]
+    .into_iter()
+    .map(text)
+    .find(|s| !s.is_empty())
+    .unwrap_or_default();
     match text(&source["host"]) {
         "" => component.to_owned(),
         host => format!("{component}, {host}"),
     }
 }
-

@@ -61,7 +61,11 @@ pub(super) fn since(time: &Value, now: Timestamp) -> String {
 }
 
 fn or_none(value: &str) -> Value {
-    if value.is_empty() { NONE.into() } else { value.into() }
+    if value.is_empty() {
+        NONE.into()
+    } else {
+        value.into()
+    }
 }
 
 fn integer(value: &Value) -> Value {
@@ -72,7 +76,11 @@ fn integer(value: &Value) -> Value {
 fn labels(map: &Value) -> String {
     let mut pairs: Vec<String> = entries(map).map(|(k, v)| format!("{k}={}", text(v))).collect();
     pairs.sort();
-    if pairs.is_empty() { NONE.to_owned() } else { pairs.join(",") }
+    if pairs.is_empty() {
+        NONE.to_owned()
+    } else {
+        pairs.join(",")
+    }
 }
 
 /// A LabelSelector as kubectl writes it: `a=b,c in (d,e),!f`.
@@ -97,7 +105,11 @@ pub(in crate::kinds) fn label_selector(selector: &Value) -> String {
     if parts.is_empty() {
         return NONE.to_owned();
     }
-    parts.into_iter().map(|(_, shown)| shown).collect::<Vec<_>>().join(",")
+    parts
+        .into_iter()
+        .map(|(_, shown)| shown)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// `a,b,c + 2 more...`

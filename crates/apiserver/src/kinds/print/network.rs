@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{AGE, Column, NAME, NONE, age, at_most_three, column, label_selector, labels, name, or_none, wide};
+use super::{
+    AGE, Column, NAME, NONE, age, at_most_three, column, label_selector, labels, name, or_none, wide,
+};
 use crate::kinds::value::{list, text};
 
 /// Columns of Services.
@@ -11,10 +13,18 @@ pub(in crate::kinds) const SERVICE: &[Column] = &[
     NAME,
     column("Type", "string", "How the service is exposed."),
     column("Cluster-IP", "string", "The service's own address."),
-    column("External-IP", "string", "Addresses outside the cluster that lead to the service."),
+    column(
+        "External-IP",
+        "string",
+        "Addresses outside the cluster that lead to the service.",
+    ),
     column("Port(s)", "string", "The ports that are exposed by this service."),
     AGE,
-    wide("Selector", "string", "Route service traffic to pods with label keys and values matching this selector."),
+    wide(
+        "Selector",
+        "string",
+        "Route service traffic to pods with label keys and values matching this selector.",
+    ),
 ];
 
 /// A Service's row.
@@ -43,10 +53,20 @@ fn external_ip(object: &Value) -> String {
         "LoadBalancer" => {
             let mut all: Vec<&str> = list(&object["status"]["loadBalancer"]["ingress"])
                 .iter()
-                .map(|i| if text(&i["ip"]).is_empty() { text(&i["hostname"]) } else { text(&i["ip"]) })
+                .map(|i| {
+                    if text(&i["ip"]).is_empty() {
+                        text(&i["hostname"])
+                    } else {
+                        text(&i["ip"])
+                    }
+                })
                 .collect();
             all.extend(&external);
-            if all.is_empty() { "<pending>".to_owned() } else { all.join(",") }
+            if all.is_empty() {
+                "<pending>".to_owned()
+            } else {
+                all.join(",")
+            }
         }
         _ if external.is_empty() => NONE.to_owned(),
         _ => external.join(","),
@@ -61,12 +81,19 @@ fn service_ports(spec: &Value) -> String {
             node => format!("{number}:{node}/{protocol}"),
         }
     };
-    list(&spec["ports"]).iter().map(port).collect::<Vec<_>>().join(",")
+    list(&spec["ports"])
+        .iter()
+        .map(port)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// Columns of Endpoints.
-pub(in crate::kinds) const ENDPOINTS: &[Column] =
-    &[NAME, column("Endpoints", "string", "The ready addresses and ports."), AGE];
+pub(in crate::kinds) const ENDPOINTS: &[Column] = &[
+    NAME,
+    column("Endpoints", "string", "The ready addresses and ports."),
+    AGE,
+];
 
 /// An Endpoints object's row.
 pub(in crate::kinds) fn endpoints(object: &Value, now: Timestamp) -> Vec<Value> {
@@ -78,7 +105,11 @@ pub(in crate::kinds) fn endpoints(object: &Value, now: Timestamp) -> Vec<Value> 
             if ports.is_empty() {
                 all.push(ip.to_owned());
             }
-            let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+            let host = if ip.contains(':') {
+                format!("[{ip}]")
+            } else {
+                ip.to_owned()
+            };
             all.extend(ports.iter().map(|p| format!("{host}:{}", p["port"])));
         }
     }
@@ -88,9 +119,21 @@ pub(in crate::kinds) fn endpoints(object: &Value, now: Timestamp) -> Vec<Value> 
 /// Columns of EndpointSlices.
 pub(in crate::kinds) const ENDPOINT_SLICE: &[Column] = &[
     NAME,
-    column("AddressType", "string", "The type of address carried by this EndpointSlice."),
-    column("Ports", "string", "The network ports exposed by each endpoint in this slice."),
-    column("Endpoints", "string", "The addresses of the endpoints in this slice."),
+    column(
+        "AddressType",
+        "string",
+        "The type of address carried by this EndpointSlice.",
+    ),
+    column(
+        "Ports",
+        "string",
+        "The network ports exposed by each endpoint in this slice.",
+    ),
+    column(
+        "Endpoints",
+        "string",
+        "The addresses of the endpoints in this slice.",
+    ),
     AGE,
 ];
 
@@ -106,7 +149,13 @@ pub(in crate::kinds) fn endpoint_slice(object: &Value, now: Timestamp) -> Vec<Va
         .flat_map(|e| list(&e["addresses"]))
         .map(|a| text(a).to_owned())
         .collect();
-    let shown = |all: &[String]| if all.is_empty() { UNSET.to_owned() } else { at_most_three(all) };
+    let shown = |all: &[String]| {
+        if all.is_empty() {
+            UNSET.to_owned()
+        } else {
+            at_most_three(all)
+        }
+    };
     vec![
         name(object),
         text(&object["addressType"]).into(),
@@ -117,10 +166,21 @@ pub(in crate::kinds) fn endpoint_slice(object: &Value, now: Timestamp) -> Vec<Va
 }
 
 /// Columns of NetworkPolicies.
-pub(in crate::kinds) const NETWORK_POLICY: &[Column] =
-    &[NAME, column("Pod-Selector", "string", "The pods to which this NetworkPolicy applies."), AGE];
+pub(in crate::kinds) const NETWORK_POLICY: &[Column] = &[
+    NAME,
+    column(
+        "Pod-Selector",
+        "string",
+        "The pods to which this NetworkPolicy applies.",
+    ),
+    AGE,
+];
 
 /// A NetworkPolicy's row.
 pub(in crate::kinds) fn network_policy(object: &Value, now: Timestamp) -> Vec<Value> {
-    vec![name(object), label_selector(&object["spec"]["podSelector"]).into(), age(object, now)]
+    vec![
+        name(object),
+        label_selector(&object["spec"]["podSelector"]).into(),
+        age(object, now),
+    ]
 }

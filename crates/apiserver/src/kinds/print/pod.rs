@@ -9,8 +9,16 @@ use crate::kinds::value::{list, text};
 /// Columns of pods.
 pub(in crate::kinds) const POD: &[Column] = &[
     NAME,
-    column("Ready", "string", "The aggregate readiness state of this pod for accepting traffic."),
-    column("Status", "string", "The aggregate status of the containers in this pod."),
+    column(
+        "Ready",
+        "string",
+        "The aggregate readiness state of this pod for accepting traffic.",
+    ),
+    column(
+        "Status",
+        "string",
+        "The aggregate status of the containers in this pod.",
+    ),
     column(
         "Restarts",
         "string",
@@ -20,8 +28,16 @@ pub(in crate::kinds) const POD: &[Column] = &[
     AGE,
     wide("IP", "string", "The first of podIPs."),
     wide("Node", "string", "The node on which this pod runs or shall run."),
-    wide("Nominated Node", "string", "The node on which this pod shall run once others made way for it."),
-    wide("Readiness Gates", "string", "Conditions that must be true for the pod to be ready."),
+    wide(
+        "Nominated Node",
+        "string",
+        "The node on which this pod shall run once others made way for it.",
+    ),
+    wide(
+        "Readiness Gates",
+        "string",
+        "Conditions that must be true for the pod to be ready.",
+    ),
 ];
 
 /// What a pod's statuses add up to.
@@ -38,7 +54,11 @@ pub(in crate::kinds) fn pod(object: &Value, now: Timestamp) -> Vec<Value> {
     let summary = summarise(object);
     let restarts = match summary.last_restart {
         Some(last) if summary.restarts != 0 => {
-            format!("{} ({} ago)", summary.restarts, since(&last.to_string().into(), now))
+            format!(
+                "{} ({} ago)",
+                summary.restarts,
+                since(&last.to_string().into(), now)
+            )
         }
         _ => summary.restarts.to_string(),
     };
@@ -65,22 +85,32 @@ fn readiness_gates(object: &Value) -> String {
     if gates.is_empty() {
         return String::new();
     }
-    let met = gates.iter().filter(|gate| condition(object, text(&gate["conditionType"]))).count();
+    let met = gates
+        .iter()
+        .filter(|gate| condition(object, text(&gate["conditionType"])))
+        .count();
     format!("{met}/{}", gates.len())
 }
 
 /// Whether a condition is True.
 fn condition(object: &Value, kind: &str) -> bool {
-    list(&object["status"]["conditions"]).iter().any(|c| c["type"] == kind && c["status"] == "True")
+    list(&object["status"]["conditions"])
+        .iter()
+        .any(|c| c["type"] == kind && c["status"] == "True")
 }
 
 fn is_sidecar(object: &Value, name: &Value) -> bool {
-    list(&object["spec"]["initContainers"]).iter().any(|c| c["name"] == *name && c["restartPolicy"] == "Always")
+    list(&object["spec"]["initContainers"])
+        .iter()
+        .any(|c| c["name"] == *name && c["restartPolicy"] == "Always")
 }
 
 fn summarise(object: &Value) -> Summary {
     let (spec, status) = (&object["spec"], &object["status"]);
-    let sidecars = list(&spec["initContainers"]).iter().filter(|c| c["restartPolicy"] == "Always").count();
+    let sidecars = list(&spec["initContainers"])
+        .iter()
+        .filter(|c| c["restartPolicy"] == "Always")
+        .count();
     let mut summary = Summary {
         ready: 0,
         total: list(&spec["containers"]).len() + sidecars,
@@ -91,8 +121,7 @@ fn summarise(object: &Value) -> Summary {
     if !text(&status["reason"]).is_empty() {
         summary.reason = text(&status["reason"]).to_owned();
     }
-    let gated =
-        |c: &&Value| c["type"] == "PodScheduled" && c["reason"] == "SchedulingGated";
+    let gated = |c: &&Value| c["type"] == "PodScheduled" && c["reason"] == "SchedulingGated";
     if list(&status["conditions"]).iter().any(|c| gated(&c)) {
         summary.reason = "SchedulingGated".to_owned();
     }
@@ -115,7 +144,9 @@ type Restarts = (i64, Option<Timestamp>);
 
 fn count_restarts(container: &Value, (count, last): &mut Restarts) {
     *count += container["restartCount"].as_i64().unwrap_or(0);
-    let finished = text(&container["lastState"]["terminated"]["finishedAt"]).parse::<Timestamp>().ok();
+    let finished = text(&container["lastState"]["terminated"]["finishedAt"])
+        .parse::<Timestamp>()
+        .ok();
     *last = (*last).max(finished);
 }
 
@@ -124,7 +155,10 @@ fn init_containers(object: &Value, summary: &mut Summary) -> (bool, Restarts) {
     let mut all: Restarts = (0, None);
     let mut sidecars: Restarts = (0, None);
     let mut initializing = false;
-    for (i, container) in list(&object["status"]["initContainerStatuses"]).iter().enumerate() {
+    for (i, container) in list(&object["status"]["initContainerStatuses"])
+        .iter()
+        .enumerate()
+    {
         count_restarts(container, &mut all);
         let sidecar = is_sidecar(object, &container["name"]);
         if sidecar {
@@ -156,7 +190,10 @@ fn init_containers(object: &Value, summary: &mut Summary) -> (bool, Restarts) {
 
 /// Why a container ended, in a word.
 fn ended(terminated: &Value) -> String {
-    match (text(&terminated["reason"]), terminated["signal"].as_i64().unwrap_or(0)) {
+    match (
+        text(&terminated["reason"]),
+        terminated["signal"].as_i64().unwrap_or(0),
+    ) {
         ("", 0) => format!("ExitCode:{}", terminated["exitCode"].as_i64().unwrap_or(0)),
         ("", signal) => format!("Signal:{signal}"),
         (reason, _) => reason.to_owned(),
@@ -182,6 +219,11 @@ fn containers(object: &Value, summary: &mut Summary) {
     }
     (summary.restarts, summary.last_restart) = restarts;
     if summary.reason == "Completed" && running {
-        summary.reason = if condition(object, "Ready") { "Running" } else { "NotReady" }.to_owned();
+        summary.reason = if condition(object, "Ready") {
+            "Running"
+        } else {
+            "NotReady"
+        }
+        .to_owned();
     }
 }

@@ -9,7 +9,11 @@ fn at(text: &str) -> Timestamp {
 const NOW: &str = "2026-01-01T01:00:00Z";
 
 fn pod_row(status: Value) -> String {
-    pod_with(json!({"containers": [{"name": "a"}, {"name": "b"}]}), status, json!({}))
+    pod_with(
+        json!({"containers": [{"name": "a"}, {"name": "b"}]}),
+        status,
+        json!({}),
+    )
 }
 
 fn pod_with(spec: Value, status: Value, metadata: Value) -> String {
@@ -20,17 +24,26 @@ fn pod_with(spec: Value, status: Value, metadata: Value) -> String {
     }
     let row = pod(&object, at(NOW));
     assert_eq!(row.len(), POD.len());
-    row.iter().skip(1).take(4).map(text).collect::<Vec<_>>().join(" | ")
+    row.iter()
+        .skip(1)
+        .take(4)
+        .map(text)
+        .collect::<Vec<_>>()
+        .join(" | ")
 }
 
 #[test]
 fn the_status_of_a_pod_reads_as_in_kubernetes() {
     let running = json!({"ready": true, "restartCount": 0, "state": {"running": {}}});
-    let waiting = |reason: &str| json!({"ready": false, "restartCount": 0, "state": {"waiting": {"reason": reason}}});
+    let waiting =
+        |reason: &str| json!({"ready": false, "restartCount": 0, "state": {"waiting": {"reason": reason}}});
     let done = json!({"ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}});
     let cases = [
         (json!({"phase": "Pending"}), "0/2 | Pending | 0 | 60m"),
-        (json!({"phase": "Running", "containerStatuses": [running, running]}), "2/2 | Running | 0 | 60m"),
+        (
+            json!({"phase": "Running", "containerStatuses": [running, running]}),
+            "2/2 | Running | 0 | 60m",
+        ),
         (
             json!({"phase": "Pending", "containerStatuses": [waiting("ErrImageNeverPull"), running]}),
             "1/2 | ErrImageNeverPull | 0 | 60m",
@@ -44,13 +57,22 @@ fn the_status_of_a_pod_reads_as_in_kubernetes() {
                    "containerStatuses": [done, running]}),
             "1/2 | Running | 0 | 60m",
         ),
-        (json!({"phase": "Running", "containerStatuses": [done, running]}), "1/2 | NotReady | 0 | 60m"),
-        (json!({"phase": "Succeeded", "containerStatuses": [done, done]}), "0/2 | Completed | 0 | 60m"),
+        (
+            json!({"phase": "Running", "containerStatuses": [done, running]}),
+            "1/2 | NotReady | 0 | 60m",
+        ),
+        (
+            json!({"phase": "Succeeded", "containerStatuses": [done, done]}),
+            "0/2 | Completed | 0 | 60m",
+        ),
         (
             json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}),
             "0/2 | ExitCode:3 | 0 | 60m",
         ),
-        (json!({"phase": "Failed", "reason": "Evicted"}), "0/2 | Evicted | 0 | 60m"),
+        (
+            json!({"phase": "Failed", "reason": "Evicted"}),
+            "0/2 | Evicted | 0 | 60m",
+        ),
         (
             json!({"phase": "Running", "containerStatuses": [running, {"restartCount": 3,
                 "state": {"waiting": {"reason": "CrashLoopBackOff"}},
@@ -68,7 +90,10 @@ fn init_containers_and_sidecars_count() {
     let spec = json!({"containers": [{"name": "a"}],
         "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}]});
     let cases = [
-        (json!([{"name": "i", "state": {"running": {}}}]), "0/2 | Init:0/2 | 0 | 60m"),
+        (
+            json!([{"name": "i", "state": {"running": {}}}]),
+            "0/2 | Init:0/2 | 0 | 60m",
+        ),
         (
             json!([{"name": "i", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 1}]),
             "0/2 | Init:CrashLoopBackOff | 1 | 60m",
@@ -97,7 +122,10 @@ fn a_pod_that_is_deleted_is_terminating_until_it_ended() {
         pod_with(spec.clone(), json!({"phase": "Running"}), deleted.clone()),
         "0/1 | Terminating | 0 | 60m"
     );
-    assert_eq!(pod_with(spec, json!({"phase": "Succeeded"}), deleted), "0/1 | Succeeded | 0 | 60m");
+    assert_eq!(
+        pod_with(spec, json!({"phase": "Succeeded"}), deleted),
+        "0/1 | Succeeded | 0 | 60m"
+    );
 }
 
 #[test]
@@ -110,12 +138,16 @@ fn services_show_addresses_and_ports() {
             .join(" | ")
     };
     assert_eq!(
-        row(json!({"type": "ClusterIP", "clusterIP": "10.96.0.1", "ports": [{"port": 443, "protocol": "TCP"}]})),
+        row(
+            json!({"type": "ClusterIP", "clusterIP": "10.96.0.1", "ports": [{"port": 443, "protocol": "TCP"}]})
+        ),
         "s | ClusterIP | 10.96.0.1 | <none> | 443/TCP | <unknown> | <none>"
     );
     assert_eq!(
-        row(json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.2"], "selector": {"b": "2", "a": "1"},
-            "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]})),
+        row(
+            json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.2"], "selector": {"b": "2", "a": "1"},
+            "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]})
+        ),
         "s | LoadBalancer | 10.96.0.2 | <pending> | 80:30080/TCP,53/UDP | <unknown> | a=1,b=2"
     );
     assert_eq!(
@@ -128,9 +160,15 @@ fn services_show_addresses_and_ports() {
 fn long_lists_are_cut() {
     let object = json!({"metadata": {"name": "e"}, "subsets": [{
         "addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "ports": [{"port": 80}, {"port": 81}]}]});
-    assert_eq!(endpoints(&object, at(NOW))[1], "10.0.0.1:80,10.0.0.1:81,10.0.0.2:80 + 1 more...");
+    assert_eq!(
+        endpoints(&object, at(NOW))[1],
+        "10.0.0.1:80,10.0.0.1:81,10.0.0.2:80 + 1 more..."
+    );
     let slice = json!({"metadata": {"name": "e"}, "addressType": "IPv4", "endpoints": []});
-    assert_eq!(endpoint_slice(&slice, at(NOW))[2..4], [json!("<unset>"), json!("<unset>")]);
+    assert_eq!(
+        endpoint_slice(&slice, at(NOW))[2..4],
+        [json!("<unset>"), json!("<unset>")]
+    );
 }
 
 #[test]
@@ -144,7 +182,10 @@ fn nodes_show_readiness_and_roles() {
     assert_eq!(row.len(), NODE.len());
     assert_eq!(row[1], "NotReady,SchedulingDisabled");
     assert_eq!(row[2], "control-plane,worker");
-    assert_eq!(row[5..8], [json!("172.30.0.10"), json!("<none>"), json!("<unknown>")]);
+    assert_eq!(
+        row[5..8],
+        [json!("172.30.0.10"), json!("<none>"), json!("<unknown>")]
+    );
 }
 
 #[test]
@@ -163,6 +204,9 @@ fn events_of_both_groups_read_the_same() {
         "reason": "Started", "regarding": {"kind": "Pod", "name": "p"}, "note": "hello\n", "deprecatedCount": 2});
     let row = event(&core, at(NOW));
     assert_eq!(row, event(&new, at(NOW)));
-    assert_eq!(row[0..4], [json!("60s"), json!("Normal"), json!("Started"), json!("pod/p")]);
+    assert_eq!(
+        row[0..4],
+        [json!("60s"), json!("Normal"), json!("Started"), json!("pod/p")]
+    );
     assert_eq!(row[6], "hello");
 }

@@ -10,14 +10,22 @@ use super::{DEFINITIONS, reference, short_name};
 
 /// Reads `object` as the definition `root`; returns what was dropped.
 pub(in super::super) fn decode(root: &str, object: &mut Value) -> Result<Vec<String>, DecodeError> {
-    let mut reader = Reader { owner: short_name(root).to_owned(), fields: Vec::new(), unknown: Vec::new() };
+    let mut reader = Reader {
+        owner: short_name(root).to_owned(),
+        fields: Vec::new(),
+        unknown: Vec::new(),
+    };
     reader.definition(root, object, "")?;
     Ok(reader.unknown)
 }
 
 /// Reads the parts of a custom object that every object has; returns what was dropped.
 pub(in super::super) fn decode_metadata(object: &mut Value) -> Result<Vec<String>, DecodeError> {
-    let mut reader = Reader { owner: "Object".to_owned(), fields: vec!["metadata".into()], unknown: Vec::new() };
+    let mut reader = Reader {
+        owner: "Object".to_owned(),
+        fields: vec!["metadata".into()],
+        unknown: Vec::new(),
+    };
     match object.get_mut("metadata") {
         None => {}
         Some(Value::Null) => object["metadata"] = Value::Object(Map::new()),
@@ -51,7 +59,9 @@ impl Reader {
             }
             _ => {}
         }
-        let Some(schema) = DEFINITIONS.get(name) else { return Ok(()) };
+        let Some(schema) = DEFINITIONS.get(name) else {
+            return Ok(());
+        };
         let Value::Object(fields) = value else {
             return Err(self.mismatch(value, &format!("v1.{}", short_name(name))));
         };
@@ -77,12 +87,24 @@ impl Reader {
         }
     }
 
-    fn structure(&mut self, schema: &Value, fields: &mut Map<String, Value>, path: &str) -> Result<(), DecodeError> {
+    fn structure(
+        &mut self,
+        schema: &Value,
+        fields: &mut Map<String, Value>,
+        path: &str,
+    ) -> Result<(), DecodeError> {
         let nothing = Map::new();
-        let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&nothing);
+        let properties = schema
+            .get("properties")
+            .and_then(Value::as_object)
+            .unwrap_or(&nothing);
         let mut dropped = Vec::new();
         for (name, value) in fields.iter_mut() {
-            let here = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let here = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}.{name}")
+            };
             let Some(property) = properties.get(name) else {
                 self.unknown.push(format!("unknown field {}", quote(&here)));
                 dropped.push(name.clone());
@@ -160,7 +182,11 @@ impl Reader {
             (Some(_), _) => true,
             (None, _) => false,
         };
-        if fits { Ok(()) } else { Err(self.mismatch(value, format)) }
+        if fits {
+            Ok(())
+        } else {
+            Err(self.mismatch(value, format))
+        }
     }
 
     fn int_or_string(&mut self, value: &Value) -> Result<(), DecodeError> {
@@ -197,7 +223,11 @@ impl Reader {
             Ok(time) if micro => *value = time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string().into(),
             Ok(time) => *value = time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
             Err(_) => {
-                let layout = if micro { "2006-01-02T15:04:05.000000Z07:00" } else { "2006-01-02T15:04:05Z07:00" };
+                let layout = if micro {
+                    "2006-01-02T15:04:05.000000Z07:00"
+                } else {
+                    "2006-01-02T15:04:05Z07:00"
+                };
                 return Err(self.error(format!(
                     "parsing time {} as {}: cannot parse {} as \"2006\"",
                     quote(&quote(text)),
@@ -220,7 +250,10 @@ impl Reader {
             Err(base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _)) => {
                 Err(self.error(format!("illegal base64 data at input byte {at}")))
             }
-            Err(_) => Err(self.error(format!("illegal base64 data at input byte {}", packed.len() / 4 * 4))),
+            Err(_) => Err(self.error(format!(
+                "illegal base64 data at input byte {}",
+                packed.len() / 4 * 4
+            ))),
         }
     }
 
@@ -230,7 +263,9 @@ impl Reader {
             other => json_type(other).to_owned(),
         };
         if self.fields.is_empty() {
-            return self.error(format!("json: cannot unmarshal {what} into Go value of type {go_type}"));
+            return self.error(format!(
+                "json: cannot unmarshal {what} into Go value of type {go_type}"
+            ));
         }
         let path = self.fields.join(".");
         self.error(format!(
@@ -240,12 +275,18 @@ impl Reader {
     }
 
     fn error(&self, message: String) -> DecodeError {
-        DecodeError { path: self.fields.join("."), message }
+        DecodeError {
+            path: self.fields.join("."),
+            message,
+        }
     }
 }
 
 fn is_required(schema: &Value, name: &str) -> bool {
-    schema.get("required").and_then(Value::as_array).is_some_and(|all| all.iter().any(|field| field == name))
+    schema
+        .get("required")
+        .and_then(Value::as_array)
+        .is_some_and(|all| all.iter().any(|field| field == name))
 }
 
 /// Go leaves out empty lists and maps (`omitempty`), but not empty structs.
@@ -277,7 +318,11 @@ fn go_type(schema: &Value) -> String {
         return format!("v1.{}", short_name(name));
     }
     match schema.get("type").and_then(Value::as_str) {
-        Some("integer") => schema.get("format").and_then(Value::as_str).unwrap_or("int64").to_owned(),
+        Some("integer") => schema
+            .get("format")
+            .and_then(Value::as_str)
+            .unwrap_or("int64")
+            .to_owned(),
         Some("number") => "float64".to_owned(),
         Some("boolean") => "bool".to_owned(),
         Some("array") => format!("[]{}", go_type(&schema["items"])),
@@ -358,7 +403,8 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_dropped_and_told() {
-        let mut object = json!({"spec": {"foo": 1, "template": {"spec": {"containers": [{"imagee": "a"}]}}}, "x": 1});
+        let mut object =
+            json!({"spec": {"foo": 1, "template": {"spec": {"containers": [{"imagee": "a"}]}}}, "x": 1});
         let unknown = decode(DEPLOYMENT, &mut object).unwrap();
         assert_eq!(
             unknown,
@@ -368,7 +414,10 @@ mod tests {
                 r#"unknown field "x""#,
             ]
         );
-        assert_eq!(object, json!({"spec": {"template": {"spec": {"containers": [{}]}}}}));
+        assert_eq!(
+            object,
+            json!({"spec": {"template": {"spec": {"containers": [{}]}}}})
+        );
     }
 
     #[test]

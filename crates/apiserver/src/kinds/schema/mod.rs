@@ -28,7 +28,10 @@ pub(super) fn name_of(group: &str, version: &str, kind: &str) -> String {
         "apiextensions.k8s.io" => {
             format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.{version}.{kind}")
         }
-        group => format!("io.k8s.api.{}.{version}.{kind}", group.trim_end_matches(".k8s.io")),
+        group => format!(
+            "io.k8s.api.{}.{version}.{kind}",
+            group.trim_end_matches(".k8s.io")
+        ),
     }
 }
 

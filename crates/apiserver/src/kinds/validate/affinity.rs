@@ -10,13 +10,27 @@ pub(super) fn affinity(errors: &mut Errors, path: &str, affinity: &Value) {
     node(errors, &format!("{path}.nodeAffinity"), &affinity["nodeAffinity"]);
     for kind in ["podAffinity", "podAntiAffinity"] {
         let (path, rules) = (format!("{path}.{kind}"), &affinity[kind]);
-        for (i, term) in list(&rules["requiredDuringSchedulingIgnoredDuringExecution"]).iter().enumerate() {
-            pod_term(errors, &format!("{path}.requiredDuringSchedulingIgnoredDuringExecution[{i}]"), term);
+        for (i, term) in list(&rules["requiredDuringSchedulingIgnoredDuringExecution"])
+            .iter()
+            .enumerate()
+        {
+            pod_term(
+                errors,
+                &format!("{path}.requiredDuringSchedulingIgnoredDuringExecution[{i}]"),
+                term,
+            );
         }
-        for (i, weighted) in list(&rules["preferredDuringSchedulingIgnoredDuringExecution"]).iter().enumerate() {
+        for (i, weighted) in list(&rules["preferredDuringSchedulingIgnoredDuringExecution"])
+            .iter()
+            .enumerate()
+        {
             let path = format!("{path}.preferredDuringSchedulingIgnoredDuringExecution[{i}]");
             weight(errors, &path, weighted);
-            pod_term(errors, &format!("{path}.podAffinityTerm"), &weighted["podAffinityTerm"]);
+            pod_term(
+                errors,
+                &format!("{path}.podAffinityTerm"),
+                &weighted["podAffinityTerm"],
+            );
         }
     }
 }
@@ -24,7 +38,11 @@ pub(super) fn affinity(errors: &mut Errors, path: &str, affinity: &Value) {
 fn weight(errors: &mut Errors, path: &str, weighted: &Value) {
     let weight = weighted["weight"].as_i64().unwrap_or(0);
     if !(1..=100).contains(&weight) {
-        errors.push(FieldError::invalid(format!("{path}.weight"), weight, "must be in the range 1-100"));
+        errors.push(FieldError::invalid(
+            format!("{path}.weight"),
+            weight,
+            "must be in the range 1-100",
+        ));
     }
 }
 
@@ -47,13 +65,19 @@ fn node(errors: &mut Errors, path: &str, affinity: &Value) {
         let path = format!("{path}.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
         let terms = list(&required["nodeSelectorTerms"]);
         if terms.is_empty() {
-            errors.push(FieldError::required(&path, "must have at least one node selector term"));
+            errors.push(FieldError::required(
+                &path,
+                "must have at least one node selector term",
+            ));
         }
         for (i, term) in terms.iter().enumerate() {
             node_term(errors, &format!("{path}[{i}]"), term);
         }
     }
-    for (i, preferred) in list(&affinity["preferredDuringSchedulingIgnoredDuringExecution"]).iter().enumerate() {
+    for (i, preferred) in list(&affinity["preferredDuringSchedulingIgnoredDuringExecution"])
+        .iter()
+        .enumerate()
+    {
         let path = format!("{path}.preferredDuringSchedulingIgnoredDuringExecution[{i}]");
         weight(errors, &path, preferred);
         node_term(errors, &format!("{path}.preference"), &preferred["preference"]);
@@ -84,7 +108,12 @@ fn node_term(errors: &mut Errors, path: &str, term: &Value) {
             }
         }
         let key = text(&requirement["key"]);
-        invalid_each(errors, &format!("{path}.key"), &key.into(), names::qualified_name(key));
+        invalid_each(
+            errors,
+            &format!("{path}.key"),
+            &key.into(),
+            names::qualified_name(key),
+        );
     }
 }
 
@@ -94,14 +123,26 @@ pub(super) fn spread(errors: &mut Errors, path: &str, constraints: &Value) {
         let path = format!("{path}[{i}]");
         let skew = constraint["maxSkew"].as_i64().unwrap_or(0);
         if skew <= 0 {
-            errors.push(FieldError::invalid(format!("{path}.maxSkew"), skew, "must be greater than zero"));
+            errors.push(FieldError::invalid(
+                format!("{path}.maxSkew"),
+                skew,
+                "must be greater than zero",
+            ));
         }
         topology_key(errors, &path, constraint);
         let action = &constraint["whenUnsatisfiable"];
         if unset(action) || !matches!(text(action), "DoNotSchedule" | "ScheduleAnyway") {
             let supported = ["DoNotSchedule", "ScheduleAnyway"];
-            errors.push(FieldError::not_supported(format!("{path}.whenUnsatisfiable"), text(action), &supported));
+            errors.push(FieldError::not_supported(
+                format!("{path}.whenUnsatisfiable"),
+                text(action),
+                &supported,
+            ));
         }
-        selector::label_selector(errors, &format!("{path}.labelSelector"), &constraint["labelSelector"]);
+        selector::label_selector(
+            errors,
+            &format!("{path}.labelSelector"),
+            &constraint["labelSelector"],
+        );
     }
 }

@@ -21,7 +21,9 @@ pub(in crate::kinds) fn node(new: &Value, old: Option<&Value>) -> Errors {
     let spec = &new["spec"];
     pod_cidrs(&mut errors, spec);
     taints(&mut errors, list(&spec["taints"]));
-    let Some(old) = old.map(|old| &old["spec"]) else { return errors };
+    let Some(old) = old.map(|old| &old["spec"]) else {
+        return errors;
+    };
     let ranges = |s: &Value| list(&s["podCIDRs"]).to_vec();
     if !ranges(old).is_empty() && ranges(spec) != ranges(old) {
         let detail = "node updates may not change podCIDR except from \"\" to valid";
@@ -39,7 +41,11 @@ fn pod_cidrs(errors: &mut Errors, spec: &Value) {
     for (i, cidr) in list(&spec["podCIDRs"]).iter().enumerate() {
         match text(cidr).parse::<IpNet>() {
             Ok(net) => parsed.push(net),
-            Err(_) => errors.push(FieldError::invalid(format!("spec.podCIDRs[{i}]"), cidr.clone(), CIDR)),
+            Err(_) => errors.push(FieldError::invalid(
+                format!("spec.podCIDRs[{i}]"),
+                cidr.clone(),
+                CIDR,
+            )),
         }
     }
     let one_family = match parsed.as_slice() {
@@ -48,7 +54,11 @@ fn pod_cidrs(errors: &mut Errors, spec: &Value) {
     };
     if one_family {
         let detail = "may specify no more than one CIDR for each IP family";
-        errors.push(FieldError::invalid("spec.podCIDRs", spec["podCIDRs"].clone(), detail));
+        errors.push(FieldError::invalid(
+            "spec.podCIDRs",
+            spec["podCIDRs"].clone(),
+            detail,
+        ));
     }
 }
 
@@ -57,7 +67,12 @@ fn taints(errors: &mut Errors, taints: &[Value]) {
     for (i, taint) in taints.iter().enumerate() {
         let path = format!("spec.taints[{i}]");
         let (key, effect) = (text(&taint["key"]), text(&taint["effect"]));
-        invalid_each(errors, &format!("{path}.key"), &key.into(), names::qualified_name(key));
+        invalid_each(
+            errors,
+            &format!("{path}.key"),
+            &key.into(),
+            names::qualified_name(key),
+        );
         let messages = names::label_value(text(&taint["value"]));
         invalid_each(errors, &format!("{path}.value"), &taint["value"], messages);
         let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
@@ -76,7 +91,11 @@ pub(in crate::kinds) fn lease(new: &Value, _old: Option<&Value>) -> Errors {
     let mut errors = Vec::new();
     let spec = &new["spec"];
     if let Some(seconds) = spec["leaseDurationSeconds"].as_i64().filter(|&n| n <= 0) {
-        errors.push(FieldError::invalid("spec.leaseDurationSeconds", seconds, "must be greater than 0"));
+        errors.push(FieldError::invalid(
+            "spec.leaseDurationSeconds",
+            seconds,
+            "must be greater than 0",
+        ));
     }
     not_negative(&mut errors, "spec.leaseTransitions", &spec["leaseTransitions"]);
     errors

@@ -19,12 +19,21 @@ pub(in crate::kinds) fn config_map(new: &Value, old: Option<&Value>) -> Errors {
         let path = format!("data[{key}]");
         invalid_each(&mut errors, &path, &key.into(), names::config_key(key));
         if new["binaryData"].get(key).is_some() {
-            errors.push(FieldError::invalid(path, key, "duplicate of key present in binaryData"));
+            errors.push(FieldError::invalid(
+                path,
+                key,
+                "duplicate of key present in binaryData",
+            ));
         }
         size += text(value).len();
     }
     for (key, value) in entries(&new["binaryData"]) {
-        invalid_each(&mut errors, &format!("binaryData[{key}]"), &key.into(), names::config_key(key));
+        invalid_each(
+            &mut errors,
+            &format!("binaryData[{key}]"),
+            &key.into(),
+            names::config_key(key),
+        );
         size += decoded(value).len();
     }
     if size > MAX_SIZE {
@@ -52,7 +61,9 @@ fn frozen(errors: &mut Errors, new: &Value, old: &Value, fields: &[&str]) {
 }
 
 fn decoded(value: &Value) -> Vec<u8> {
-    base64::engine::general_purpose::STANDARD.decode(text(value)).unwrap_or_default()
+    base64::engine::general_purpose::STANDARD
+        .decode(text(value))
+        .unwrap_or_default()
 }
 
 /// Judges a Secret.
@@ -61,7 +72,12 @@ pub(in crate::kinds) fn secret(new: &Value, old: Option<&Value>) -> Errors {
     let data = &new["data"];
     let mut size = 0;
     for (key, value) in entries(data) {
-        invalid_each(&mut errors, &format!("data[{key}]"), &key.into(), names::config_key(key));
+        invalid_each(
+            &mut errors,
+            &format!("data[{key}]"),
+            &key.into(),
+            names::config_key(key),
+        );
         size += decoded(value).len();
     }
     if size > MAX_SIZE {
@@ -76,7 +92,10 @@ pub(in crate::kinds) fn secret(new: &Value, old: Option<&Value>) -> Errors {
         "kubernetes.io/service-account-token" => {
             let annotation = "kubernetes.io/service-account.name";
             if unset(&new["metadata"]["annotations"][annotation]) {
-                errors.push(FieldError::required(format!("metadata.annotations[{annotation}]"), ""));
+                errors.push(FieldError::required(
+                    format!("metadata.annotations[{annotation}]"),
+                    "",
+                ));
             }
         }
         "kubernetes.io/dockercfg" => json_file(&mut errors, data, ".dockercfg"),
@@ -105,7 +124,11 @@ fn json_file(errors: &mut Errors, data: &Value, key: &str) {
         None => errors.push(FieldError::required(path, "")),
         Some(value) => {
             if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&decoded(value)) {
-                errors.push(FieldError::invalid(path, "<secret contents redacted>", error.to_string()));
+                errors.push(FieldError::invalid(
+                    path,
+                    "<secret contents redacted>",
+                    error.to_string(),
+                ));
             }
         }
     }
@@ -117,7 +140,11 @@ pub(in crate::kinds) fn event(new: &Value, _old: Option<&Value>) -> Errors {
     let own = text(&new["metadata"]["namespace"]);
     let involved = text(&new["involvedObject"]["namespace"]);
     // Events of cluster-scoped objects live in `default`.
-    let matches = if involved.is_empty() { matches!(own, "default" | "kube-system") } else { own == involved };
+    let matches = if involved.is_empty() {
+        matches!(own, "default" | "kube-system")
+    } else {
+        own == involved
+    };
     if !matches {
         let detail = "does not match event.namespace";
         errors.push(FieldError::invalid("involvedObject.namespace", involved, detail));
@@ -137,14 +164,25 @@ pub(in crate::kinds) fn new_event(new: &Value, old: Option<&Value>) -> Errors {
     if old.is_some() {
         return errors;
     }
-    for field in ["eventTime", "reportingController", "reportingInstance", "action", "reason"] {
+    for field in [
+        "eventTime",
+        "reportingController",
+        "reportingInstance",
+        "action",
+        "reason",
+    ] {
         if unset(&new[field]) {
             errors.push(FieldError::required(field, ""));
         }
     }
     if !unset(&new["reportingController"]) {
         let messages = names::qualified_name(text(&new["reportingController"]));
-        invalid_each(&mut errors, "reportingController", &new["reportingController"], messages);
+        invalid_each(
+            &mut errors,
+            "reportingController",
+            &new["reportingController"],
+            messages,
+        );
     }
     one_of(&mut errors, "type", &new["type"], &["Normal", "Warning"]);
     errors

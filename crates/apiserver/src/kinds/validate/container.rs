@@ -2,12 +2,20 @@
 
 use serde_json::Value;
 
-use super::{Errors, FieldError, PROTOCOLS, invalid_each, names, not_negative, one_of, pod, port_or_name, volume};
+use super::{
+    Errors, FieldError, PROTOCOLS, invalid_each, names, not_negative, one_of, pod, port_or_name, volume,
+};
 use crate::kinds::quantity::Quantity;
 use crate::kinds::value::{entries, list, text, unset};
 
 /// Judges all containers of a pod spec.
-pub(super) fn containers(errors: &mut Errors, path: &str, spec: &Value, volumes: &[&str], host_network: bool) {
+pub(super) fn containers(
+    errors: &mut Errors,
+    path: &str,
+    spec: &Value,
+    volumes: &[&str],
+    host_network: bool,
+) {
     let ours = list(&spec["containers"]);
     if ours.is_empty() {
         errors.push(FieldError::required(format!("{path}.containers"), ""));
@@ -43,7 +51,11 @@ fn init_container(errors: &mut Errors, path: &str, c: &Value) {
         }
         policy => {
             if !policy.is_empty() {
-                errors.push(FieldError::not_supported(format!("{path}.restartPolicy"), policy, &["Always"]));
+                errors.push(FieldError::not_supported(
+                    format!("{path}.restartPolicy"),
+                    policy,
+                    &["Always"],
+                ));
             }
             for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
                 if !c[field].is_null() {
@@ -65,10 +77,15 @@ fn unique_name<'a>(errors: &mut Errors, path: &str, c: &'a Value, names: &mut Ve
 
 fn unique_host_ports(errors: &mut Errors, path: &str, c: &Value, seen: &mut Vec<String>) {
     for (i, port) in list(&c["ports"]).iter().enumerate() {
-        let Some(number) = port["hostPort"].as_i64().filter(|&n| n != 0) else { continue };
+        let Some(number) = port["hostPort"].as_i64().filter(|&n| n != 0) else {
+            continue;
+        };
         let key = format!("{}/{}/{number}", text(&port["protocol"]), text(&port["hostIP"]));
         if seen.contains(&key) {
-            errors.push(FieldError::duplicate(format!("{path}.ports[{i}].hostPort"), key.as_str()));
+            errors.push(FieldError::duplicate(
+                format!("{path}.ports[{i}].hostPort"),
+                key.as_str(),
+            ));
         }
         seen.push(key);
     }
@@ -77,7 +94,12 @@ fn unique_host_ports(errors: &mut Errors, path: &str, c: &Value, seen: &mut Vec<
 fn container(errors: &mut Errors, path: &str, c: &Value, volumes: &[&str], host_network: bool) {
     match text(&c["name"]) {
         "" => errors.push(FieldError::required(format!("{path}.name"), "")),
-        name => invalid_each(errors, &format!("{path}.name"), &c["name"], names::dns1123_label(name)),
+        name => invalid_each(
+            errors,
+            &format!("{path}.name"),
+            &c["name"],
+            names::dns1123_label(name),
+        ),
     }
     let image = text(&c["image"]);
     if image != image.trim() {
@@ -85,12 +107,22 @@ fn container(errors: &mut Errors, path: &str, c: &Value, volumes: &[&str], host_
         errors.push(FieldError::invalid(format!("{path}.image"), image, detail));
     }
     let policies = ["FallbackToLogsOnError", "File"];
-    one_of(errors, &format!("{path}.terminationMessagePolicy"), &c["terminationMessagePolicy"], &policies);
+    one_of(
+        errors,
+        &format!("{path}.terminationMessagePolicy"),
+        &c["terminationMessagePolicy"],
+        &policies,
+    );
     ports(errors, &format!("{path}.ports"), list(&c["ports"]), host_network);
     environment(errors, path, c);
     volume::mounts(errors, path, c, volumes);
     let pull = ["Always", "IfNotPresent", "Never"];
-    one_of(errors, &format!("{path}.imagePullPolicy"), &c["imagePullPolicy"], &pull);
+    one_of(
+        errors,
+        &format!("{path}.imagePullPolicy"),
+        &c["imagePullPolicy"],
+        &pull,
+    );
     resources(errors, &format!("{path}.resources"), &c["resources"]);
     security_context(errors, &format!("{path}.securityContext"), &c["securityContext"]);
 }
@@ -125,14 +157,26 @@ fn ports(errors: &mut Errors, path: &str, ports: &[Value], host_network: bool) {
         if number == 0 {
             errors.push(FieldError::required(format!("{path}.containerPort"), ""));
         } else if !(1..=65535).contains(&number) {
-            errors.push(FieldError::invalid(format!("{path}.containerPort"), number, names::PORT_RANGE));
+            errors.push(FieldError::invalid(
+                format!("{path}.containerPort"),
+                number,
+                names::PORT_RANGE,
+            ));
         }
         let host = port["hostPort"].as_i64().unwrap_or(0);
         if host != 0 && !(1..=65535).contains(&host) {
-            errors.push(FieldError::invalid(format!("{path}.hostPort"), host, names::PORT_RANGE));
+            errors.push(FieldError::invalid(
+                format!("{path}.hostPort"),
+                host,
+                names::PORT_RANGE,
+            ));
         } else if host_network && host != number {
             let detail = "must match `containerPort` when `hostNetwork` is true";
-            errors.push(FieldError::invalid(format!("{path}.containerPort"), number, detail));
+            errors.push(FieldError::invalid(
+                format!("{path}.containerPort"),
+                number,
+                detail,
+            ));
         }
         one_of(errors, &format!("{path}.protocol"), &port["protocol"], PROTOCOLS);
     }
@@ -163,7 +207,12 @@ fn environment(errors: &mut Errors, path: &str, c: &Value) {
         let path = format!("{path}.env[{i}]");
         match text(&env["name"]) {
             "" => errors.push(FieldError::required(format!("{path}.name"), "")),
-            name => invalid_each(errors, &format!("{path}.name"), &env["name"], names::env_name(name)),
+            name => invalid_each(
+                errors,
+                &format!("{path}.name"),
+                &env["name"],
+                names::env_name(name),
+            ),
         }
         if env["valueFrom"].is_object() {
             value_from(errors, &format!("{path}.valueFrom"), env);
@@ -175,7 +224,10 @@ fn environment(errors: &mut Errors, path: &str, c: &Value) {
             let messages = names::env_name(text(&from["prefix"]));
             invalid_each(errors, &format!("{path}.prefix"), &from["prefix"], messages);
         }
-        let sources: Vec<_> = ["configMapRef", "secretRef"].into_iter().filter(|s| from[*s].is_object()).collect();
+        let sources: Vec<_> = ["configMapRef", "secretRef"]
+            .into_iter()
+            .filter(|s| from[*s].is_object())
+            .collect();
         for source in &sources {
             if unset(&from[*source]["name"]) {
                 errors.push(FieldError::required(format!("{path}.{source}.name"), ""));
@@ -205,7 +257,12 @@ fn value_from(errors: &mut Errors, path: &str, env: &Value) {
                 }
                 match text(&source["key"]) {
                     "" => errors.push(FieldError::required(format!("{path}.key"), "")),
-                    key => invalid_each(errors, &format!("{path}.key"), &source["key"], names::config_key(key)),
+                    key => invalid_each(
+                        errors,
+                        &format!("{path}.key"),
+                        &source["key"],
+                        names::config_key(key),
+                    ),
                 }
             }
             _ => {}
@@ -236,14 +293,19 @@ pub(super) fn field_reference(errors: &mut Errors, path: &str, reference: &Value
         let subscript = rest.trim_end_matches(']').trim_matches('\'');
         if matches!(base, "metadata.labels" | "metadata.annotations") {
             let key = subscript.to_lowercase();
-            let key = if base == "metadata.labels" { subscript } else { &key };
+            let key = if base == "metadata.labels" {
+                subscript
+            } else {
+                &key
+            };
             invalid_each(errors, &field_path, &subscript.into(), names::qualified_name(key));
         } else {
             let detail = format!("error converting fieldPath: {base:?} does not support subscript");
             errors.push(FieldError::invalid(field_path, field, detail));
         }
     } else if !supported.contains(&field) {
-        let known = ENV_FIELDS.contains(&field) || matches!(field, "metadata.labels" | "metadata.annotations");
+        let known =
+            ENV_FIELDS.contains(&field) || matches!(field, "metadata.labels" | "metadata.annotations");
         errors.push(if known {
             FieldError::not_supported(field_path, field, supported)
         } else {
@@ -263,7 +325,11 @@ pub(super) fn resource_reference(errors: &mut Errors, path: &str, reference: &Va
         "" => errors.push(FieldError::required(format!("{path}.resource"), "")),
         resource if ENV_RESOURCES.contains(&resource) => {}
         resource if resource.contains(".hugepages-") => {}
-        resource => errors.push(FieldError::not_supported(format!("{path}.resource"), resource, ENV_RESOURCES)),
+        resource => errors.push(FieldError::not_supported(
+            format!("{path}.resource"),
+            resource,
+            ENV_RESOURCES,
+        )),
     }
 }
 
@@ -273,9 +339,15 @@ fn resources(errors: &mut Errors, path: &str, resources: &Value) {
         for (name, value) in entries(&resources[kind]) {
             let path = format!("{path}.{kind}");
             resource_name(errors, &format!("{path}[{name}]"), name);
-            let Ok(quantity) = text(value).parse::<Quantity>() else { continue };
+            let Ok(quantity) = text(value).parse::<Quantity>() else {
+                continue;
+            };
             if quantity.is_negative() {
-                errors.push(FieldError::invalid(format!("{path}[{name}]"), value.clone(), super::NOT_NEGATIVE));
+                errors.push(FieldError::invalid(
+                    format!("{path}[{name}]"),
+                    value.clone(),
+                    super::NOT_NEGATIVE,
+                ));
             }
             let limit = limits.get(name).and_then(|l| text(l).parse::<Quantity>().ok());
             if let Some(limit) = limit.filter(|l| kind == "requests" && quantity.nanos() > l.nanos()) {
@@ -293,8 +365,16 @@ fn resource_name(errors: &mut Errors, path: &str, name: &str) {
     }
     let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
     if !standard {
-        errors.push(FieldError::invalid(path, name, "must be a standard resource type or fully qualified"));
-        errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
+        errors.push(FieldError::invalid(
+            path,
+            name,
+            "must be a standard resource type or fully qualified",
+        ));
+        errors.push(FieldError::invalid(
+            path,
+            name,
+            "must be a standard resource for containers",
+        ));
     }
 }
 
@@ -314,14 +394,23 @@ fn probes(errors: &mut Errors, path: &str, c: &Value) {
         }
         let path = format!("{path}.{name}");
         handler(errors, &path, probe);
-        let numbers =
-            ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"];
+        let numbers = [
+            "initialDelaySeconds",
+            "timeoutSeconds",
+            "periodSeconds",
+            "successThreshold",
+            "failureThreshold",
+        ];
         for field in numbers {
             not_negative(errors, &format!("{path}.{field}"), &probe[field]);
         }
         if name != "readinessProbe" && probe["successThreshold"] != 1 {
             let value = probe["successThreshold"].as_i64().unwrap_or(0);
-            errors.push(FieldError::invalid(format!("{path}.successThreshold"), value, "must be 1"));
+            errors.push(FieldError::invalid(
+                format!("{path}.successThreshold"),
+                value,
+                "must be 1",
+            ));
         }
     }
 }
@@ -337,7 +426,10 @@ fn handler(errors: &mut Errors, path: &str, handler: &Value) {
         let path = format!("{path}.{kind}");
         found += 1;
         if found > 1 {
-            errors.push(FieldError::forbidden(&path, "may not specify more than 1 handler type"));
+            errors.push(FieldError::forbidden(
+                &path,
+                "may not specify more than 1 handler type",
+            ));
             continue;
         }
         match kind {
@@ -349,7 +441,12 @@ fn handler(errors: &mut Errors, path: &str, handler: &Value) {
                     errors.push(FieldError::required(format!("{path}.path"), ""));
                 }
                 port_or_name(errors, &format!("{path}.port"), &action["port"]);
-                one_of(errors, &format!("{path}.scheme"), &action["scheme"], &["HTTP", "HTTPS"]);
+                one_of(
+                    errors,
+                    &format!("{path}.scheme"),
+                    &action["scheme"],
+                    &["HTTP", "HTTPS"],
+                );
             }
             "tcpSocket" | "grpc" => port_or_name(errors, &format!("{path}.port"), &action["port"]),
             _ => {}
@@ -369,8 +466,15 @@ mod tests {
     #[test]
     fn a_probe_has_exactly_one_handler() {
         let mut errors = Vec::new();
-        probes(&mut errors, "c", &json!({"readinessProbe": {"successThreshold": 1}}));
-        assert_eq!(errors[0].to_string(), "c.readinessProbe: Required value: must specify a handler type");
+        probes(
+            &mut errors,
+            "c",
+            &json!({"readinessProbe": {"successThreshold": 1}}),
+        );
+        assert_eq!(
+            errors[0].to_string(),
+            "c.readinessProbe: Required value: must specify a handler type"
+        );
         errors.clear();
         let two = json!({"livenessProbe": {"successThreshold": 1, "exec": {"command": ["a"]}, "tcpSocket": {"port": 1}}});
         probes(&mut errors, "c", &two);

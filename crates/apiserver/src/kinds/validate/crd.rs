@@ -13,17 +13,35 @@ pub(in crate::kinds) fn crd(new: &Value, old: Option<&Value>) -> Errors {
     let name = format!("{}.{group}", text(&spec["names"]["plural"]));
     if new["metadata"]["name"] != name.as_str() {
         let detail = "must be spec.names.plural+\".\"+spec.group";
-        errors.push(FieldError::invalid("metadata.name", new["metadata"]["name"].clone(), detail));
+        errors.push(FieldError::invalid(
+            "metadata.name",
+            new["metadata"]["name"].clone(),
+            detail,
+        ));
     }
     if group.is_empty() {
         errors.push(FieldError::required("spec.group", ""));
     } else {
-        invalid_each(&mut errors, "spec.group", &spec["group"], names::dns1123_subdomain(group));
+        invalid_each(
+            &mut errors,
+            "spec.group",
+            &spec["group"],
+            names::dns1123_subdomain(group),
+        );
         if !group.contains('.') {
-            errors.push(FieldError::invalid("spec.group", group, "should be a domain with at least one dot"));
+            errors.push(FieldError::invalid(
+                "spec.group",
+                group,
+                "should be a domain with at least one dot",
+            ));
         }
     }
-    one_of(&mut errors, "spec.scope", &spec["scope"], &["Cluster", "Namespaced"]);
+    one_of(
+        &mut errors,
+        "spec.scope",
+        &spec["scope"],
+        &["Cluster", "Namespaced"],
+    );
     self::names(&mut errors, &spec["names"]);
     versions(&mut errors, spec);
     let strategy = &spec["conversion"]["strategy"];
@@ -40,15 +58,24 @@ pub(in crate::kinds) fn crd(new: &Value, old: Option<&Value>) -> Errors {
 fn immutable(errors: &mut Errors, spec: &Value, old: &Value) {
     let before = &old["spec"];
     if spec["group"] != before["group"] {
-        errors.push(FieldError::invalid("spec.group", spec["group"].clone(), IMMUTABLE));
+        errors.push(FieldError::invalid(
+            "spec.group",
+            spec["group"].clone(),
+            IMMUTABLE,
+        ));
     }
-    let established =
-        list(&old["status"]["conditions"]).iter().any(|c| c["type"] == "Established" && c["status"] == "True");
+    let established = list(&old["status"]["conditions"])
+        .iter()
+        .any(|c| c["type"] == "Established" && c["status"] == "True");
     if !established {
         return;
     }
     if spec["scope"] != before["scope"] {
-        errors.push(FieldError::invalid("spec.scope", spec["scope"].clone(), IMMUTABLE));
+        errors.push(FieldError::invalid(
+            "spec.scope",
+            spec["scope"].clone(),
+            IMMUTABLE,
+        ));
     }
     for field in ["kind", "plural"] {
         if spec["names"][field] != before["names"][field] {
@@ -59,7 +86,11 @@ fn immutable(errors: &mut Errors, spec: &Value, old: &Value) {
     for stored in list(&old["status"]["storedVersions"]) {
         if !list(&spec["versions"]).iter().any(|v| v["name"] == *stored) {
             let detail = format!("must appear in spec.versions: {stored}");
-            errors.push(FieldError::invalid("status.storedVersions[0]", stored.clone(), detail));
+            errors.push(FieldError::invalid(
+                "status.storedVersions[0]",
+                stored.clone(),
+                detail,
+            ));
         }
     }
 }
@@ -73,7 +104,11 @@ fn names(errors: &mut Errors, names: &Value) {
             errors.push(FieldError::required(path, ""));
             continue;
         }
-        let lower = if camel { value.to_lowercase() } else { value.to_owned() };
+        let lower = if camel {
+            value.to_lowercase()
+        } else {
+            value.to_owned()
+        };
         for message in names::dns1035_label(&lower) {
             let message = if camel {
                 format!("may have mixed case, but should otherwise match: {message}")
@@ -91,30 +126,50 @@ fn names(errors: &mut Errors, names: &Value) {
     }
     if !unset(&names["kind"]) && names["kind"] == names["listKind"] {
         let detail = "kind and listKind may not be the same";
-        errors.push(FieldError::invalid("spec.names.listKind", names["listKind"].clone(), detail));
+        errors.push(FieldError::invalid(
+            "spec.names.listKind",
+            names["listKind"].clone(),
+            detail,
+        ));
     }
 }
 
 fn versions(errors: &mut Errors, spec: &Value) {
     let versions = list(&spec["versions"]);
     if versions.is_empty() {
-        errors.push(FieldError::required("spec.versions", "must have at least one version"));
+        errors.push(FieldError::required(
+            "spec.versions",
+            "must have at least one version",
+        ));
     }
     let mut seen: Vec<&str> = Vec::new();
     for (i, version) in versions.iter().enumerate() {
         let path = format!("spec.versions[{i}]");
         let name = text(&version["name"]);
-        invalid_each(errors, &format!("{path}.name"), &version["name"], names::dns1035_label(name));
+        invalid_each(
+            errors,
+            &format!("{path}.name"),
+            &version["name"],
+            names::dns1035_label(name),
+        );
         if seen.contains(&name) {
             let detail = "must contain unique version names";
-            errors.push(FieldError::invalid("spec.versions", spec["versions"].clone(), detail));
+            errors.push(FieldError::invalid(
+                "spec.versions",
+                spec["versions"].clone(),
+                detail,
+            ));
         }
         seen.push(name);
         self::version(errors, &path, version);
     }
     if versions.iter().filter(|v| v["storage"] == true).count() != 1 {
         let detail = "must have exactly one version marked as storage version";
-        errors.push(FieldError::invalid("spec.versions", spec["versions"].clone(), detail));
+        errors.push(FieldError::invalid(
+            "spec.versions",
+            spec["versions"].clone(),
+            detail,
+        ));
     }
 }
 
@@ -125,10 +180,17 @@ fn version(errors: &mut Errors, path: &str, version: &Value) {
         errors.push(FieldError::required(&schema_path, "schemas are required"));
     } else {
         if unset(&schema["type"]) {
-            errors.push(FieldError::required(format!("{schema_path}.type"), "must not be empty at the root"));
+            errors.push(FieldError::required(
+                format!("{schema_path}.type"),
+                "must not be empty at the root",
+            ));
         } else if schema["type"] != "object" {
             let detail = "must be object at the root";
-            errors.push(FieldError::invalid(format!("{schema_path}.type"), schema["type"].clone(), detail));
+            errors.push(FieldError::invalid(
+                format!("{schema_path}.type"),
+                schema["type"].clone(),
+                detail,
+            ));
         }
         structural(errors, &schema_path, schema);
     }
@@ -162,7 +224,11 @@ fn json_path(errors: &mut Errors, path: &str, value: &Value) {
     match text(value) {
         "" => errors.push(FieldError::required(path, "")),
         value if !value.starts_with('.') => {
-            errors.push(FieldError::invalid(path, value, "must be a simple json path starting with ."));
+            errors.push(FieldError::invalid(
+                path,
+                value,
+                "must be a simple json path starting with .",
+            ));
         }
         _ => {}
     }
@@ -189,23 +255,41 @@ fn structural(errors: &mut Errors, path: &str, schema: &Value) {
     }
     if !unset(&schema["additionalProperties"]) && schema["properties"].is_object() {
         let detail = "additionalProperties and properties are mutual exclusive";
-        errors.push(FieldError::forbidden(format!("{path}.additionalProperties"), detail));
+        errors.push(FieldError::forbidden(
+            format!("{path}.additionalProperties"),
+            detail,
+        ));
     }
     for (name, property) in entries(&schema["properties"]) {
         let path = format!("{path}.properties[{name}]");
-        typed(errors, &path, property, "must not be empty for specified object fields");
+        typed(
+            errors,
+            &path,
+            property,
+            "must not be empty for specified object fields",
+        );
         structural(errors, &path, property);
     }
     if schema["additionalProperties"].is_object() {
         let path = format!("{path}.additionalProperties");
-        typed(errors, &path, &schema["additionalProperties"], "must not be empty for specified object fields");
+        typed(
+            errors,
+            &path,
+            &schema["additionalProperties"],
+            "must not be empty for specified object fields",
+        );
         structural(errors, &path, &schema["additionalProperties"]);
     }
     if schema["type"] == "array" && schema["items"].is_null() {
         errors.push(FieldError::required(format!("{path}.items"), "must be specified"));
     } else if schema["items"].is_object() {
         let path = format!("{path}.items");
-        typed(errors, &path, &schema["items"], "must not be empty for specified array items");
+        typed(
+            errors,
+            &path,
+            &schema["items"],
+            "must not be empty for specified array items",
+        );
         structural(errors, &path, &schema["items"]);
     }
 }

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::{Errors, FieldError, IMMUTABLE, IP, PROTOCOLS, invalid_each, names, one_of, port_or_name, service};
+use super::{
+    Errors, FieldError, IMMUTABLE, IP, PROTOCOLS, invalid_each, names, one_of, port_or_name, service,
+};
 use crate::kinds::value::{list, text, unset};
 
 /// Judges an Endpoints object.
@@ -14,7 +16,10 @@ pub(in crate::kinds) fn endpoints(new: &Value, _old: Option<&Value>) -> Errors {
         let path = format!("subsets[{i}]");
         let groups = ["addresses", "notReadyAddresses"];
         if groups.iter().all(|g| list(&subset[*g]).is_empty()) {
-            errors.push(FieldError::required(&path, "must specify `addresses` or `notReadyAddresses`"));
+            errors.push(FieldError::required(
+                &path,
+                "must specify `addresses` or `notReadyAddresses`",
+            ));
         }
         for group in groups {
             for (j, address) in list(&subset[group]).iter().enumerate() {
@@ -28,11 +33,21 @@ pub(in crate::kinds) fn endpoints(new: &Value, _old: Option<&Value>) -> Errors {
                 "" if ports.len() > 1 => errors.push(FieldError::required(format!("{path}.name"), "")),
                 "" => {}
                 name => {
-                    invalid_each(&mut errors, &format!("{path}.name"), &port["name"], names::dns1123_label(name));
+                    invalid_each(
+                        &mut errors,
+                        &format!("{path}.name"),
+                        &port["name"],
+                        names::dns1123_label(name),
+                    );
                 }
             }
             port_or_name(&mut errors, &format!("{path}.port"), &port["port"]);
-            one_of(&mut errors, &format!("{path}.protocol"), &port["protocol"], PROTOCOLS);
+            one_of(
+                &mut errors,
+                &format!("{path}.protocol"),
+                &port["protocol"],
+                PROTOCOLS,
+            );
         }
     }
     errors
@@ -52,7 +67,12 @@ fn address_ip(errors: &mut Errors, path: &str, ip: &Value) {
 /// Judges an EndpointSlice.
 pub(in crate::kinds) fn endpoint_slice(new: &Value, old: Option<&Value>) -> Errors {
     let mut errors = Vec::new();
-    one_of(&mut errors, "addressType", &new["addressType"], &["FQDN", "IPv4", "IPv6"]);
+    one_of(
+        &mut errors,
+        "addressType",
+        &new["addressType"],
+        &["FQDN", "IPv4", "IPv6"],
+    );
     let kind = text(&new["addressType"]);
     let endpoints = list(&new["endpoints"]);
     if endpoints.len() > 1000 {
@@ -66,7 +86,11 @@ pub(in crate::kinds) fn endpoint_slice(new: &Value, old: Option<&Value>) -> Erro
     if let Some(old) = old
         && new["addressType"] != old["addressType"]
     {
-        errors.push(FieldError::invalid("addressType", new["addressType"].clone(), IMMUTABLE));
+        errors.push(FieldError::invalid(
+            "addressType",
+            new["addressType"].clone(),
+            IMMUTABLE,
+        ));
     }
     errors
 }
@@ -75,16 +99,19 @@ fn endpoint(errors: &mut Errors, path: &str, endpoint: &Value, kind: &str) {
     let addresses = list(&endpoint["addresses"]);
     let addresses_path = format!("{path}.addresses");
     if addresses.is_empty() {
-        errors.push(FieldError::required(&addresses_path, "must contain at least 1 address"));
+        errors.push(FieldError::required(
+            &addresses_path,
+            "must contain at least 1 address",
+        ));
     } else if addresses.len() > 100 {
         errors.push(FieldError::too_many(&addresses_path, addresses.len(), 100));
     }
     for (i, address) in addresses.iter().enumerate() {
         let path = format!("{addresses_path}[{i}]");
-        let parsed = text(address).parse::<IpAddr>();
+        let parsed = text(address).parse::<IpAddr>().ok();
         let detail = match (kind, parsed) {
-            ("IPv4", Ok(IpAddr::V4(_))) | ("IPv6", Ok(IpAddr::V6(_))) => {
-                parsed.ok().and_then(service::not_reachable)
+            ("IPv4", Some(IpAddr::V4(_))) | ("IPv6", Some(IpAddr::V6(_))) => {
+                parsed.and_then(service::not_reachable)
             }
             ("IPv4", _) => Some("must be an IPv4 address"),
             ("IPv6", _) => Some("must be an IPv6 address"),
@@ -109,7 +136,12 @@ fn endpoint(errors: &mut Errors, path: &str, endpoint: &Value, kind: &str) {
     }
     for (i, zone) in list(&endpoint["hints"]["forZones"]).iter().enumerate() {
         let path = format!("{path}.hints.forZones[{i}].name");
-        invalid_each(errors, &path, &zone["name"], names::label_value(text(&zone["name"])));
+        invalid_each(
+            errors,
+            &path,
+            &zone["name"],
+            names::label_value(text(&zone["name"])),
+        );
     }
 }
 
@@ -123,7 +155,12 @@ fn slice_ports(errors: &mut Errors, ports: &[Value]) {
         let path = format!("ports[{i}]");
         let name = text(&port["name"]);
         if !name.is_empty() {
-            invalid_each(errors, &format!("{path}.name"), &port["name"], names::dns1123_label(name));
+            invalid_each(
+                errors,
+                &format!("{path}.name"),
+                &port["name"],
+                names::dns1123_label(name),
+            );
         }
         if !seen.insert(name) {
             errors.push(FieldError::duplicate(format!("{path}.name"), name));
@@ -131,7 +168,12 @@ fn slice_ports(errors: &mut Errors, ports: &[Value]) {
         one_of(errors, &format!("{path}.protocol"), &port["protocol"], PROTOCOLS);
         if !unset(&port["appProtocol"]) {
             let messages = names::qualified_name(text(&port["appProtocol"]));
-            invalid_each(errors, &format!("{path}.appProtocol"), &port["appProtocol"], messages);
+            invalid_each(
+                errors,
+                &format!("{path}.appProtocol"),
+                &port["appProtocol"],
+                messages,
+            );
         }
     }
 }

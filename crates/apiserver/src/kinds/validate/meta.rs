@@ -35,11 +35,21 @@ pub(in crate::kinds) fn object_meta(meta: &Value, namespaced: bool, rule: NameRu
     let prefix = text(&meta["generateName"]);
     if !prefix.is_empty() {
         // The prefix may end with a hyphen, the generated name will not.
-        let masked = prefix.strip_suffix('-').map_or(prefix.to_owned(), |p| format!("{p}a"));
-        invalid_each(&mut errors, "metadata.generateName", &meta["generateName"], rule.check(&masked));
+        let masked = prefix
+            .strip_suffix('-')
+            .map_or(prefix.to_owned(), |p| format!("{p}a"));
+        invalid_each(
+            &mut errors,
+            "metadata.generateName",
+            &meta["generateName"],
+            rule.check(&masked),
+        );
     }
     match text(&meta["name"]) {
-        "" => errors.push(FieldError::required("metadata.name", "name or generateName is required")),
+        "" => errors.push(FieldError::required(
+            "metadata.name",
+            "name or generateName is required",
+        )),
         name => invalid_each(&mut errors, "metadata.name", &meta["name"], rule.check(name)),
     }
     match (namespaced, text(&meta["namespace"])) {
@@ -49,7 +59,10 @@ pub(in crate::kinds) fn object_meta(meta: &Value, namespaced: bool, rule: NameRu
             invalid_each(&mut errors, "metadata.namespace", &meta["namespace"], messages);
         }
         (false, "") => {}
-        (false, _) => errors.push(FieldError::forbidden("metadata.namespace", "not allowed on this type")),
+        (false, _) => errors.push(FieldError::forbidden(
+            "metadata.namespace",
+            "not allowed on this type",
+        )),
     }
     labels(&mut errors, "metadata.labels", &meta["labels"]);
     annotations(&mut errors, "metadata.annotations", &meta["annotations"]);
@@ -70,7 +83,12 @@ pub(super) fn labels(errors: &mut Errors, path: &str, labels: &Value) {
 pub(super) fn annotations(errors: &mut Errors, path: &str, annotations: &Value) {
     let mut size = 0;
     for (key, value) in entries(annotations) {
-        invalid_each(errors, path, &key.into(), names::qualified_name(&key.to_lowercase()));
+        invalid_each(
+            errors,
+            path,
+            &key.into(),
+            names::qualified_name(&key.to_lowercase()),
+        );
         size += key.len() + text(value).len();
     }
     if size > MAX_ANNOTATIONS {

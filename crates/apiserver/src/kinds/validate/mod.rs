@@ -7,10 +7,10 @@ mod cluster;
 mod config;
 mod container;
 mod crd;
+mod endpoints;
 mod meta;
 mod names;
 mod network_policy;
-mod endpoints;
 mod pod;
 mod pod_update;
 mod selector;
@@ -23,7 +23,6 @@ pub(super) use config::{config_map, event, new_event, secret};
 pub(super) use crd::crd;
 pub(super) use endpoints::{endpoint_slice, endpoints};
 pub(super) use meta::{NameRule, object_meta};
-pub(super) use names::dns1035_label;
 pub(super) use network_policy::network_policy;
 pub(super) use pod::pod;
 pub(super) use service::service;
@@ -44,7 +43,11 @@ const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 
 /// One `Invalid value` per message.
 fn invalid_each(errors: &mut Errors, path: &str, value: &Value, messages: Vec<String>) {
-    errors.extend(messages.into_iter().map(|m| FieldError::invalid(path, value.clone(), m)));
+    errors.extend(
+        messages
+            .into_iter()
+            .map(|m| FieldError::invalid(path, value.clone(), m)),
+    );
 }
 
 /// A number, when there is one, that may not be negative.

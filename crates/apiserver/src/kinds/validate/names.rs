@@ -4,7 +4,10 @@ pub(super) const PORT_RANGE: &str = "must be between 1 and 65535, inclusive";
 
 fn regex_error(message: &str, format: &str, examples: &[&str]) -> String {
     let examples: Vec<String> = examples.iter().map(|e| format!("'{e}', ")).collect();
-    format!("{message} (e.g. {}regex used for validation is '{format}')", examples.join(" or "))
+    format!(
+        "{message} (e.g. {}regex used for validation is '{format}')",
+        examples.join(" or ")
+    )
 }
 
 fn too_long(max: usize) -> String {
@@ -17,16 +20,21 @@ fn lower_alnum(b: u8) -> bool {
 
 fn is_label(s: &str) -> bool {
     let b = s.as_bytes();
-    let (Some(&first), Some(&last)) = (b.first(), b.last()) else { return false };
+    let (Some(&first), Some(&last)) = (b.first(), b.last()) else {
+        return false;
+    };
     lower_alnum(first) && lower_alnum(last) && b.iter().all(|&c| lower_alnum(c) || c == b'-')
 }
 
 fn is_name_part(s: &str) -> bool {
     let b = s.as_bytes();
-    let (Some(&first), Some(&last)) = (b.first(), b.last()) else { return false };
+    let (Some(&first), Some(&last)) = (b.first(), b.last()) else {
+        return false;
+    };
     first.is_ascii_alphanumeric()
         && last.is_ascii_alphanumeric()
-        && b.iter().all(|&c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
+        && b.iter()
+            .all(|&c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
 }
 
 /// Up to 63 lower-case letters, digits and hyphens.
@@ -94,7 +102,11 @@ pub(super) fn qualified_name(s: &str) -> Vec<String> {
             if prefix.is_empty() {
                 messages.push("prefix part must be non-empty".to_owned());
             } else {
-                messages.extend(dns1123_subdomain(prefix).into_iter().map(|m| format!("prefix part {m}")));
+                messages.extend(
+                    dns1123_subdomain(prefix)
+                        .into_iter()
+                        .map(|m| format!("prefix part {m}")),
+                );
             }
             name
         }
@@ -139,7 +151,11 @@ pub(super) fn config_key(s: &str) -> Vec<String> {
     if s.len() > 253 {
         messages.push(too_long(253));
     }
-    if s.is_empty() || !s.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.')) {
+    if s.is_empty()
+        || !s
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
+    {
         messages.push(regex_error(
             "a valid config key must consist of alphanumeric characters, '-', '_' or '.'",
             "[-._a-zA-Z0-9]+",

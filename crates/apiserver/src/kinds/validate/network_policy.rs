@@ -25,13 +25,21 @@ pub(in crate::kinds) fn network_policy(new: &Value, _old: Option<&Value>) -> Err
     let types = list(&spec["policyTypes"]);
     if types.len() > 2 {
         let detail = "may not specify more than two policyTypes";
-        errors.push(FieldError::invalid("spec.policyTypes", spec["policyTypes"].clone(), detail));
+        errors.push(FieldError::invalid(
+            "spec.policyTypes",
+            spec["policyTypes"].clone(),
+            detail,
+        ));
         return errors;
     }
     for kind in types {
         if !matches!(text(kind), "Ingress" | "Egress") {
             let supported = ["Egress", "Ingress"];
-            errors.push(FieldError::not_supported("spec.policyTypes", kind.clone(), &supported));
+            errors.push(FieldError::not_supported(
+                "spec.policyTypes",
+                kind.clone(),
+                &supported,
+            ));
         }
     }
     errors
@@ -39,7 +47,12 @@ pub(in crate::kinds) fn network_policy(new: &Value, _old: Option<&Value>) -> Err
 
 fn port(errors: &mut Errors, path: &str, port: &Value) {
     if !unset(&port["protocol"]) {
-        super::one_of(errors, &format!("{path}.protocol"), &port["protocol"], super::PROTOCOLS);
+        super::one_of(
+            errors,
+            &format!("{path}.protocol"),
+            &port["protocol"],
+            super::PROTOCOLS,
+        );
     }
     let end_path = format!("{path}.endPort");
     let end = port["endPort"].as_i64();
@@ -54,7 +67,12 @@ fn port(errors: &mut Errors, path: &str, port: &Value) {
                 let detail = "may not be specified when `port` is non-numeric";
                 errors.push(FieldError::invalid(end_path, end, detail));
             }
-            invalid_each(errors, &format!("{path}.port"), &port["port"], names::port_name(name));
+            invalid_each(
+                errors,
+                &format!("{path}.port"),
+                &port["port"],
+                names::port_name(name),
+            );
         }
         (number, end) => {
             let number = number.as_i64().unwrap_or(0);
@@ -68,7 +86,11 @@ fn port(errors: &mut Errors, path: &str, port: &Value) {
                 }
             }
             if !(1..=65535).contains(&number) {
-                errors.push(FieldError::invalid(format!("{path}.port"), number, names::PORT_RANGE));
+                errors.push(FieldError::invalid(
+                    format!("{path}.port"),
+                    number,
+                    names::PORT_RANGE,
+                ));
             }
         }
     }
@@ -86,7 +108,10 @@ fn peer(errors: &mut Errors, path: &str, peer: &Value) {
     if block.is_object() {
         ip_block(errors, &format!("{path}.ipBlock"), block);
         if found > 0 {
-            errors.push(FieldError::forbidden(path, "may not specify both ipBlock and another peer"));
+            errors.push(FieldError::forbidden(
+                path,
+                "may not specify both ipBlock and another peer",
+            ));
         }
         found += 1;
     }
@@ -111,7 +136,11 @@ fn ip_block(errors: &mut Errors, path: &str, block: &Value) {
             Err(_) => errors.push(FieldError::invalid(path, except.clone(), CIDR)),
             Ok(part) => {
                 if !whole.contains(&part.trunc()) || part.prefix_len() <= whole.prefix_len() {
-                    errors.push(FieldError::invalid(path, except.clone(), "must be a strict subset of `cidr`"));
+                    errors.push(FieldError::invalid(
+                        path,
+                        except.clone(),
+                        "must be a strict subset of `cidr`",
+                    ));
                 }
             }
         }

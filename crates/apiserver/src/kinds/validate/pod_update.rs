@@ -27,11 +27,21 @@ pub(super) fn pod_update(errors: &mut Errors, new: &Value, old: &Value) {
     let mut munged = spec.clone();
     for kind in ["containers", "initContainers"] {
         let old_containers = list(&before[kind]);
-        for (container, old) in munged[kind].as_array_mut().into_iter().flatten().zip(old_containers) {
+        for (container, old) in munged[kind]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+            .zip(old_containers)
+        {
             keep(container, old, "image");
         }
     }
-    for field in ["activeDeadlineSeconds", "tolerations", "containers", "initContainers"] {
+    for field in [
+        "activeDeadlineSeconds",
+        "tolerations",
+        "containers",
+        "initContainers",
+    ] {
         let known = spec.get(field).is_some() || before.get(field).is_some();
         if known && !field.ends_with("ontainers") {
             keep(&mut munged, before, field);
@@ -39,7 +49,9 @@ pub(super) fn pod_update(errors: &mut Errors, new: &Value, old: &Value) {
             fields.shift_remove(field);
         }
     }
-    if before["terminationGracePeriodSeconds"].as_i64().is_some_and(|n| n < 0)
+    if before["terminationGracePeriodSeconds"]
+        .as_i64()
+        .is_some_and(|n| n < 0)
         && spec["terminationGracePeriodSeconds"] == 1
     {
         keep(&mut munged, before, "terminationGracePeriodSeconds");
@@ -56,15 +68,30 @@ pub(super) fn pod_update(errors: &mut Errors, new: &Value, old: &Value) {
 
 fn deadline(errors: &mut Errors, spec: &Value, before: &Value) {
     let path = "spec.activeDeadlineSeconds";
-    match (before["activeDeadlineSeconds"].as_i64(), spec["activeDeadlineSeconds"].as_i64()) {
+    match (
+        before["activeDeadlineSeconds"].as_i64(),
+        spec["activeDeadlineSeconds"].as_i64(),
+    ) {
         (None, Some(new)) if !(0..=i64::from(i32::MAX)).contains(&new) => {
-            errors.push(FieldError::invalid(path, new, "must be between 0 and 2147483647, inclusive"));
+            errors.push(FieldError::invalid(
+                path,
+                new,
+                "must be between 0 and 2147483647, inclusive",
+            ));
         }
         (Some(old), Some(new)) if new > old => {
-            errors.push(FieldError::invalid(path, new, "must be less than or equal to previous value"));
+            errors.push(FieldError::invalid(
+                path,
+                new,
+                "must be less than or equal to previous value",
+            ));
         }
         (Some(_), None) => {
-            errors.push(FieldError::invalid(path, Value::Null, "must not update from a positive integer to nil value"));
+            errors.push(FieldError::invalid(
+                path,
+                Value::Null,
+                "must not update from a positive integer to nil value",
+            ));
         }
         _ => {}
     }
@@ -76,7 +103,9 @@ fn added_tolerations(errors: &mut Errors, new: &Value, old: &Value) {
         crate::kinds::value::remove(&mut t, "tolerationSeconds");
         t
     };
-    let kept = list(old).iter().all(|before| list(new).iter().any(|after| timeless(after) == timeless(before)));
+    let kept = list(old)
+        .iter()
+        .all(|before| list(new).iter().any(|after| timeless(after) == timeless(before)));
     if !kept {
         let detail = "existing toleration can not be modified except its tolerationSeconds";
         errors.push(FieldError::forbidden("spec.tolerations", detail));
@@ -88,7 +117,12 @@ fn difference(path: &str, new: &Value, old: &Value, out: &mut String) {
     match (new, old) {
         (Value::Object(_), Value::Object(before)) => {
             for (key, value) in entries(new) {
-                difference(&format!("{path}.{key}"), value, old.get(key).unwrap_or(&Value::Null), out);
+                difference(
+                    &format!("{path}.{key}"),
+                    value,
+                    old.get(key).unwrap_or(&Value::Null),
+                    out,
+                );
             }
             for (key, value) in before.iter().filter(|(key, _)| new.get(key.as_str()).is_none()) {
                 difference(&format!("{path}.{key}"), &Value::Null, value, out);

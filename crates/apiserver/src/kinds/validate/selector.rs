@@ -28,9 +28,19 @@ pub(super) fn label_selector(errors: &mut Errors, path: &str, selector: &Value) 
             )),
         }
         let key = text(&requirement["key"]);
-        invalid_each(errors, &format!("{path}.key"), &key.into(), names::qualified_name(key));
+        invalid_each(
+            errors,
+            &format!("{path}.key"),
+            &key.into(),
+            names::qualified_name(key),
+        );
         for (j, value) in values.iter().enumerate() {
-            invalid_each(errors, &format!("{path}.values[{j}]"), value, names::label_value(text(value)));
+            invalid_each(
+                errors,
+                &format!("{path}.values[{j}]"),
+                value,
+                names::label_value(text(value)),
+            );
         }
     }
 }

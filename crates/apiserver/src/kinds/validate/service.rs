@@ -17,7 +17,12 @@ pub(in crate::kinds) fn service(new: &Value, old: Option<&Value>) -> Errors {
     let kind = text(&spec["type"]);
     ports(&mut errors, spec, kind);
     meta::labels(&mut errors, "spec.selector", &spec["selector"]);
-    one_of(&mut errors, "spec.sessionAffinity", &spec["sessionAffinity"], &["ClientIP", "None"]);
+    one_of(
+        &mut errors,
+        "spec.sessionAffinity",
+        &spec["sessionAffinity"],
+        &["ClientIP", "None"],
+    );
     session_affinity(&mut errors, spec);
     let kinds = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
     one_of(&mut errors, "spec.type", &spec["type"], &kinds);
@@ -59,7 +64,9 @@ fn ports(errors: &mut Errors, spec: &Value, kind: &str) {
             errors.push(FieldError::duplicate(&path, shown));
         }
         seen.push(key);
-        let Some(node_port) = port["nodePort"].as_i64().filter(|&n| n != 0) else { continue };
+        let Some(node_port) = port["nodePort"].as_i64().filter(|&n| n != 0) else {
+            continue;
+        };
         if !matches!(kind, "NodePort" | "LoadBalancer") {
             let detail = format!("may not be used when `type` is '{kind}'");
             errors.push(FieldError::forbidden(format!("{path}.nodePort"), detail));
@@ -70,18 +77,17 @@ fn ports(errors: &mut Errors, spec: &Value, kind: &str) {
     }
 }
 
-fn port<'a>(
-    errors: &mut Errors,
-    path: &str,
-    port: &'a Value,
-    require_name: bool,
-    seen: &mut Vec<&'a str>,
-) {
+fn port<'a>(errors: &mut Errors, path: &str, port: &'a Value, require_name: bool, seen: &mut Vec<&'a str>) {
     match text(&port["name"]) {
         "" if require_name => errors.push(FieldError::required(format!("{path}.name"), "")),
         "" => {}
         name => {
-            invalid_each(errors, &format!("{path}.name"), &port["name"], names::dns1123_label(name));
+            invalid_each(
+                errors,
+                &format!("{path}.name"),
+                &port["name"],
+                names::dns1123_label(name),
+            );
             if seen.contains(&name) {
                 errors.push(FieldError::duplicate(format!("{path}.name"), name));
             }
@@ -93,7 +99,12 @@ fn port<'a>(
     port_or_name(errors, &format!("{path}.targetPort"), &port["targetPort"]);
     if !unset(&port["appProtocol"]) {
         let messages = names::qualified_name(text(&port["appProtocol"]));
-        invalid_each(errors, &format!("{path}.appProtocol"), &port["appProtocol"], messages);
+        invalid_each(
+            errors,
+            &format!("{path}.appProtocol"),
+            &port["appProtocol"],
+            messages,
+        );
     }
 }
 
@@ -124,7 +135,10 @@ fn cluster_ips(errors: &mut Errors, spec: &Value, kind: &str) {
     let ips = list(&spec["clusterIPs"]);
     if kind == "ExternalName" {
         if !ips.is_empty() {
-            errors.push(FieldError::forbidden("spec.clusterIPs", "may not be set when `type` is 'ExternalName'"));
+            errors.push(FieldError::forbidden(
+                "spec.clusterIPs",
+                "may not be set when `type` is 'ExternalName'",
+            ));
         }
         return;
     }
@@ -132,7 +146,11 @@ fn cluster_ips(errors: &mut Errors, spec: &Value, kind: &str) {
         && *first != spec["clusterIP"]
     {
         let detail = "first value must match `clusterIP`";
-        errors.push(FieldError::invalid("spec.clusterIPs", spec["clusterIPs"].clone(), detail));
+        errors.push(FieldError::invalid(
+            "spec.clusterIPs",
+            spec["clusterIPs"].clone(),
+            detail,
+        ));
     }
     if ips.is_empty() {
         if !unset(&spec["clusterIP"]) {
@@ -144,20 +162,36 @@ fn cluster_ips(errors: &mut Errors, spec: &Value, kind: &str) {
     for (i, ip) in ips.iter().enumerate() {
         if ip == "None" && ips.len() > 1 {
             let detail = "must be a valid IP address";
-            errors.push(FieldError::invalid(format!("spec.clusterIPs[{i}]"), ip.clone(), detail));
+            errors.push(FieldError::invalid(
+                format!("spec.clusterIPs[{i}]"),
+                ip.clone(),
+                detail,
+            ));
         } else {
             cluster_ip(errors, &format!("spec.clusterIPs[{i}]"), ip);
         }
     }
     if ips.len() > 2 {
         let detail = "may only hold up to 2 values";
-        errors.push(FieldError::invalid("spec.clusterIPs", spec["clusterIPs"].clone(), detail));
-    } else if let ([Ok(a), Ok(b)], 0) =
-        (ips.iter().map(|ip| text(ip).parse::<IpAddr>()).collect::<Vec<_>>().as_slice(), none)
-        && a.is_ipv4() == b.is_ipv4()
+        errors.push(FieldError::invalid(
+            "spec.clusterIPs",
+            spec["clusterIPs"].clone(),
+            detail,
+        ));
+    } else if let ([Ok(a), Ok(b)], 0) = (
+        ips.iter()
+            .map(|ip| text(ip).parse::<IpAddr>())
+            .collect::<Vec<_>>()
+            .as_slice(),
+        none,
+    ) && a.is_ipv4() == b.is_ipv4()
     {
         let detail = "may specify no more than one IP for each IP family";
-        errors.push(FieldError::invalid("spec.clusterIPs", spec["clusterIPs"].clone(), detail));
+        errors.push(FieldError::invalid(
+            "spec.clusterIPs",
+            spec["clusterIPs"].clone(),
+            detail,
+        ));
     }
 }
 
@@ -193,17 +227,28 @@ fn families(errors: &mut Errors, spec: &Value, kind: &str) {
     one_of_if_set(errors, "spec.ipFamilyPolicy", &spec["ipFamilyPolicy"], &policies);
     let single = spec["ipFamilyPolicy"] == "SingleStack";
     if single && list(&spec["clusterIPs"]).len() > 1 {
-        let detail = "may be `RequireDualStack` or `PreferDualStack` when multiple `clusterIPs` are specified";
+        let detail =
+            "may be `RequireDualStack` or `PreferDualStack` when multiple `clusterIPs` are specified";
         errors.push(FieldError::invalid("spec.ipFamilyPolicy", "SingleStack", detail));
     } else if single && families.len() > 1 {
-        let detail = "may be `RequireDualStack` or `PreferDualStack` when multiple `ipFamilies` are specified";
+        let detail =
+            "may be `RequireDualStack` or `PreferDualStack` when multiple `ipFamilies` are specified";
         errors.push(FieldError::invalid("spec.ipFamilyPolicy", "SingleStack", detail));
     }
     for (i, (ip, family)) in list(&spec["clusterIPs"]).iter().zip(families).enumerate() {
-        let Ok(ip) = text(ip).parse::<IpAddr>() else { continue };
+        let Ok(ip) = text(ip).parse::<IpAddr>() else {
+            continue;
+        };
         if ip.is_ipv4() != (family == "IPv4") {
-            let detail = format!("expected an {} value as indicated by `ipFamilies[{i}]`", text(family));
-            errors.push(FieldError::invalid(format!("spec.clusterIPs[{i}]"), ip.to_string(), detail));
+            let detail = format!(
+                "expected an {} value as indicated by `ipFamilies[{i}]`",
+                text(family)
+            );
+            errors.push(FieldError::invalid(
+                format!("spec.clusterIPs[{i}]"),
+                ip.to_string(),
+                detail,
+            ));
         }
     }
 }
@@ -261,13 +306,27 @@ fn traffic_policies(errors: &mut Errors, spec: &Value, kind: &str) {
         || (kind == "ClusterIP" && !list(&spec["externalIPs"]).is_empty());
     if !unset(external) && !reachable {
         let detail = "may only be set for externally-accessible services";
-        errors.push(FieldError::invalid("spec.externalTrafficPolicy", external.clone(), detail));
+        errors.push(FieldError::invalid(
+            "spec.externalTrafficPolicy",
+            external.clone(),
+            detail,
+        ));
     } else {
         one_of_if_set(errors, "spec.externalTrafficPolicy", external, &policies);
     }
-    one_of_if_set(errors, "spec.internalTrafficPolicy", &spec["internalTrafficPolicy"], &policies);
+    one_of_if_set(
+        errors,
+        "spec.internalTrafficPolicy",
+        &spec["internalTrafficPolicy"],
+        &policies,
+    );
     let distributions = ["PreferClose", "PreferSameNode", "PreferSameZone"];
-    one_of_if_set(errors, "spec.trafficDistribution", &spec["trafficDistribution"], &distributions);
+    one_of_if_set(
+        errors,
+        "spec.trafficDistribution",
+        &spec["trafficDistribution"],
+        &distributions,
+    );
     let health = spec["healthCheckNodePort"].as_i64().unwrap_or(0);
     if health != 0 && !(kind == "LoadBalancer" && external == "Local") {
         let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
@@ -286,7 +345,11 @@ fn load_balancer(errors: &mut Errors, spec: &Value, kind: &str) {
         return;
     }
     let detail = "may only be used when `type` is 'LoadBalancer'";
-    for field in ["loadBalancerSourceRanges", "allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+    for field in [
+        "loadBalancerSourceRanges",
+        "allocateLoadBalancerNodePorts",
+        "loadBalancerClass",
+    ] {
         if !unset(&spec[field]) {
             errors.push(FieldError::forbidden(format!("spec.{field}"), detail));
         }
@@ -306,7 +369,15 @@ fn immutable_cluster_ip(errors: &mut Errors, spec: &Value, old: &Value) {
     if before.is_empty() || now == before {
         return;
     }
-    let detail = if now.is_empty() { "primary clusterIP can not be unset" } else { "may not change once set" };
-    let shown = if list(&spec["clusterIPs"]).is_empty() { json!([now]) } else { spec["clusterIPs"].clone() };
+    let detail = if now.is_empty() {
+        "primary clusterIP can not be unset"
+    } else {
+        "may not change once set"
+    };
+    let shown = if list(&spec["clusterIPs"]).is_empty() {
+        json!([now])
+    } else {
+        spec["clusterIPs"].clone()
+    };
     errors.push(FieldError::invalid("spec.clusterIPs[0]", shown, detail));
 }

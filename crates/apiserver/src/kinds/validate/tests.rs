@@ -24,8 +24,11 @@ fn made(name: &str, mut object: Value) -> Value {
 
 #[track_caller]
 fn created(name: &str, object: Value, want: &[&str]) {
-    let got: Vec<String> =
-        kind(name).validate_create(&made(name, object)).iter().map(ToString::to_string).collect();
+    let got: Vec<String> = kind(name)
+        .validate_create(&made(name, object))
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(got, want);
 }
 
@@ -53,19 +56,35 @@ fn names_are_judged_by_kind() {
                      must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation \
                      is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
     let mut config = json!({"metadata": {"name": "A_b"}});
-    created("ConfigMap", config.clone(), &[&format!("metadata.name: Invalid value: \"A_b\": {subdomain}")]);
+    created(
+        "ConfigMap",
+        config.clone(),
+        &[&format!("metadata.name: Invalid value: \"A_b\": {subdomain}")],
+    );
     config["metadata"]["name"] = "".into();
-    created("ConfigMap", config, &["metadata.name: Required value: name or generateName is required"]);
+    created(
+        "ConfigMap",
+        config,
+        &["metadata.name: Required value: name or generateName is required"],
+    );
     let label = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
                  character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for \
                  validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
     let service = json!({"metadata": {"name": "1a"}, "spec": {"ports": [{"port": 80}]}});
-    created("Service", service, &[&format!("metadata.name: Invalid value: \"1a\": {label}")]);
+    created(
+        "Service",
+        service,
+        &[&format!("metadata.name: Invalid value: \"1a\": {label}")],
+    );
     let label = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start \
                  and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
                  '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
     let namespace = json!({"metadata": {"name": "a.b"}});
-    created("Namespace", namespace, &[&format!("metadata.name: Invalid value: \"a.b\": {label}")]);
+    created(
+        "Namespace",
+        namespace,
+        &[&format!("metadata.name: Invalid value: \"a.b\": {label}")],
+    );
 }
 
 #[test]
@@ -89,8 +108,10 @@ fn labels_and_finalizers_are_judged() {
     created(
         "ConfigMap",
         json!({"metadata": {"finalizers": ["mine"]}}),
-        &["metadata.finalizers[0]: Invalid value: \"mine\": name is neither a standard finalizer name nor is it fully \
-           qualified"],
+        &[
+            "metadata.finalizers[0]: Invalid value: \"mine\": name is neither a standard finalizer name nor is it fully \
+           qualified",
+        ],
     );
 }
 
@@ -99,31 +120,57 @@ fn pods_are_judged() {
     created("Pod", json!({"spec": {}}), &["spec.containers: Required value"]);
     let cases = [
         (json!({"name": ""}), "spec.containers[0].name: Required value"),
-        (json!({"imagePullPolicy": "Sometimes"}),
-         "spec.containers[0].imagePullPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \
-          \"IfNotPresent\", \"Never\""),
-        (json!({"ports": [{"containerPort": 70000}]}),
-         "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive"),
-        (json!({"ports": [{}]}), "spec.containers[0].ports[0].containerPort: Required value"),
-        (json!({"ports": [{"containerPort": 1, "protocol": "ICMP"}]}),
-         "spec.containers[0].ports[0].protocol: Unsupported value: \"ICMP\": supported values: \"SCTP\", \"TCP\", \"UDP\""),
-        (json!({"ports": [{"containerPort": 1, "name": "a"}, {"containerPort": 2, "name": "a"}]}),
-         "spec.containers[0].ports[1].name: Duplicate value: \"a\""),
-        (json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}),
-         "spec.containers[0].volumeMounts[0].name: Not found: \"v\""),
-        (json!({"livenessProbe": {}}), "spec.containers[0].livenessProbe: Required value: must specify a handler type"),
-        (json!({"livenessProbe": {"tcpSocket": {"port": 80}, "successThreshold": 2}}),
-         "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1"),
-        (json!({"env": [{"name": "A", "valueFrom": {}}]}),
-         "spec.containers[0].env[0].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, \
-          `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`"),
-        (json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.foo"}}}]}),
-         "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"status.foo\": error converting \
-          fieldPath: field label not supported: status.foo"),
-        (json!({"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}),
-         "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1"),
-        (json!({"resources": {"limits": {"cpu": "-1"}}}),
-         "spec.containers[0].resources.limits[cpu]: Invalid value: \"-1\": must be greater than or equal to 0"),
+        (
+            json!({"imagePullPolicy": "Sometimes"}),
+            "spec.containers[0].imagePullPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \
+          \"IfNotPresent\", \"Never\"",
+        ),
+        (
+            json!({"ports": [{"containerPort": 70000}]}),
+            "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+        ),
+        (
+            json!({"ports": [{}]}),
+            "spec.containers[0].ports[0].containerPort: Required value",
+        ),
+        (
+            json!({"ports": [{"containerPort": 1, "protocol": "ICMP"}]}),
+            "spec.containers[0].ports[0].protocol: Unsupported value: \"ICMP\": supported values: \"SCTP\", \"TCP\", \"UDP\"",
+        ),
+        (
+            json!({"ports": [{"containerPort": 1, "name": "a"}, {"containerPort": 2, "name": "a"}]}),
+            "spec.containers[0].ports[1].name: Duplicate value: \"a\"",
+        ),
+        (
+            json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}),
+            "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+        ),
+        (
+            json!({"livenessProbe": {}}),
+            "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+        ),
+        (
+            json!({"livenessProbe": {"tcpSocket": {"port": 80}, "successThreshold": 2}}),
+            "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
+        ),
+        (
+            json!({"env": [{"name": "A", "valueFrom": {}}]}),
+            "spec.containers[0].env[0].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, \
+          `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
+        ),
+        (
+            json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.foo"}}}]}),
+            "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"status.foo\": error converting \
+          fieldPath: field label not supported: status.foo",
+        ),
+        (
+            json!({"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}),
+            "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+        ),
+        (
+            json!({"resources": {"limits": {"cpu": "-1"}}}),
+            "spec.containers[0].resources.limits[cpu]: Invalid value: \"-1\": must be greater than or equal to 0",
+        ),
     ];
     for (container, want) in cases {
         let errors = kind("Pod").validate_create(&made("Pod", pod_of(container)));
@@ -134,26 +181,63 @@ fn pods_are_judged() {
 #[test]
 fn pod_specs_are_judged() {
     let cases = [
-        ("restartPolicy", json!("Sometimes"),
-         "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\""),
-        ("dnsPolicy", json!("Foo"),
-         "spec.dnsPolicy: Unsupported value: \"Foo\": supported values: \"ClusterFirst\", \"ClusterFirstWithHostNet\", \
-          \"Default\", \"None\""),
-        ("terminationGracePeriodSeconds", json!(-1),
-         "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0"),
-        ("volumes", json!([{"name": "a"}, {"name": "a"}]), "spec.volumes[1].name: Duplicate value: \"a\""),
-        ("volumes", json!([{"name": "a", "emptyDir": {}, "hostPath": {"path": "/"}}]),
-         "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type"),
-        ("volumes", json!([{"name": "a", "configMap": {}}]), "spec.volumes[0].configMap.name: Required value"),
-        ("hostAliases", json!([{"ip": "x"}]),
-         "spec.hostAliases[0].ip: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
-        ("tolerations", json!([{"key": "a", "operator": "Is"}]),
-         "spec.tolerations[0].operator: Unsupported value: \"Is\": supported values: \"Equal\", \"Exists\""),
-        ("initContainers", json!([{"name": "c"}]), "spec.initContainers[0].name: Duplicate value: \"c\""),
-        ("initContainers", json!([{"name": "i", "readinessProbe": {"tcpSocket": {"port": 1}}}]),
-         "spec.initContainers[0].readinessProbe: Forbidden: may not be set for init containers without \
-          restartPolicy=Always"),
-        ("dnsPolicy", json!("None"), "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None"),
+        (
+            "restartPolicy",
+            json!("Sometimes"),
+            "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+        ),
+        (
+            "dnsPolicy",
+            json!("Foo"),
+            "spec.dnsPolicy: Unsupported value: \"Foo\": supported values: \"ClusterFirst\", \"ClusterFirstWithHostNet\", \
+          \"Default\", \"None\"",
+        ),
+        (
+            "terminationGracePeriodSeconds",
+            json!(-1),
+            "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0",
+        ),
+        (
+            "volumes",
+            json!([{"name": "a"}, {"name": "a"}]),
+            "spec.volumes[1].name: Duplicate value: \"a\"",
+        ),
+        (
+            "volumes",
+            json!([{"name": "a", "emptyDir": {}, "hostPath": {"path": "/"}}]),
+            "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
+        ),
+        (
+            "volumes",
+            json!([{"name": "a", "configMap": {}}]),
+            "spec.volumes[0].configMap.name: Required value",
+        ),
+        (
+            "hostAliases",
+            json!([{"ip": "x"}]),
+            "spec.hostAliases[0].ip: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        ),
+        (
+            "tolerations",
+            json!([{"key": "a", "operator": "Is"}]),
+            "spec.tolerations[0].operator: Unsupported value: \"Is\": supported values: \"Equal\", \"Exists\"",
+        ),
+        (
+            "initContainers",
+            json!([{"name": "c"}]),
+            "spec.initContainers[0].name: Duplicate value: \"c\"",
+        ),
+        (
+            "initContainers",
+            json!([{"name": "i", "readinessProbe": {"tcpSocket": {"port": 1}}}]),
+            "spec.initContainers[0].readinessProbe: Forbidden: may not be set for init containers without \
+          restartPolicy=Always",
+        ),
+        (
+            "dnsPolicy",
+            json!("None"),
+            "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None",
+        ),
     ];
     for (field, value, want) in cases {
         let mut pod = pod_of(json!({}));
@@ -176,14 +260,21 @@ fn a_pod_spec_stays_as_it_was() {
         "Pod",
         old.clone(),
         renamed,
-        &["spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,\
+        &[
+            "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,\
            `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing \
            tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)\n\
-           - spec.hostname: null\n+ spec.hostname: \"h\"\n"],
+           - spec.hostname: null\n+ spec.hostname: \"h\"\n",
+        ],
     );
     let mut more = old.clone();
     more["spec"]["containers"] = json!([{"name": "c", "image": "a"}, {"name": "d"}]);
-    updated("Pod", old, more, &["spec.containers: Forbidden: pod updates may not add or remove containers"]);
+    updated(
+        "Pod",
+        old,
+        more,
+        &["spec.containers: Forbidden: pod updates may not add or remove containers"],
+    );
 }
 
 fn deployment() -> Value {
@@ -203,7 +294,9 @@ fn deployments_are_judged() {
     created(
         "Deployment",
         with("/spec/template/metadata/labels", json!({"app": "b"})),
-        &["spec.template.metadata.labels: Invalid value: {\"app\":\"b\"}: `selector` does not match template `labels`"],
+        &[
+            "spec.template.metadata.labels: Invalid value: {\"app\":\"b\"}: `selector` does not match template `labels`",
+        ],
     );
     created(
         "Deployment",
@@ -230,12 +323,18 @@ fn deployments_are_judged() {
     );
     created(
         "Deployment",
-        with("/spec/strategy", json!({"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 0}})),
+        with(
+            "/spec/strategy",
+            json!({"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 0}}),
+        ),
         &["spec.strategy.rollingUpdate.maxUnavailable: Invalid value: 0: may not be 0 when `maxSurge` is 0"],
     );
     created(
         "Deployment",
-        with("/spec/strategy", json!({"type": "Recreate", "rollingUpdate": {"maxSurge": 1}})),
+        with(
+            "/spec/strategy",
+            json!({"type": "Recreate", "rollingUpdate": {"maxSurge": 1}}),
+        ),
         &["spec.strategy.rollingUpdate: Forbidden: may not be specified when strategy `type` is 'Recreate'"],
     );
     let mut other = deployment();
@@ -254,32 +353,64 @@ fn services_are_judged() {
     let cases = [
         (json!({}), vec!["spec.ports: Required value"]),
         (json!({"clusterIP": "None"}), vec![]),
-        (json!({"ports": [{"port": 0}]}), vec![
-            "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
-            "spec.ports[0].targetPort: Invalid value: 0: must be between 1 and 65535, inclusive",
-        ]),
-        (json!({"ports": [{"port": 80}, {"port": 81, "name": "b"}]}), vec!["spec.ports[0].name: Required value"]),
-        (json!({"ports": [{"port": 80, "name": "a"}, {"port": 80, "name": "b"}]}), vec![
-            "spec.ports[1]: Duplicate value: {\"Name\":\"\",\"Protocol\":\"TCP\",\"AppProtocol\":null,\"Port\":80,\
+        (
+            json!({"ports": [{"port": 0}]}),
+            vec![
+                "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+                "spec.ports[0].targetPort: Invalid value: 0: must be between 1 and 65535, inclusive",
+            ],
+        ),
+        (
+            json!({"ports": [{"port": 80}, {"port": 81, "name": "b"}]}),
+            vec!["spec.ports[0].name: Required value"],
+        ),
+        (
+            json!({"ports": [{"port": 80, "name": "a"}, {"port": 80, "name": "b"}]}),
+            vec![
+                "spec.ports[1]: Duplicate value: {\"Name\":\"\",\"Protocol\":\"TCP\",\"AppProtocol\":null,\"Port\":80,\
              \"TargetPort\":0,\"NodePort\":0}",
-        ]),
-        (json!({"ports": [{"port": 80, "nodePort": 30080}]}),
-         vec!["spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"]),
-        (json!({"type": "Foo", "ports": [{"port": 80}]}),
-         vec!["spec.type: Unsupported value: \"Foo\": supported values: \"ClusterIP\", \"ExternalName\", \
-               \"LoadBalancer\", \"NodePort\""]),
-        (json!({"ports": [{"port": 80}], "clusterIP": "x"}),
-         vec!["spec.clusterIPs[0]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or \
-               2001:db8::ffff)"]),
-        (json!({"type": "ExternalName"}), vec!["spec.externalName: Required value"]),
-        (json!({"ports": [{"port": 80}], "externalTrafficPolicy": "Local"}),
-         vec!["spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible \
-               services"]),
-        (json!({"ports": [{"port": 80}], "ipFamilies": ["IPv5"]}),
-         vec!["spec.ipFamilies[0]: Unsupported value: \"IPv5\": supported values: \"IPv4\", \"IPv6\""]),
-        (json!({"ports": [{"port": 80}], "externalIPs": ["127.0.0.1"]}),
-         vec!["spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, \
-               ::1/128)"]),
+            ],
+        ),
+        (
+            json!({"ports": [{"port": 80, "nodePort": 30080}]}),
+            vec!["spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"],
+        ),
+        (
+            json!({"type": "Foo", "ports": [{"port": 80}]}),
+            vec![
+                "spec.type: Unsupported value: \"Foo\": supported values: \"ClusterIP\", \"ExternalName\", \
+               \"LoadBalancer\", \"NodePort\"",
+            ],
+        ),
+        (
+            json!({"ports": [{"port": 80}], "clusterIP": "x"}),
+            vec![
+                "spec.clusterIPs[0]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or \
+               2001:db8::ffff)",
+            ],
+        ),
+        (
+            json!({"type": "ExternalName"}),
+            vec!["spec.externalName: Required value"],
+        ),
+        (
+            json!({"ports": [{"port": 80}], "externalTrafficPolicy": "Local"}),
+            vec![
+                "spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible \
+               services",
+            ],
+        ),
+        (
+            json!({"ports": [{"port": 80}], "ipFamilies": ["IPv5"]}),
+            vec!["spec.ipFamilies[0]: Unsupported value: \"IPv5\": supported values: \"IPv4\", \"IPv6\""],
+        ),
+        (
+            json!({"ports": [{"port": 80}], "externalIPs": ["127.0.0.1"]}),
+            vec![
+                "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, \
+               ::1/128)",
+            ],
+        ),
     ];
     for (spec, want) in cases {
         created("Service", json!({"spec": spec}), &want);
@@ -295,7 +426,11 @@ fn services_are_judged() {
 
 #[test]
 fn slices_are_judged() {
-    created("EndpointSlice", json!({"endpoints": []}), &["addressType: Required value"]);
+    created(
+        "EndpointSlice",
+        json!({"endpoints": []}),
+        &["addressType: Required value"],
+    );
     created(
         "EndpointSlice",
         json!({"addressType": "IPv4", "endpoints": [{"addresses": []}, {"addresses": ["::1"]}]}),
@@ -326,23 +461,40 @@ fn slices_are_judged() {
 #[test]
 fn policies_are_judged() {
     let cases = [
-        (json!({"ingress": [{"from": [{}]}]}), "spec.ingress[0].from[0]: Required value: must specify a peer"),
-        (json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0"}}]}]}),
-         "spec.ingress[0].from[0].ipBlock.cidr: Invalid value: \"10.0.0.0\": must be a valid CIDR value, (e.g. \
-          10.9.8.0/24 or 2001:db8::/64)"),
-        (json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]}]}),
-         "spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: \"11.0.0.0/16\": must be a strict subset of `cidr`"),
-        (json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}]}),
-         "spec.ingress[0].from[0]: Forbidden: may not specify both ipBlock and another peer"),
-        (json!({"egress": [{"ports": [{"port": 80, "endPort": 79}]}]}),
-         "spec.egress[0].ports[0].endPort: Invalid value: 80: must be greater than or equal to `port`"),
-        (json!({"egress": [{"ports": [{"endPort": 79}]}]}),
-         "spec.egress[0].ports[0].endPort: Invalid value: 79: may not be specified when `port` is not specified"),
-        (json!({"policyTypes": ["Both"]}),
-         "spec.policyTypes: Unsupported value: \"Both\": supported values: \"Egress\", \"Ingress\""),
-        (json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
-         "spec.podSelector.matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or \
-          'NotIn'"),
+        (
+            json!({"ingress": [{"from": [{}]}]}),
+            "spec.ingress[0].from[0]: Required value: must specify a peer",
+        ),
+        (
+            json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0"}}]}]}),
+            "spec.ingress[0].from[0].ipBlock.cidr: Invalid value: \"10.0.0.0\": must be a valid CIDR value, (e.g. \
+          10.9.8.0/24 or 2001:db8::/64)",
+        ),
+        (
+            json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]}]}),
+            "spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: \"11.0.0.0/16\": must be a strict subset of `cidr`",
+        ),
+        (
+            json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}]}),
+            "spec.ingress[0].from[0]: Forbidden: may not specify both ipBlock and another peer",
+        ),
+        (
+            json!({"egress": [{"ports": [{"port": 80, "endPort": 79}]}]}),
+            "spec.egress[0].ports[0].endPort: Invalid value: 80: must be greater than or equal to `port`",
+        ),
+        (
+            json!({"egress": [{"ports": [{"endPort": 79}]}]}),
+            "spec.egress[0].ports[0].endPort: Invalid value: 79: may not be specified when `port` is not specified",
+        ),
+        (
+            json!({"policyTypes": ["Both"]}),
+            "spec.policyTypes: Unsupported value: \"Both\": supported values: \"Egress\", \"Ingress\"",
+        ),
+        (
+            json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
+            "spec.podSelector.matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or \
+          'NotIn'",
+        ),
     ];
     for (spec, want) in cases {
         created("NetworkPolicy", json!({"spec": spec}), &[want]);
@@ -354,8 +506,10 @@ fn configuration_is_judged() {
     created(
         "ConfigMap",
         json!({"data": {"a b": ""}}),
-        &["data[a b]: Invalid value: \"a b\": a valid config key must consist of alphanumeric characters, '-', '_' or '.' \
-           (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')"],
+        &[
+            "data[a b]: Invalid value: \"a b\": a valid config key must consist of alphanumeric characters, '-', '_' or '.' \
+           (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')",
+        ],
     );
     updated(
         "ConfigMap",
@@ -368,7 +522,12 @@ fn configuration_is_judged() {
         json!({"type": "kubernetes.io/tls"}),
         &["data[tls.crt]: Required value", "data[tls.key]: Required value"],
     );
-    updated("Secret", json!({}), json!({"type": "a/b"}), &["type: Invalid value: \"a/b\": field is immutable"]);
+    updated(
+        "Secret",
+        json!({}),
+        json!({"type": "a/b"}),
+        &["type: Invalid value: \"a/b\": field is immutable"],
+    );
     created(
         "Lease",
         json!({"spec": {"leaseDurationSeconds": 0}}),
@@ -413,9 +572,14 @@ fn definitions_are_judged() {
     );
     created(
         name,
-        with("/spec/versions/0/schema/openAPIV3Schema/properties/spec", json!({})),
-        &["spec.versions[0].schema.openAPIV3Schema.properties[spec].type: Required value: must not be empty for \
-           specified object fields"],
+        with(
+            "/spec/versions/0/schema/openAPIV3Schema/properties/spec",
+            json!({}),
+        ),
+        &[
+            "spec.versions[0].schema.openAPIV3Schema.properties[spec].type: Required value: must not be empty for \
+           specified object fields",
+        ],
     );
 }
 
@@ -432,7 +596,12 @@ fn the_status_of_an_invalid_object_is_that_of_kubernetes() {
     );
     let errors = kind("Deployment").validate_create(&made("Deployment", json!({"spec": {}})));
     let status = crate::kinds::invalid_status("apps", "Deployment", "x", &errors);
-    assert!(status["message"].as_str().unwrap().starts_with("Deployment.apps \"x\" is invalid: [spec.selector: "));
+    assert!(
+        status["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("Deployment.apps \"x\" is invalid: [spec.selector: ")
+    );
 }
 
 /// Values out of few, so that random objects are valid often and wrong in many ways.
@@ -442,26 +611,69 @@ fn scalar() -> impl Strategy<Value = Value> {
         any::<bool>().prop_map(Value::from),
         (-2i64..70000).prop_map(Value::from),
         prop_oneof![
-            Just(""), Just("a"), Just("TCP"), Just("Always"), Just("ClusterIP"), Just("10.0.0.1"), Just("None"),
-            Just("10%"), Just("A b"), Just("1Gi"),
+            Just(""),
+            Just("a"),
+            Just("TCP"),
+            Just("Always"),
+            Just("ClusterIP"),
+            Just("10.0.0.1"),
+            Just("None"),
+            Just("10%"),
+            Just("A b"),
+            Just("1Gi"),
         ]
         .prop_map(Value::from),
     ]
 }
 
 const FIELDS: &[&str] = &[
-    "name", "spec", "metadata", "labels", "containers", "initContainers", "ports", "port", "protocol", "containerPort",
-    "type", "clusterIP", "selector", "template", "replicas", "strategy", "rollingUpdate", "volumes", "emptyDir",
-    "ingress", "from", "ipBlock", "cidr", "endpoints", "addresses", "addressType", "data", "status", "env",
-    "livenessProbe", "httpGet", "tolerations", "matchLabels", "hostNetwork", "resources", "limits", "cpu",
+    "name",
+    "spec",
+    "metadata",
+    "labels",
+    "containers",
+    "initContainers",
+    "ports",
+    "port",
+    "protocol",
+    "containerPort",
+    "type",
+    "clusterIP",
+    "selector",
+    "template",
+    "replicas",
+    "strategy",
+    "rollingUpdate",
+    "volumes",
+    "emptyDir",
+    "ingress",
+    "from",
+    "ipBlock",
+    "cidr",
+    "endpoints",
+    "addresses",
+    "addressType",
+    "data",
+    "status",
+    "env",
+    "livenessProbe",
+    "httpGet",
+    "tolerations",
+    "matchLabels",
+    "hostNetwork",
+    "resources",
+    "limits",
+    "cpu",
 ];
 
 fn tree() -> impl Strategy<Value = Value> {
     scalar().prop_recursive(6, 64, 6, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
-            prop::collection::vec((prop::sample::select(FIELDS), inner), 0..6)
-                .prop_map(|fields| fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect::<Value>()),
+            prop::collection::vec((prop::sample::select(FIELDS), inner), 0..6).prop_map(|fields| fields
+                .into_iter()
+                .map(|(k, v)| (k.to_owned(), v))
+                .collect::<Value>()),
         ]
     })
 }

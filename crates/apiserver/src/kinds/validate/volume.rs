@@ -85,8 +85,13 @@ fn items(errors: &mut Errors, path: &str, source: &Value) {
     }
 }
 
-const DOWNWARD_FIELDS: &[&str] =
-    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+const DOWNWARD_FIELDS: &[&str] = &[
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+];
 
 fn downward_items(errors: &mut Errors, path: &str, source: &Value) {
     for (i, item) in list(&source["items"]).iter().enumerate() {
@@ -105,7 +110,10 @@ fn downward_items(errors: &mut Errors, path: &str, source: &Value) {
         } else if resource.is_object() {
             container::resource_reference(errors, &format!("{path}.resourceFieldRef"), resource, true);
         } else {
-            errors.push(FieldError::required(&path, "one of fieldRef and resourceFieldRef is required"));
+            errors.push(FieldError::required(
+                &path,
+                "one of fieldRef and resourceFieldRef is required",
+            ));
         }
         mode(errors, &format!("{path}.mode"), &item["mode"]);
     }
@@ -122,7 +130,10 @@ fn projected(errors: &mut Errors, path: &str, source: &Value) {
             Some(("secret", secret)) => named_source(errors, &format!("{path}.secret"), secret, "name"),
             Some(("downwardAPI", d)) => downward_items(errors, &format!("{path}.downwardAPI"), d),
             Some(("serviceAccountToken", token)) if unset(&token["path"]) => {
-                errors.push(FieldError::required(format!("{path}.serviceAccountToken.path"), ""));
+                errors.push(FieldError::required(
+                    format!("{path}.serviceAccountToken.path"),
+                    "",
+                ));
             }
             Some(_) => {}
         }
@@ -150,7 +161,11 @@ fn host_path(errors: &mut Errors, path: &str, source: &Value) {
     ];
     let kind = text(&source["type"]);
     if !supported.contains(&kind) {
-        errors.push(FieldError::not_supported(format!("{path}.type"), kind, &supported));
+        errors.push(FieldError::not_supported(
+            format!("{path}.type"),
+            kind,
+            &supported,
+        ));
     }
 }
 
@@ -164,7 +179,11 @@ fn mode(errors: &mut Errors, path: &str, mode: &Value) {
 /// A path below a volume's root.
 pub(super) fn relative_path(errors: &mut Errors, path: &str, value: &Value) {
     if text(value).starts_with('/') {
-        errors.push(FieldError::invalid(path, value.clone(), "must be a relative path"));
+        errors.push(FieldError::invalid(
+            path,
+            value.clone(),
+            "must be a relative path",
+        ));
     }
     no_backsteps(errors, path, value);
 }
@@ -182,21 +201,31 @@ pub(super) fn mounts(errors: &mut Errors, path: &str, container: &Value, volumes
         let path = format!("{path}.volumeMounts[{i}]");
         match text(&mount["name"]) {
             "" => errors.push(FieldError::required(format!("{path}.name"), "")),
-            name if !volumes.contains(&name) => errors.push(FieldError::not_found(format!("{path}.name"), name)),
+            name if !volumes.contains(&name) => {
+                errors.push(FieldError::not_found(format!("{path}.name"), name))
+            }
             _ => {}
         }
         let target = text(&mount["mountPath"]);
         if target.is_empty() {
             errors.push(FieldError::required(format!("{path}.mountPath"), ""));
         } else if seen.contains(&target) {
-            errors.push(FieldError::invalid(format!("{path}.mountPath"), target, "must be unique"));
+            errors.push(FieldError::invalid(
+                format!("{path}.mountPath"),
+                target,
+                "must be unique",
+            ));
         }
         seen.push(target);
         relative_path(errors, &format!("{path}.subPath"), &mount["subPath"]);
         if !unset(&mount["subPathExpr"]) {
             if !unset(&mount["subPath"]) {
                 let detail = "subPathExpr and subPath are mutually exclusive";
-                errors.push(FieldError::invalid(format!("{path}.subPathExpr"), mount["subPathExpr"].clone(), detail));
+                errors.push(FieldError::invalid(
+                    format!("{path}.subPathExpr"),
+                    mount["subPathExpr"].clone(),
+                    detail,
+                ));
             }
             relative_path(errors, &format!("{path}.subPathExpr"), &mount["subPathExpr"]);
         }

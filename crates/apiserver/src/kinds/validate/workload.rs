@@ -11,14 +11,22 @@ pub(in crate::kinds) fn deployment(new: &Value, old: Option<&Value>) -> Errors {
     let spec = &new["spec"];
     common(&mut errors, spec, "deployment");
     strategy(&mut errors, spec);
-    not_negative(&mut errors, "spec.revisionHistoryLimit", &spec["revisionHistoryLimit"]);
+    not_negative(
+        &mut errors,
+        "spec.revisionHistoryLimit",
+        &spec["revisionHistoryLimit"],
+    );
     let deadline = &spec["progressDeadlineSeconds"];
     not_negative(&mut errors, "spec.progressDeadlineSeconds", deadline);
     if let Some(seconds) = deadline.as_i64()
         && seconds <= spec["minReadySeconds"].as_i64().unwrap_or(0)
     {
         let path = "spec.progressDeadlineSeconds";
-        errors.push(FieldError::invalid(path, seconds, "must be greater than minReadySeconds"));
+        errors.push(FieldError::invalid(
+            path,
+            seconds,
+            "must be greater than minReadySeconds",
+        ));
     }
     immutable_selector(&mut errors, new, old);
     errors
@@ -36,7 +44,11 @@ fn immutable_selector(errors: &mut Errors, new: &Value, old: Option<&Value>) {
     if let Some(old) = old
         && new["spec"]["selector"] != old["spec"]["selector"]
     {
-        errors.push(FieldError::invalid("spec.selector", new["spec"]["selector"].clone(), IMMUTABLE));
+        errors.push(FieldError::invalid(
+            "spec.selector",
+            new["spec"]["selector"].clone(),
+            IMMUTABLE,
+        ));
     }
 }
 
@@ -73,7 +85,11 @@ fn template(errors: &mut Errors, spec: &Value) {
     pod::template(errors, "spec.template", template);
     let policy = &template["spec"]["restartPolicy"];
     if !unset(policy) && policy != "Always" {
-        errors.push(FieldError::not_supported("spec.template.spec.restartPolicy", text(policy), &["Always"]));
+        errors.push(FieldError::not_supported(
+            "spec.template.spec.restartPolicy",
+            text(policy),
+            &["Always"],
+        ));
     }
     if !template["spec"]["activeDeadlineSeconds"].is_null() {
         errors.push(FieldError::forbidden(
@@ -115,13 +131,27 @@ fn rolling_update(errors: &mut Errors, rolling: &Value) {
     let unavailable = &rolling["maxUnavailable"];
     if nothing(unavailable) && nothing(&rolling["maxSurge"]) {
         let path = format!("{path}.maxUnavailable");
-        let value = if unavailable.is_null() { json!(0) } else { unavailable.clone() };
-        errors.push(FieldError::invalid(path, value, "may not be 0 when `maxSurge` is 0"));
+        let value = if unavailable.is_null() {
+            json!(0)
+        } else {
+            unavailable.clone()
+        };
+        errors.push(FieldError::invalid(
+            path,
+            value,
+            "may not be 0 when `maxSurge` is 0",
+        ));
     }
-    let percent = unavailable.as_str().and_then(|s| s.strip_suffix('%')?.parse::<i64>().ok());
+    let percent = unavailable
+        .as_str()
+        .and_then(|s| s.strip_suffix('%')?.parse::<i64>().ok());
     if percent.is_some_and(|p| p > 100) {
         let path = format!("{path}.maxUnavailable");
-        errors.push(FieldError::invalid(path, unavailable.clone(), "must not be greater than 100%"));
+        errors.push(FieldError::invalid(
+            path,
+            unavailable.clone(),
+            "must not be greater than 100%",
+        ));
     }
 }
 
