@@ -188,12 +188,18 @@ pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
 /// namespace's PID 1: in any other process this would reach strangers.
 pub fn kill_everyone() -> io::Result<()> {
     if std::process::id() != 1 || rustix::process::getppid().is_some() {
-        return Err(io::Error::other("only PID 1 of a PID namespace of its own may kill everyone"));
+        return Err(io::Error::other(
+            "only PID 1 of a PID namespace of its own may kill everyone",
+        ));
     }
     // SAFETY: kill takes plain values.
     if unsafe { libc::kill(-1, libc::SIGKILL) } != 0 {
         let error = io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) };
+        return if error.raw_os_error() == Some(libc::ESRCH) {
+            Ok(())
+        } else {
+            Err(error)
+        };
     }
     Ok(())
 }

@@ -99,7 +99,7 @@ impl RootView {
     }
 
     /// A directory at the top of the view for mounting on; an image's symlink there is not followed.
-    fn directory(&self, name: &str, mode: u32) -> io::Result<PathBuf> {
+    pub(super) fn directory(&self, name: &str, mode: u32) -> io::Result<PathBuf> {
         let path = self.root.join(name);
         match fs::symlink_metadata(&path) {
             Ok(metadata) if metadata.is_dir() => return Ok(path),

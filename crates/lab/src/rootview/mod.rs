@@ -117,6 +117,10 @@ impl RootView {
 
     /// Makes everything that is in the view so far read-only.
     pub(crate) fn set_read_only(&self) -> io::Result<()> {
+        // Their mount points are to be made while that is possible.
+        for name in ["proc", "sys", "dev"] {
+            self.directory(name, 0o755)?;
+        }
         mount::set_read_only_at(&self.root)
     }
 

@@ -293,14 +293,14 @@ mod tests {
     fn a_program_that_cannot_be_found_is_told_in_runcs_words() {
         assert_eq!(find("sh", "/nowhere:/usr/bin:/bin").unwrap(), "/usr/bin/sh");
         let errors =
-            ["no-such-program", "/no/such", "/etc", "/etc/hostname"].map(|p| find(p, "/bin").unwrap_err());
+            ["no-such-program", "/no/such", "/etc", "/etc/passwd"].map(|p| find(p, "/bin").unwrap_err());
         assert_eq!(
             errors,
             [
                 "exec: \"no-such-program\": executable file not found in $PATH",
                 "exec: \"/no/such\": stat /no/such: no such file or directory",
                 "exec: \"/etc\": is a directory",
-                "exec: \"/etc/hostname\": permission denied",
+                "exec: \"/etc/passwd\": permission denied",
             ]
         );
     }
