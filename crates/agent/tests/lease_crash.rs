@@ -34,10 +34,11 @@ fn links(dir: &Path) -> LinksInKernel {
         .map(|entry| entry.unwrap());
     entries
         .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
-        .map(|entry| {
-            let text = fs::read_to_string(entry.path()).unwrap();
+        .filter_map(|entry| {
+            // Another thread may have taken it away meanwhile.
+            let text = fs::read_to_string(entry.path()).ok()?;
             let addresses = text.lines().map(|line| line.parse().unwrap()).collect();
-            (entry.file_name().into_string().unwrap(), addresses)
+            Some((entry.file_name().into_string().unwrap(), addresses))
         })
         .collect()
 }
