@@ -1,2 +1,34 @@
-//! Recipes.
-fn main() {}
+//! The recipes of the project: `cargo xtask RECIPE`.
+
+mod bench;
+mod edges;
+mod netperf;
+
+use clap::{Parser, Subcommand};
+
+/// The recipes of the project.
+#[derive(Parser)]
+#[command(name = "xtask", max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    recipe: Recipe,
+}
+
+#[derive(Subcommand)]
+enum Recipe {
+    /// Checks the workspace's dependencies against the table in ARCHITECTURE.md
+    CheckEdges,
+    /// Measures podnet against what the kernel can do without it
+    Bench(bench::Args),
+    /// The load generator and its server (used by `bench`)
+    #[command(subcommand, hide = true)]
+    Netperf(netperf::Command),
+}
+
+fn main() -> miette::Result<()> {
+    match Cli::parse().recipe {
+        Recipe::CheckEdges => edges::run(),
+        Recipe::Bench(args) => bench::run(args),
+        Recipe::Netperf(command) => netperf::run(command),
+    }
+}
