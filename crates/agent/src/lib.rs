@@ -4,4 +4,8 @@ pub mod cleanup;
 pub mod cli;
 pub mod cni_server;
 pub mod ipam;
+pub mod metrics;
+pub mod node;
+pub mod parse;
+pub mod watch;
 pub mod wiring;
