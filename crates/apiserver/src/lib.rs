@@ -1,3 +1,4 @@
 //! A versioned store of Kubernetes objects, and list, watch and patch over HTTP
 
 pub mod cli;
+pub mod kinds;

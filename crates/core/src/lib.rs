@@ -1,1 +1,34 @@
-//! The purity wall: Kubernetes objects in, the state a node should have out
+//! The purity wall: Kubernetes objects in, the state a node should have out.
+//!
+//! Everything here is a function of its arguments: no clock, no sockets, no files, no history.
+
+pub mod cluster;
+pub mod oracle;
+pub mod route;
+pub mod service;
+pub mod state;
+
+pub use cluster::{Cluster, ClusterConfig, NodeName};
+pub use state::NodeState;
+
+/// What `node` should have in its kernel, given the objects that exist now and nothing else.
+///
+/// The result carries generation 0: who applies states counts them.
+pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
+    let mut problems = Vec::new();
+    let routing = route::compute(cluster, node, &mut problems);
+    let services = service::compute(cluster, node, &mut problems);
+    problems.extend(cluster.invalid().map(|invalid| state::Problem {
+        object: invalid.object.clone(),
+        why: invalid.why.clone(),
+    }));
+    problems.sort();
+    problems.dedup();
+    NodeState {
+        generation: 0,
+        node: node.clone(),
+        routing,
+        services,
+        problems,
+    }
+}

@@ -1,6 +1,16 @@
 //! Everything that talks to the kernel and has no opinion: namespaces, netlink, mounts, processes.
 //!
 //! This is the only crate in which `unsafe` stands. Nothing here knows Kubernetes or podnet's model.
-#![expect(unsafe_code, reason = "the crate that talks to the kernel; every block states why it is sound")]
+#![expect(
+    unsafe_code,
+    reason = "the crate that talks to the kernel; every block states why it is sound"
+)]
 
+pub mod bootid;
+pub mod fdpass;
+mod mac;
+pub mod netlink;
 pub mod ns;
+pub mod sysctl;
+
+pub use mac::{InvalidMacAddr, MacAddr};

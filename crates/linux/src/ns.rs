@@ -58,7 +58,9 @@ pub struct Namespace {
 impl Namespace {
     /// Opens a namespace file, such as `/proc/PID/ns/net` or one under `/run/netns`.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
-        Ok(Namespace { fd: File::open(path)?.into() })
+        Ok(Namespace {
+            fd: File::open(path)?.into(),
+        })
     }
 
     /// The namespace of `kind` that the calling thread is in.
@@ -170,7 +172,9 @@ mod tests {
         let before = Namespace::current(Kind::Net).unwrap().inode().unwrap();
         let made = Namespace::create(Kind::Net).unwrap();
         assert_ne!(made.inode().unwrap(), before);
-        let inside = made.run(|| Namespace::current(Kind::Net).unwrap().inode().unwrap()).unwrap();
+        let inside = made
+            .run(|| Namespace::current(Kind::Net).unwrap().inode().unwrap())
+            .unwrap();
         assert_eq!(inside, made.inode().unwrap());
         assert_eq!(Namespace::current(Kind::Net).unwrap().inode().unwrap(), before);
     }

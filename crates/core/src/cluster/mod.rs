@@ -1,0 +1,153 @@
+//! The cluster's objects, parsed once at the edge into types that cannot hold nonsense.
+//!
+//! An object that does not parse stays in the cluster as an [`Invalid`] with the reason: it hurts itself only, and it
+//! is never silently dropped.
+
+mod config;
+mod names;
+mod node;
+mod pod;
+mod service;
+mod slice;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
+pub use names::{NameError, NodeName, ObjectName};
+pub use node::{Family, Node, NodeError, PodRanges};
+pub use pod::Pod;
+pub use service::{Affinity, InternalPolicy, Protocol, Service, ServiceError, ServicePort, UnknownProtocol};
+pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, SliceError};
+
+/// One value per IP family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Dual<T4, T6> {
+    /// The IPv4 one.
+    pub v4: Option<T4>,
+    /// The IPv6 one.
+    pub v6: Option<T6>,
+}
+
+impl<T4, T6> Default for Dual<T4, T6> {
+    fn default() -> Self {
+        Dual { v4: None, v6: None }
+    }
+}
+
+/// Which object of the API is meant, as people write it: `Service default/web`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectRef {
+    /// The API kind, such as `Service`.
+    pub kind: &'static str,
+    /// Namespace, where the kind has one.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+impl ObjectRef {
+    /// A reference to a node.
+    pub fn node(name: impl fmt::Display) -> Self {
+        ObjectRef {
+            kind: "Node",
+            namespace: None,
+            name: name.to_string(),
+        }
+    }
+
+    /// A reference to a service.
+    pub fn service(name: &ObjectName) -> Self {
+        ObjectRef {
+            kind: "Service",
+            namespace: Some(name.namespace.clone()),
+            name: name.name.clone(),
+        }
+    }
+
+    /// A reference to an endpoint slice.
+    pub fn slice(name: &ObjectName) -> Self {
+        ObjectRef {
+            kind: "EndpointSlice",
+            namespace: Some(name.namespace.clone()),
+            name: name.name.clone(),
+        }
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+/// An object that could not be parsed, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Invalid {
+    /// The object.
+    pub object: ObjectRef,
+    /// The reason, in words for its owner.
+    pub why: String,
+}
+
+/// An object as the cluster keeps it: parsed, or invalid with a reason.
+pub type Parsed<T> = Result<T, Invalid>;
+
+/// The objects that exist now, by key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cluster {
+    /// What is set for the whole cluster.
+    pub config: ClusterConfig,
+    /// Nodes by name.
+    pub nodes: BTreeMap<NodeName, Parsed<Node>>,
+    /// Services by namespace and name.
+    pub services: BTreeMap<ObjectName, Parsed<Service>>,
+    /// Endpoint slices by namespace and name.
+    pub slices: BTreeMap<ObjectName, Parsed<EndpointSlice>>,
+    /// Pods by namespace and name. Only those a feature asks for are watched.
+    pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
+}
+
+impl Cluster {
+    /// A cluster with no objects.
+    pub fn new(config: ClusterConfig) -> Self {
+        Cluster {
+            config,
+            ..Cluster::default()
+        }
+    }
+
+    /// The node of that name, if it exists and is valid.
+    pub fn node(&self, name: &NodeName) -> Option<&Node> {
+        self.nodes.get(name)?.as_ref().ok()
+    }
+
+    /// The valid nodes, by name.
+    pub fn valid_nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values().filter_map(|node| node.as_ref().ok())
+    }
+
+    /// The valid services, by name.
+    pub fn valid_services(&self) -> impl Iterator<Item = (&ObjectName, &Service)> {
+        self.services
+            .iter()
+            .filter_map(|(name, service)| Some((name, service.as_ref().ok()?)))
+    }
+
+    /// The valid slices, by name.
+    pub fn valid_slices(&self) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices.values().filter_map(|slice| slice.as_ref().ok())
+    }
+
+    /// The objects that could not be parsed.
+    pub fn invalid(&self) -> impl Iterator<Item = &Invalid> {
+        let nodes = self.nodes.values().filter_map(|object| object.as_ref().err());
+        let services = self.services.values().filter_map(|object| object.as_ref().err());
+        let slices = self.slices.values().filter_map(|object| object.as_ref().err());
+        let pods = self.pods.values().filter_map(|object| object.as_ref().err());
+        nodes.chain(services).chain(slices).chain(pods)
+    }
+}

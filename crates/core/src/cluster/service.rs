@@ -1,0 +1,171 @@
+//! Services.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::str::FromStr;
+
+use super::node::is_unroutable;
+
+/// A service that has cluster IPs of its own. Headless and ExternalName services, and those given to another proxy,
+/// have none and so parse into no `Service` at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its cluster IPs, one or two, in the object's order.
+    cluster_ips: Vec<IpAddr>,
+    /// Its ports, no two with the same name, nor with the same protocol and number.
+    ports: Vec<ServicePort>,
+    /// Which endpoints clients within the cluster get.
+    pub internal_policy: InternalPolicy,
+    /// Whether a client stays with its endpoint.
+    pub affinity: Affinity,
+}
+
+/// One port of a service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServicePort {
+    /// Its name, empty when it is the only one; slices name their ports the same.
+    pub name: String,
+    /// Its transport protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: NonZeroU16,
+}
+
+/// A transport protocol that services can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+    /// RFC 9260.
+    Sctp,
+}
+
+impl Protocol {
+    /// IANA's number, as in the IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// The protocol of that number, if services can have it.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+            .into_iter()
+            .find(|protocol| protocol.number() == number)
+    }
+}
+
+/// A protocol that services cannot have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("protocol {0:?}: supported are TCP, UDP and SCTP")]
+pub struct UnknownProtocol(String);
+
+impl FromStr for Protocol {
+    type Err = UnknownProtocol;
+
+    fn from_str(text: &str) -> Result<Self, UnknownProtocol> {
+        match text {
+            "TCP" => Ok(Protocol::Tcp),
+            "UDP" => Ok(Protocol::Udp),
+            "SCTP" => Ok(Protocol::Sctp),
+            _ => Err(UnknownProtocol(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        })
+    }
+}
+
+/// `spec.internalTrafficPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InternalPolicy {
+    /// Any endpoint of the cluster.
+    #[default]
+    Cluster,
+    /// Endpoints on the client's node only.
+    Local,
+}
+
+/// `spec.sessionAffinity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Affinity {
+    /// Every connection chooses anew.
+    #[default]
+    None,
+    /// A client address stays with its endpoint until it was idle for so many seconds.
+    ClientIp {
+        /// Idle time in seconds.
+        seconds: u32,
+    },
+}
+
+/// Why a service's object cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServiceError {
+    /// A cluster IP that no packet can be sent to.
+    #[error("spec.clusterIPs: {0} is no address for a service")]
+    Address(IpAddr),
+    /// Kubernetes allows one cluster IP per family.
+    #[error("spec.clusterIPs: two addresses of one family")]
+    TwoOfOneFamily,
+    /// Two ports that a packet could not tell apart.
+    #[error("spec.ports: {1} port {0} comes twice")]
+    PortTwice(NonZeroU16, Protocol),
+    /// Two ports that a slice could not tell apart.
+    #[error("spec.ports: the name {0:?} comes twice")]
+    NameTwice(String),
+}
+
+impl Service {
+    /// A service from its parts.
+    pub fn new(cluster_ips: Vec<IpAddr>, ports: Vec<ServicePort>) -> Result<Self, ServiceError> {
+        let mut families = BTreeSet::new();
+        for &address in &cluster_ips {
+            if is_unroutable(address) {
+                return Err(ServiceError::Address(address));
+            }
+            if !families.insert(address.is_ipv4()) {
+                return Err(ServiceError::TwoOfOneFamily);
+            }
+        }
+        let (mut numbers, mut names) = (BTreeSet::new(), BTreeSet::new());
+        for port in &ports {
+            if !numbers.insert((port.protocol, port.port)) {
+                return Err(ServiceError::PortTwice(port.port, port.protocol));
+            }
+            if !names.insert(&port.name) {
+                return Err(ServiceError::NameTwice(port.name.clone()));
+            }
+        }
+        Ok(Service {
+            cluster_ips,
+            ports,
+            internal_policy: InternalPolicy::default(),
+            affinity: Affinity::default(),
+        })
+    }
+
+    /// Its cluster IPs, one or two, in the object's order.
+    pub fn cluster_ips(&self) -> &[IpAddr] {
+        &self.cluster_ips
+    }
+
+    /// Its ports.
+    pub fn ports(&self) -> &[ServicePort] {
+        &self.ports
+    }
+}

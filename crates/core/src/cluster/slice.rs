@@ -1,0 +1,101 @@
+//! EndpointSlices.
+
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use super::node::{Family, is_unroutable};
+use super::{NodeName, Protocol};
+
+/// An EndpointSlice (discovery.k8s.io/v1) of addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// The service it belongs to, by name in the slice's namespace; `None` when it carries no such label.
+    pub service: Option<super::ObjectName>,
+    /// What its endpoints' addresses are.
+    family: AddressFamily,
+    /// Its ports.
+    pub ports: Vec<EndpointPort>,
+    /// Its endpoints.
+    endpoints: Vec<Endpoint>,
+}
+
+/// `addressType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressFamily {
+    /// IPv4 or IPv6 addresses.
+    Ip(Family),
+    /// Domain names: nothing a packet can be sent to, so such a slice has no endpoints here.
+    Fqdn,
+}
+
+/// A port of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointPort {
+    /// Its name, which is the service port's.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number; `None` means all ports, which no service port can be sent to.
+    pub port: Option<NonZeroU16>,
+}
+
+/// One endpoint of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its address: the first of the object's; the API says that consumers use this one.
+    pub address: IpAddr,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Serves, whether or not it is terminating.
+    pub serving: bool,
+    /// Is on its way out.
+    pub terminating: bool,
+    /// The node it is on.
+    pub node: Option<NodeName>,
+}
+
+/// Why a slice's object cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SliceError {
+    /// An address of another family than the slice's.
+    #[error("endpoints: {0} is not of the slice's addressType")]
+    Family(IpAddr),
+    /// An address that no endpoint can have.
+    #[error("endpoints: {0} is no address for an endpoint")]
+    Address(IpAddr),
+}
+
+impl EndpointSlice {
+    /// A slice from its parts.
+    pub fn new(
+        service: Option<super::ObjectName>,
+        family: AddressFamily,
+        ports: Vec<EndpointPort>,
+        endpoints: Vec<Endpoint>,
+    ) -> Result<Self, SliceError> {
+        for endpoint in &endpoints {
+            if family != AddressFamily::Ip(Family::of(endpoint.address)) {
+                return Err(SliceError::Family(endpoint.address));
+            }
+            if is_unroutable(endpoint.address) {
+                return Err(SliceError::Address(endpoint.address));
+            }
+        }
+        Ok(EndpointSlice {
+            service,
+            family,
+            ports,
+            endpoints,
+        })
+    }
+
+    /// What its endpoints' addresses are.
+    pub fn family(&self) -> AddressFamily {
+        self.family
+    }
+
+    /// Its endpoints.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+}

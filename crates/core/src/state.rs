@@ -1,0 +1,60 @@
+//! What one node should have in its kernel: the answer of [`crate::compute`].
+
+use std::fmt;
+
+use crate::cluster::{NodeName, ObjectRef};
+use crate::route::RoutingState;
+use crate::service::ServiceState;
+
+/// The state a node should have. Everything in it is in canonical order, so that equal clusters give equal states.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeState {
+    /// Which state of a sequence this is, counted by who applies them.
+    pub generation: u64,
+    /// The node.
+    pub node: NodeName,
+    /// Links, addresses, routes, neighbours.
+    pub routing: RoutingState,
+    /// Service addresses and what is behind them.
+    pub services: ServiceState,
+    /// What was left out, and why.
+    pub problems: Vec<Problem>,
+}
+
+impl NodeState {
+    /// The same state as number `generation` of its sequence.
+    pub fn numbered(mut self, generation: u64) -> Self {
+        self.generation = generation;
+        self
+    }
+
+    /// Whether two states ask the same of the kernel.
+    pub fn same_kernel_state(&self, other: &NodeState) -> bool {
+        self.node == other.node && self.routing == other.routing && self.services == other.services
+    }
+}
+
+/// Something of an object that could not be put into the state. It hurts that object only.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The object.
+    pub object: ObjectRef,
+    /// The reason, in words for the object's owner.
+    pub why: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.object, self.why)
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "node {} generation {}", self.node, self.generation)?;
+        write!(f, "{}{}", self.routing, self.services)?;
+        self.problems
+            .iter()
+            .try_for_each(|problem| writeln!(f, "problem {problem}"))
+    }
+}

@@ -1,0 +1,180 @@
+//! The kubelet HTTP API of a lab node: container logs, exec and attach.
+//!
+//! It is served on a unix socket. The API server forwards requests for `pods/log`, `pods/exec` and `pods/attach` to it
+//! and, after an upgrade, tunnels bytes; so what arrives here is what kubectl sent: SPDY/3.1 from kubectl before
+//! 1.30, WebSocket from later ones and from the client libraries.
+
+use std::convert::Infallible;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+/// A body of this server: text, or a log that grows.
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The containers of the node, as this server sees them; the runtime implements it.
+pub trait Containers: Send + Sync + 'static {
+    /// The log of a container: of its present or last run, or of the run before that (`previous`).
+    fn log(&self, namespace: &str, pod: &str, container: &str, previous: bool) -> Result<LogSource, Refusal>;
+
+    /// A container that runs now.
+    fn container(&self, namespace: &str, pod: &str, container: &str) -> Result<Container, Refusal>;
+}
+
+/// A container's log.
+#[derive(Debug, Clone)]
+pub struct LogSource {
+    /// The file, in the CRI log format. When it is rotated, the new file takes this path.
+    pub path: PathBuf,
+    /// Becomes true when nothing more will be written: the container has ended. A sender that is gone means the same.
+    pub finished: watch::Receiver<bool>,
+}
+
+/// A running container.
+#[derive(Clone)]
+pub struct Container {
+    /// Runs commands in it.
+    pub exec: Arc<dyn Execute>,
+    /// What it writes.
+    pub log: LogSource,
+    /// Whether its own process has a terminal (`tty: true` in the pod).
+    pub tty: bool,
+}
+
+/// Runs commands in one container.
+pub trait Execute: Send + Sync {
+    /// Starts `command` on `stdio`. The error is what the caller is told, such as `exec: "x": executable file not
+    /// found in $PATH`.
+    fn exec(&self, command: Vec<String>, stdio: Stdio) -> BoxFuture<'_, Result<Box<dyn Process>, String>>;
+}
+
+/// A command that was started; dropping it kills the process.
+pub trait Process: Send {
+    /// The exit code once it has ended, or 128 + the signal that ended it.
+    fn wait(&mut self) -> BoxFuture<'_, Result<i32, String>>;
+}
+
+/// The standard streams of a command.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// Standard input; nothing when not asked for.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error.
+    pub stderr: Option<OwnedFd>,
+    /// The three are the slave of one pseudo terminal, which is to be the controlling terminal of the command.
+    pub tty: bool,
+}
+
+/// Why a request is not served: the HTTP status and the text, in kubelet's words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The body; kubectl prints it.
+    pub message: String,
+}
+
+impl Refusal {
+    /// Any other reason.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Refusal {
+            status,
+            message: message.into(),
+        }
+    }
+
+    /// No such pod on this node.
+    pub fn no_pod(pod: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("pod {pod:?} does not exist"))
+    }
+
+    /// The pod has no container of that name.
+    pub fn no_container(container: &str, pod: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("container {container:?} not found in pod {pod:?}"),
+        )
+    }
+
+    /// The container has not started yet; `reason` is its waiting reason, such as `ContainerCreating`.
+    pub fn waiting(container: &str, pod: &str, reason: &str) -> Self {
+        let message = if reason.is_empty() {
+            format!("container {container:?} in pod {pod:?} is waiting to start - no logs yet")
+        } else {
+            format!("container {container:?} in pod {pod:?} is waiting to start: {reason}")
+        };
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// `previous` was asked for, and there was no run before this one.
+    pub fn no_previous(container: &str, pod: &str) -> Self {
+        let message = format!("previous terminated container {container:?} in pod {pod:?} not found");
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// Exec or attach, and the container does not run.
+    pub fn not_running(container: &str) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            format!("container not found ({container:?})"),
+        )
+    }
+}
+
+/// Serves the API until the task is dropped.
+pub async fn serve(listener: UnixListener, containers: Arc<dyn Containers>) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors or memory: those who hold them will give them back.
+                tracing::warn!(%error, "cannot accept on the kubelet socket");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let containers = containers.clone();
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(move |request| {
+                let containers = containers.clone();
+                async move { Ok::<_, Infallible>(answer(request, containers).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to the kubelet socket ended");
+            }
+        });
+    }
+}
+
+async fn answer(request: Request<Incoming>, _containers: Arc<dyn Containers>) -> Response<Body> {
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "ok"),
+        _ => text(StatusCode::NOT_FOUND, "404 page not found"),
+    }
+}
+
+fn text(status: StatusCode, message: impl Into<String>) -> Response<Body> {
+    let body = Full::new(Bytes::from(message.into())).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
