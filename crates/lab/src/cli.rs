@@ -256,7 +256,7 @@ fn block_on<T>(work: impl Future<Output = miette::Result<T>>) -> miette::Result<
 fn load(args: &Load) -> miette::Result<ExitCode> {
     let (dir, _) = living(&args.lab.name)?;
     let store = image::Store::open(dir.images()).into_diagnostic()?;
-    let names = store.load(&args.archive).map_err(miette::Report::from)?;
+    let names = store.load(&args.archive).into_diagnostic()?;
     for name in names {
         println!("loaded {name}");
     }
@@ -366,7 +366,7 @@ fn down(args: &Down) -> miette::Result<ExitCode> {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header);
+    table.load_style(presets::NOTHING).set_header(header);
     table
 }
 

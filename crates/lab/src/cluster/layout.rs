@@ -34,7 +34,7 @@ impl LabDir {
         let mut labs = Vec::new();
         for entry in entries {
             let entry = entry?;
-            if let Some(name) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            if let Some(name) = entry.file_name().to_str().and_then(|name| name.parse::<LabName>().ok()) {
                 labs.push((name, LabDir { root: entry.path() }));
             }
         }

@@ -161,7 +161,9 @@ fn documents(text: &str) -> Vec<(u64, &str)> {
 
 fn parse(path: &Path, offset: u64, document: &str) -> Result<Vec<Manifest>, ManifestError> {
     let at = |line: u64, message: String| ManifestError::At { path: path.to_owned(), line: line + offset, message };
-    let node: Spanned<Node> = serde_saphyr::from_str(document).map_err(|error| {
+    // YAML 1.2: `n`, `no` and `on` are words, not booleans.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let node: Spanned<Node> = serde_saphyr::from_str_with_options(document, options).map_err(|error| {
         let line = error.location().map_or(1, |location| location.line());
         let message = error.to_string();
         at(line, format!("not valid YAML: {}", message.lines().next().unwrap_or_default()))
