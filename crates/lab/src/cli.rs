@@ -16,7 +16,7 @@ use crate::cluster::plan::{Datastore, IpFamily, LabName, MAX_NODES, Request, Rou
 use crate::cluster::record::{Lab, Record};
 use crate::cluster::teardown::Removed;
 use crate::cluster::{enter, launch, status, teardown};
-use crate::image;
+use crate::image::Store;
 
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
@@ -255,7 +255,7 @@ fn block_on<T>(work: impl Future<Output = miette::Result<T>>) -> miette::Result<
 
 fn load(args: &Load) -> miette::Result<ExitCode> {
     let (dir, _) = living(&args.lab.name)?;
-    let store = image::Store::open(dir.images()).into_diagnostic()?;
+    let store = Store::new(dir.images());
     let names = store.load(&args.archive).into_diagnostic()?;
     for name in names {
         println!("loaded {name}");

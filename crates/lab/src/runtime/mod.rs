@@ -1,4 +1,6 @@
 //! The runtime of a lab node: what kubelet and a container runtime do on a real one.
 
 pub mod cli;
+pub mod cni;
+pub mod pod;
 pub mod streaming;

@@ -4,19 +4,33 @@
 //! and, after an upgrade, tunnels bytes; so what arrives here is what kubectl sent: SPDY/3.1 from kubectl before
 //! 1.30, WebSocket from later ones and from the client libraries.
 
+mod log;
+mod remote;
+mod request;
+pub mod spdy;
+#[cfg(test)]
+mod tests;
+
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::BoxFuture;
-use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
-use hyper::body::Incoming;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+
+use remote::Session;
+use request::{Asked, LogOptions, Target};
 
 /// A body of this server: text, or a log that grows.
 type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -161,11 +175,71 @@ pub async fn serve(listener: UnixListener, containers: Arc<dyn Containers>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, _containers: Arc<dyn Containers>) -> Response<Body> {
-    match request.uri().path() {
-        "/healthz" => text(StatusCode::OK, "ok"),
-        _ => text(StatusCode::NOT_FOUND, "404 page not found"),
+async fn answer(mut request: Request<Incoming>, containers: Arc<dyn Containers>) -> Response<Body> {
+    let asked = request::parse(request.method(), request.uri(), jiff::Timestamp::now());
+    let answered = match asked {
+        Ok(Asked::Health) => Ok(text(StatusCode::OK, "ok")),
+        Ok(Asked::Log(target, options)) => log_response(&target, options, &*containers),
+        Ok(Asked::Exec(target, options)) => {
+            start(&mut request, &target, Session::Exec(options), &*containers)
+        }
+        Ok(Asked::Attach(target, streams)) => {
+            start(&mut request, &target, Session::Attach(streams), &*containers)
+        }
+        Err(refusal) => Err(refusal),
+    };
+    answered.unwrap_or_else(|refusal| text(refusal.status, refusal.message))
+}
+
+fn start(
+    request: &mut Request<Incoming>,
+    Target {
+        namespace,
+        pod,
+        container,
+    }: &Target,
+    session: Session,
+    containers: &dyn Containers,
+) -> Result<Response<Body>, Refusal> {
+    remote::serve(request, containers.container(namespace, pod, container)?, session)
+}
+
+fn log_response(
+    Target {
+        namespace,
+        pod,
+        container,
+    }: &Target,
+    options: LogOptions,
+    containers: &dyn Containers,
+) -> Result<Response<Body>, Refusal> {
+    let source = containers.log(namespace, pod, container, options.previous)?;
+    // The log of a container that has just started may not be there yet; one that was there never goes.
+    if let Err(error) = std::fs::metadata(&source.path) {
+        let message = format!("cannot read the log of container {container:?} in pod {pod:?}: {error}");
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, message));
     }
+    let (sink, chunks) = mpsc::channel(4);
+    tokio::spawn(async move {
+        if let Err(error) = log::send(source, options, sink).await {
+            tracing::debug!(%error, "a log could not be read to its end");
+        }
+    });
+    let frames = ReceiverStream::new(chunks).map(|chunk| Ok(Frame::data(chunk)));
+    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    Ok(response)
+}
+
+/// The readiness of a descriptor that tokio has no type for.
+#[expect(
+    deprecated,
+    reason = "what it warns of, that others close the descriptor, an OwnedFd does not allow"
+)]
+fn readiness(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(descriptor)
 }
 
 fn text(status: StatusCode, message: impl Into<String>) -> Response<Body> {

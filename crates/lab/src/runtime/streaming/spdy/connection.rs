@@ -1,0 +1,654 @@
+//! The session: streams opened by the client, their halves, and how much may be sent on each.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+
+use super::frame::{Decoder, Encoder, Frame, StreamId};
+use super::{Headers, ProtocolError};
+
+/// An exec has five.
+const MAX_STREAMS: usize = 64;
+/// "Flow control": what a stream may carry before its first WINDOW_UPDATE.
+const DEFAULT_WINDOW: u32 = 64 * 1024;
+const MAX_WINDOW: i64 = 0x7fff_ffff;
+/// A data frame's length has 24 bits; small frames keep the streams interleaved.
+const MAX_DATA: usize = 32 * 1024;
+
+const RST_PROTOCOL_ERROR: u32 = 1;
+const RST_INVALID_STREAM: u32 = 2;
+const RST_FLOW_CONTROL: u32 = 7;
+const GOAWAY_OK: u32 = 0;
+const GOAWAY_PROTOCOL_ERROR: u32 = 1;
+
+/// What the peer did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// It opened a stream, which has been accepted.
+    Opened {
+        /// The stream.
+        stream: StreamId,
+        /// What the stream is.
+        headers: Headers,
+    },
+    /// It sent bytes. Say when they have been used: [`Connection::consumed`].
+    Data {
+        /// The stream.
+        stream: StreamId,
+        /// The bytes.
+        bytes: Bytes,
+    },
+    /// It will send no more on this stream.
+    Finished(StreamId),
+    /// It ended this stream, in both directions.
+    Reset(StreamId),
+    /// It will open no more streams.
+    GoneAway,
+}
+
+/// One session as the server sees it. Bytes go in by [`Connection::receive`], events come out by
+/// [`Connection::event`], bytes to be sent stand in [`Connection::output`].
+///
+/// A stream's window holds data back only once the peer has sent a WINDOW_UPDATE or a SETTINGS with an initial
+/// window: the peers of the field never do, and would wait for ever for what comes after the first 64 KiB.
+#[derive(Debug)]
+pub struct Connection {
+    decoder: Decoder,
+    encoder: Encoder,
+    input: BytesMut,
+    output: BytesMut,
+    events: VecDeque<Event>,
+    streams: BTreeMap<StreamId, Stream>,
+    last_opened: StreamId,
+    initial_window: u32,
+    peer_keeps_windows: bool,
+    failed: bool,
+}
+
+#[derive(Debug)]
+struct Stream {
+    window: i64,
+    waiting: VecDeque<Bytes>,
+    finish_after_waiting: bool,
+    we_finished: bool,
+    peer_finished: bool,
+    consumed: u32,
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Connection {
+    /// A session that has just begun.
+    pub fn new() -> Self {
+        Connection {
+            decoder: Decoder::new(),
+            encoder: Encoder::new(),
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            events: VecDeque::new(),
+            streams: BTreeMap::new(),
+            last_opened: 0,
+            initial_window: DEFAULT_WINDOW,
+            peer_keeps_windows: false,
+            failed: false,
+        }
+    }
+
+    /// Takes bytes from the peer. After an error the session is over, and the output ends with the GOAWAY that says so.
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), ProtocolError> {
+        if self.failed {
+            return Ok(());
+        }
+        self.input.extend_from_slice(bytes);
+        let outcome = self.frames();
+        if outcome.is_err() {
+            self.failed = true;
+            self.go_away(GOAWAY_PROTOCOL_ERROR);
+        }
+        outcome
+    }
+
+    fn frames(&mut self) -> Result<(), ProtocolError> {
+        while let Some(frame) = self.decoder.decode(&mut self.input)? {
+            self.frame(frame)?;
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: Frame) -> Result<(), ProtocolError> {
+        match frame {
+            Frame::SynStream {
+                stream,
+                fin,
+                unidirectional,
+                headers,
+            } => {
+                self.open(stream, fin, unidirectional, headers)?;
+            }
+            Frame::Data { stream, fin, bytes } => self.data(stream, fin, bytes),
+            Frame::Headers {
+                stream, fin: true, ..
+            } => self.peer_finished(stream),
+            Frame::RstStream { stream, .. } => {
+                if self.streams.remove(&stream).is_some() {
+                    self.events.push_back(Event::Reset(stream));
+                }
+            }
+            // "PING": even numbers would be answers to ours, and we send none.
+            Frame::Ping(id) if id % 2 == 1 => self.emit(&Frame::Ping(id)),
+            Frame::GoAway { .. } => self.events.push_back(Event::GoneAway),
+            Frame::WindowUpdate { stream, delta } => self.window_update(stream, delta),
+            Frame::Settings {
+                initial_window: Some(window),
+            } => self.initial_window(window),
+            // We open no streams; the rest says nothing to us.
+            Frame::SynReply { .. } | Frame::Headers { .. } | Frame::Ping(_) | Frame::Settings { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn open(
+        &mut self,
+        stream: StreamId,
+        fin: bool,
+        unidirectional: bool,
+        headers: Headers,
+    ) -> Result<(), ProtocolError> {
+        // "Stream creation": odd and rising, or the session is broken.
+        if stream % 2 == 0 || stream <= self.last_opened {
+            return Err(ProtocolError::StreamOrder(stream));
+        }
+        if self.streams.len() >= MAX_STREAMS {
+            return Err(ProtocolError::TooManyStreams(MAX_STREAMS));
+        }
+        self.last_opened = stream;
+        let state = Stream {
+            window: i64::from(self.initial_window),
+            waiting: VecDeque::new(),
+            finish_after_waiting: false,
+            we_finished: unidirectional,
+            peer_finished: false,
+            consumed: 0,
+        };
+        self.streams.insert(stream, state);
+        if !unidirectional {
+            self.emit(&Frame::SynReply {
+                stream,
+                fin: false,
+                headers: Headers::new(),
+            });
+        }
+        self.events.push_back(Event::Opened { stream, headers });
+        if fin {
+            self.peer_finished(stream);
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, stream: StreamId, fin: bool, bytes: Bytes) {
+        match self.streams.get(&stream) {
+            Some(state) if !state.peer_finished => {
+                if !bytes.is_empty() {
+                    self.events.push_back(Event::Data { stream, bytes });
+                }
+                if fin {
+                    self.peer_finished(stream);
+                }
+            }
+            Some(_) => self.reset(stream, RST_PROTOCOL_ERROR),
+            // Data may cross the RST_STREAM or the end that we sent; only a stream that never was is an error.
+            None if stream > self.last_opened || stream % 2 == 0 => {
+                self.emit(&Frame::RstStream {
+                    stream,
+                    status: RST_INVALID_STREAM,
+                });
+            }
+            None => {}
+        }
+    }
+
+    fn peer_finished(&mut self, stream: StreamId) {
+        let Some(state) = self.streams.get_mut(&stream) else {
+            return;
+        };
+        if !std::mem::replace(&mut state.peer_finished, true) {
+            self.events.push_back(Event::Finished(stream));
+        }
+        self.forget_when_done(stream);
+    }
+
+    fn window_update(&mut self, stream: StreamId, delta: u32) {
+        self.peer_keeps_windows = true;
+        let Some(state) = self.streams.get_mut(&stream) else {
+            return;
+        };
+        state.window += i64::from(delta);
+        if state.window > MAX_WINDOW {
+            self.reset(stream, RST_FLOW_CONTROL);
+            self.events.push_back(Event::Reset(stream));
+            return;
+        }
+        self.flush(stream);
+    }
+
+    fn initial_window(&mut self, window: u32) {
+        self.peer_keeps_windows = true;
+        let change = i64::from(window) - i64::from(self.initial_window);
+        self.initial_window = window;
+        let streams: Vec<StreamId> = self.streams.keys().copied().collect();
+        for stream in streams {
+            if let Some(state) = self.streams.get_mut(&stream) {
+                state.window += change;
+            }
+            self.flush(stream);
+        }
+    }
+
+    /// What the peer did next.
+    pub fn event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Sends `bytes`, now or when the stream's window opens. Nothing happens on a stream that is gone.
+    pub fn send(&mut self, stream: StreamId, mut bytes: Bytes) {
+        let Some(state) = self.streams.get_mut(&stream) else {
+            return;
+        };
+        if state.we_finished || state.finish_after_waiting {
+            return;
+        }
+        while !bytes.is_empty() {
+            state.waiting.push_back(bytes.split_to(bytes.len().min(MAX_DATA)));
+        }
+        self.flush(stream);
+    }
+
+    /// We will send no more on `stream`.
+    pub fn finish(&mut self, stream: StreamId) {
+        let Some(state) = self.streams.get_mut(&stream) else {
+            return;
+        };
+        state.finish_after_waiting = true;
+        self.flush(stream);
+    }
+
+    /// Ends `stream` in both directions.
+    pub fn reset(&mut self, stream: StreamId, status: u32) {
+        if self.streams.remove(&stream).is_some() {
+            self.emit(&Frame::RstStream { stream, status });
+        }
+    }
+
+    /// So many received bytes have been used: opens the peer's window when half of it is.
+    pub fn consumed(&mut self, stream: StreamId, bytes: usize) {
+        let Some(state) = self.streams.get_mut(&stream) else {
+            return;
+        };
+        state.consumed = state
+            .consumed
+            .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if state.consumed < DEFAULT_WINDOW / 2 || state.peer_finished {
+            return;
+        }
+        let delta = std::mem::take(&mut state.consumed).min(0x7fff_ffff);
+        self.emit(&Frame::WindowUpdate { stream, delta });
+    }
+
+    /// Says that the session ends normally.
+    pub fn close(&mut self) {
+        self.go_away(GOAWAY_OK);
+    }
+
+    /// The bytes to be sent; the caller takes them from the front.
+    pub fn output(&mut self) -> &mut BytesMut {
+        &mut self.output
+    }
+
+    /// How many bytes have not left yet, on all streams.
+    pub fn unsent(&self) -> usize {
+        let waiting = |stream: &Stream| stream.waiting.iter().map(Bytes::len).sum::<usize>();
+        self.output.len() + self.streams.values().map(waiting).sum::<usize>()
+    }
+
+    fn flush(&mut self, stream: StreamId) {
+        let Some(state) = self.streams.get_mut(&stream) else {
+            return;
+        };
+        while let Some(mut bytes) = state.waiting.pop_front() {
+            if self.peer_keeps_windows {
+                let room = usize::try_from(state.window).unwrap_or(0);
+                if room == 0 {
+                    state.waiting.push_front(bytes);
+                    return;
+                }
+                if bytes.len() > room {
+                    state.waiting.push_front(bytes.split_off(room));
+                }
+            }
+            state.window -= bytes.len() as i64;
+            self.encoder.encode(
+                &Frame::Data {
+                    stream,
+                    fin: false,
+                    bytes,
+                },
+                &mut self.output,
+            );
+        }
+        if state.finish_after_waiting && !state.we_finished {
+            state.we_finished = true;
+            self.encoder.encode(
+                &Frame::Data {
+                    stream,
+                    fin: true,
+                    bytes: Bytes::new(),
+                },
+                &mut self.output,
+            );
+            self.forget_when_done(stream);
+        }
+    }
+
+    fn forget_when_done(&mut self, stream: StreamId) {
+        if self
+            .streams
+            .get(&stream)
+            .is_some_and(|state| state.we_finished && state.peer_finished)
+        {
+            self.streams.remove(&stream);
+        }
+    }
+
+    fn go_away(&mut self, status: u32) {
+        let last_good = self.last_opened;
+        self.emit(&Frame::GoAway { last_good, status });
+    }
+
+    fn emit(&mut self, frame: &Frame) {
+        self.encoder.encode(frame, &mut self.output);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The other end, which keeps nothing: it writes frames and reads them.
+    struct Peer {
+        encoder: Encoder,
+        decoder: Decoder,
+    }
+
+    impl Peer {
+        fn new() -> Self {
+            Peer {
+                encoder: Encoder::new(),
+                decoder: Decoder::new(),
+            }
+        }
+
+        fn say(&mut self, connection: &mut Connection, frame: Frame) -> Result<(), ProtocolError> {
+            let mut wire = BytesMut::new();
+            self.encoder.encode(&frame, &mut wire);
+            connection.receive(&wire)
+        }
+
+        fn open(&mut self, connection: &mut Connection, stream: StreamId) {
+            let headers = vec![("streamtype".to_owned(), "stdout".to_owned())];
+            let frame = Frame::SynStream {
+                stream,
+                fin: false,
+                unidirectional: false,
+                headers: headers.clone(),
+            };
+            self.say(connection, frame).unwrap();
+            assert_eq!(connection.event(), Some(Event::Opened { stream, headers }));
+            let reply = Frame::SynReply {
+                stream,
+                fin: false,
+                headers: Headers::new(),
+            };
+            assert_eq!(self.hear(connection), [reply]);
+        }
+
+        fn hear(&mut self, connection: &mut Connection) -> Vec<Frame> {
+            let mut wire = connection.output().split();
+            std::iter::from_fn(|| self.decoder.decode(&mut wire).unwrap()).collect()
+        }
+    }
+
+    fn sent(frames: &[Frame]) -> usize {
+        let length = |frame: &Frame| {
+            if let Frame::Data { bytes, .. } = frame {
+                bytes.len()
+            } else {
+                0
+            }
+        };
+        frames.iter().map(length).sum()
+    }
+
+    #[test]
+    fn each_half_of_a_stream_closes_on_its_own() {
+        let (mut connection, mut peer) = (Connection::new(), Peer::new());
+        peer.open(&mut connection, 1);
+        peer.say(
+            &mut connection,
+            Frame::Data {
+                stream: 1,
+                fin: true,
+                bytes: Bytes::from("in"),
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            connection.event(),
+            Some(Event::Data {
+                stream: 1,
+                bytes: Bytes::from("in")
+            })
+        );
+        assert_eq!(connection.event(), Some(Event::Finished(1)));
+        connection.send(1, Bytes::from("out"));
+        connection.finish(1);
+        let data = |fin, text: &'static str| Frame::Data {
+            stream: 1,
+            fin,
+            bytes: Bytes::from(text),
+        };
+        assert_eq!(peer.hear(&mut connection), [data(false, "out"), data(true, "")]);
+        assert!(connection.streams.is_empty());
+    }
+
+    #[test]
+    fn a_peer_that_never_mentions_windows_gets_everything() {
+        let (mut connection, mut peer) = (Connection::new(), Peer::new());
+        peer.open(&mut connection, 1);
+        connection.send(1, Bytes::from(vec![0; 1 << 20]));
+        assert_eq!(sent(&peer.hear(&mut connection)), 1 << 20);
+    }
+
+    #[test]
+    fn a_peer_that_keeps_windows_is_not_sent_more_than_they_hold() {
+        let (mut connection, mut peer) = (Connection::new(), Peer::new());
+        peer.say(
+            &mut connection,
+            Frame::Settings {
+                initial_window: Some(1000),
+            },
+        )
+        .unwrap();
+        peer.open(&mut connection, 1);
+        connection.send(1, Bytes::from(vec![0; 2500]));
+        connection.finish(1);
+        assert_eq!(sent(&peer.hear(&mut connection)), 1000);
+        assert_eq!(connection.unsent(), 1500);
+        peer.say(
+            &mut connection,
+            Frame::WindowUpdate {
+                stream: 1,
+                delta: 600,
+            },
+        )
+        .unwrap();
+        assert_eq!(sent(&peer.hear(&mut connection)), 600);
+        peer.say(
+            &mut connection,
+            Frame::Settings {
+                initial_window: Some(3000),
+            },
+        )
+        .unwrap();
+        let rest = peer.hear(&mut connection);
+        assert_eq!(sent(&rest), 900);
+        assert_eq!(
+            rest.last(),
+            Some(&Frame::Data {
+                stream: 1,
+                fin: true,
+                bytes: Bytes::new()
+            })
+        );
+    }
+
+    #[test]
+    fn a_window_that_overflows_resets_the_stream() {
+        let (mut connection, mut peer) = (Connection::new(), Peer::new());
+        peer.open(&mut connection, 1);
+        peer.say(
+            &mut connection,
+            Frame::WindowUpdate {
+                stream: 1,
+                delta: 0x7fff_ffff,
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            peer.hear(&mut connection),
+            [Frame::RstStream {
+                stream: 1,
+                status: RST_FLOW_CONTROL
+            }]
+        );
+        assert_eq!(connection.event(), Some(Event::Reset(1)));
+    }
+
+    #[test]
+    fn used_bytes_open_the_peers_window_again() {
+        let (mut connection, mut peer) = (Connection::new(), Peer::new());
+        peer.open(&mut connection, 1);
+        connection.consumed(1, 20_000);
+        assert_eq!(peer.hear(&mut connection), []);
+        connection.consumed(1, 20_000);
+        assert_eq!(
+            peer.hear(&mut connection),
+            [Frame::WindowUpdate {
+                stream: 1,
+                delta: 40_000
+            }]
+        );
+    }
+
+    #[test]
+    fn pings_come_back_and_answers_to_pings_do_not() {
+        let (mut connection, mut peer) = (Connection::new(), Peer::new());
+        peer.say(&mut connection, Frame::Ping(7)).unwrap();
+        peer.say(&mut connection, Frame::Ping(8)).unwrap();
+        assert_eq!(peer.hear(&mut connection), [Frame::Ping(7)]);
+    }
+
+    #[test]
+    fn streams_out_of_order_end_the_session() {
+        let (mut connection, mut peer) = (Connection::new(), Peer::new());
+        peer.open(&mut connection, 5);
+        let again = Frame::SynStream {
+            stream: 3,
+            fin: false,
+            unidirectional: false,
+            headers: Headers::new(),
+        };
+        assert_eq!(
+            peer.say(&mut connection, again),
+            Err(ProtocolError::StreamOrder(3))
+        );
+        let farewell = Frame::GoAway {
+            last_good: 5,
+            status: GOAWAY_PROTOCOL_ERROR,
+        };
+        assert_eq!(peer.hear(&mut connection), [farewell]);
+    }
+
+    #[test]
+    fn data_for_a_stream_that_never_was_is_refused() {
+        let (mut connection, mut peer) = (Connection::new(), Peer::new());
+        peer.say(
+            &mut connection,
+            Frame::Data {
+                stream: 9,
+                fin: false,
+                bytes: Bytes::from("x"),
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            peer.hear(&mut connection),
+            [Frame::RstStream {
+                stream: 9,
+                status: RST_INVALID_STREAM
+            }]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_session_panic(chunks in proptest::collection::vec(
+            proptest::collection::vec(any::<u8>(), 0..200), 0..20)) {
+            let mut connection = Connection::new();
+            for chunk in chunks {
+                let broken = connection.receive(&chunk).is_err();
+                while let Some(event) = connection.event() {
+                    if let Event::Opened { stream, .. } = event {
+                        connection.send(stream, Bytes::from("hello"));
+                        connection.finish(stream);
+                    }
+                }
+                if broken {
+                    break;
+                }
+            }
+        }
+
+        /// Random but well-formed frames: the session keeps its promises whatever the order.
+        #[test]
+        fn no_order_of_frames_makes_it_panic_or_send_past_a_window(
+            steps in proptest::collection::vec((0u8..8, 0u32..12, 0u32..100_000), 0..60)) {
+            let (mut connection, mut peer) = (Connection::new(), Peer::new());
+            for (what, stream, number) in steps {
+                let frame = match what {
+                    0 => Frame::SynStream { stream, fin: number % 2 == 0, unidirectional: false,
+                        headers: Headers::new() },
+                    1 => Frame::Data { stream, fin: number % 5 == 0, bytes: Bytes::from(vec![1; 9]) },
+                    2 => Frame::RstStream { stream, status: number },
+                    3 => Frame::Settings { initial_window: Some(number) },
+                    4 => Frame::WindowUpdate { stream, delta: number },
+                    5 => Frame::Headers { stream, fin: number % 2 == 0, headers: Headers::new() },
+                    6 => { connection.send(stream, Bytes::from(vec![2; number as usize])); continue }
+                    _ => { connection.finish(stream); connection.consumed(stream, number as usize); continue }
+                };
+                if peer.say(&mut connection, frame).is_err() {
+                    break;
+                }
+                for (_, state) in &connection.streams {
+                    let held_back = connection.peer_keeps_windows && state.window <= 0;
+                    prop_assert!(state.waiting.is_empty() || held_back);
+                }
+            }
+        }
+    }
+}
