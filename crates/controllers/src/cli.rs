@@ -1,10 +1,200 @@
 //! Command line of the controllers.
 
+use std::future::Future;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use miette::{IntoDiagnostic, WrapErr, miette};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::control::Controller;
+use crate::deployment::Deployments;
+use crate::drive::drive;
+use crate::election::Election;
+use crate::endpoints::{EndpointSlices, LegacyEndpoints};
+use crate::engine::Engine;
+use crate::garbage::GarbageCollector;
+use crate::namespace::Namespaces;
+use crate::node_lifecycle::NodeLifecycle;
+use crate::node_ranges::{NodeRanges, Pool};
+use crate::pod_gc::PodCollector;
+use crate::replicaset::ReplicaSets;
+use crate::scheduler::Scheduler;
+
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// How to reach the API server; by default as kubectl would, or as a pod does
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Which controllers to run, or `all`. A real cluster brings its own but, perhaps, for node ranges
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "node-ranges", value_parser = NAMES)]
+    controllers: Vec<String>,
+
+    /// Ranges that nodes get theirs from: one, or one of each family
+    #[arg(
+        long,
+        value_name = "CIDR[,CIDR6]",
+        value_delimiter = ',',
+        default_value = "10.244.0.0/16,fd00:10:244::/56"
+    )]
+    cluster_cidr: Vec<IpNet>,
+
+    /// Prefix length of a node's IPv4 range
+    #[arg(long, value_name = "LENGTH", default_value_t = 24)]
+    node_cidr_mask_size: u8,
+
+    /// Prefix length of a node's IPv6 range
+    #[arg(long, value_name = "LENGTH", default_value_t = 64)]
+    node_cidr_mask_size_ipv6: u8,
+
+    /// Whether to run only while holding a lease, so that one of several is at work
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    leader_elect: bool,
+
+    /// Namespace of that lease
+    #[arg(long, value_name = "NAMESPACE", default_value = "kube-system")]
+    leader_elect_namespace: String,
+
+    /// Name of that lease
+    #[arg(long, value_name = "NAME", default_value = "podnet-controller")]
+    leader_elect_lease: String,
+}
+
+const NAMES: [&str; 11] = [
+    "all",
+    "node-ranges",
+    "replicaset",
+    "deployment",
+    "scheduler",
+    "endpointslice",
+    "endpoints",
+    "namespace",
+    "garbage-collector",
+    "node-lifecycle",
+    "pod-gc",
+];
 
 /// Runs until told to stop.
-pub fn run(_args: Args) -> miette::Result<()> {
-    Err(miette::miette!("not there yet"))
+pub fn run(args: Args) -> miette::Result<()> {
+    // Fails only if one is installed already, which is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
+    let controllers = chosen(&args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime.into_diagnostic()?.block_on(serve(args, controllers))
+}
+
+/// The controllers that the arguments ask for.
+fn chosen(args: &Args) -> miette::Result<Vec<Box<dyn Controller>>> {
+    let pools = Pool::parse(
+        &args.cluster_cidr,
+        args.node_cidr_mask_size,
+        args.node_cidr_mask_size_ipv6,
+    )?;
+    let all: Vec<Box<dyn Controller>> = vec![
+        Box::new(NodeRanges::new(pools)),
+        Box::new(Deployments),
+        Box::new(ReplicaSets),
+        Box::new(Scheduler),
+        Box::new(EndpointSlices),
+        Box::new(LegacyEndpoints),
+        Box::new(Namespaces),
+        Box::new(GarbageCollector),
+        Box::new(NodeLifecycle),
+        Box::new(PodCollector),
+    ];
+    let wanted = |name: &str| args.controllers.iter().any(|c| c == "all" || c == name);
+    Ok(all
+        .into_iter()
+        .filter(|controller| wanted(controller.name()))
+        .collect())
+}
+
+async fn serve(args: Args, controllers: Vec<Box<dyn Controller>>) -> miette::Result<()> {
+    let client = connect(args.kubeconfig.as_deref()).await?;
+    let stop = stop()?;
+    let names: Vec<_> = controllers.iter().map(|c| c.name()).collect();
+    tracing::info!(controllers = names.join(","), "starts");
+    let engine = Engine::new(controllers);
+    if !args.leader_elect {
+        drive(client, engine, stop).await;
+        return Ok(());
+    }
+    let name = identity();
+    let mut election = Election::new(
+        client.clone(),
+        &args.leader_elect_namespace,
+        &args.leader_elect_lease,
+        &name,
+    );
+    let mut stop = std::pin::pin!(stop);
+    tokio::select! {
+        () = election.won() => tracing::info!(lease = args.leader_elect_lease, name, "leads"),
+        () = &mut stop => return Ok(()),
+    }
+    let lost = tokio::select! {
+        () = drive(client, engine, &mut stop) => false,
+        () = election.lost() => true,
+    };
+    if lost {
+        // What is half done is finished by the next leader, or by this process when it is started again.
+        return Err(miette!(
+            help = "it is started again by what started it; if this repeats, the API server is slow or unreachable",
+            "the lease {}/{} could not be renewed",
+            args.leader_elect_namespace,
+            args.leader_elect_lease
+        ));
+    }
+    election.release().await;
+    Ok(())
+}
+
+async fn connect(kubeconfig: Option<&std::path::Path>) -> miette::Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path)
+                .into_diagnostic()
+                .wrap_err_with(|| format!("cannot read the kubeconfig {}", path.display()))?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .into_diagnostic()
+        }
+        None => Config::infer().await.into_diagnostic(),
+    };
+    let config = config.map_err(|error| {
+        miette!(
+            help = "name a kubeconfig with --kubeconfig FILE",
+            "no way to reach an API server: {error}"
+        )
+    })?;
+    Client::try_from(config).into_diagnostic()
+}
+
+/// Resolves on the first SIGTERM or SIGINT.
+fn stop() -> miette::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).into_diagnostic()?;
+    let mut interrupt = signal(SignalKind::interrupt()).into_diagnostic()?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Unique even among processes of one host, since containers of it may share the host's name and process ids.
+fn identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}_{}", host.trim(), uuid::Uuid::new_v4())
 }

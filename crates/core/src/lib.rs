@@ -3,6 +3,7 @@
 //! Everything here is a function of its arguments: no clock, no sockets, no files, no history.
 
 pub mod cluster;
+pub mod ipam;
 pub mod oracle;
 pub mod route;
 pub mod service;

@@ -7,6 +7,7 @@
 mod log;
 mod remote;
 mod request;
+mod sandbox;
 pub mod spdy;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+
+pub use sandbox::InSandbox;
 
 use remote::Session;
 use request::{Asked, LogOptions, Target};
@@ -58,17 +61,36 @@ pub struct LogSource {
 pub struct Container {
     /// Runs commands in it.
     pub exec: Arc<dyn Execute>,
-    /// What it writes.
-    pub log: LogSource,
-    /// Whether its own process has a terminal (`tty: true` in the pod).
-    pub tty: bool,
+    /// Becomes true when the container has ended. A sender that is gone means the same.
+    pub finished: watch::Receiver<bool>,
+    /// The container's input ends with the first client that is attached to it (`stdinOnce`).
+    pub stdin_once: bool,
 }
 
-/// Runs commands in one container.
+/// Runs commands in one container, and talks to its own process. [`InSandbox`] is the one of a lab node.
 pub trait Execute: Send + Sync {
     /// Starts `command` on `stdio`. The error is what the caller is told, such as `exec: "x": executable file not
     /// found in $PATH`.
     fn exec(&self, command: Vec<String>, stdio: Stdio) -> BoxFuture<'_, Result<Box<dyn Process>, String>>;
+
+    /// Copies what the container writes from now on to `stdout` and `stderr`, until it ends or nobody reads.
+    fn attach(
+        &self,
+        stdout: Option<OwnedFd>,
+        stderr: Option<OwnedFd>,
+    ) -> BoxFuture<'_, Result<Attached, String>>;
+
+    /// Ends the container's input.
+    fn close_stdin(&self) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// What attaching gives.
+#[derive(Debug)]
+pub struct Attached {
+    /// The container's input, if it has one: a pipe, or the master of its terminal.
+    pub stdin: Option<OwnedFd>,
+    /// Whether it is a terminal.
+    pub tty: bool,
 }
 
 /// A command that was started; dropping it kills the process.

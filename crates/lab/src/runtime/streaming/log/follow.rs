@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(250);
 ///
 /// Files are read with plain blocking reads: they were written a moment ago by a neighbour, so they come from the
 /// page cache, in blocks of 64 KiB.
-pub(in super::super) struct Reader {
+pub(super) struct Reader {
     source: LogSource,
     file: File,
     follow: bool,
@@ -35,7 +35,7 @@ pub(in super::super) struct Reader {
 
 impl Reader {
     /// Opens the log at its last `tail` lines, or at its start. With `follow` it waits at the end for more.
-    pub(in super::super) fn open(source: LogSource, tail: Option<u64>, follow: bool) -> io::Result<Self> {
+    pub(super) fn open(source: LogSource, tail: Option<u64>, follow: bool) -> io::Result<Self> {
         // Watch first, read then: nothing can be written in between unseen.
         let watch = if follow {
             source.path.parent().and_then(watch_directory)
@@ -60,7 +60,7 @@ impl Reader {
     }
 
     /// The next record that is there already; `None` when the end has been reached for now.
-    pub(in super::super) fn next_ready(&mut self) -> io::Result<Option<Record<'_>>> {
+    pub(super) fn next_ready(&mut self) -> io::Result<Option<Record<'_>>> {
         loop {
             let Some(length) = self.buffer[self.used..].iter().position(|byte| *byte == b'\n') else {
                 if self.fill()? {
@@ -78,7 +78,7 @@ impl Reader {
     }
 
     /// Waits until there may be more; false when there will be no more.
-    pub(in super::super) async fn more(&mut self) -> io::Result<bool> {
+    pub(super) async fn more(&mut self) -> io::Result<bool> {
         if !self.follow || self.last_look {
             return Ok(false);
         }

@@ -6,8 +6,8 @@ mod record;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-pub(super) use follow::Reader;
-pub(super) use record::{Record, Stream};
+use follow::Reader;
+use record::Record;
 
 use super::LogSource;
 use super::request::LogOptions;

@@ -1,67 +1,116 @@
-//! Attach: what a container writes from now on, read from its log.
+//! Attach: what a container's own process writes from now on, and its input.
 
-use bytes::{BufMut, BytesMut};
+use std::future::pending;
+use std::io;
 
-use super::super::log::{Reader, Record, Stream};
+use bytes::Bytes;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, watch};
+
 use super::super::request::StreamOptions;
-use super::super::{Container, LogSource};
+use super::super::{Attached, Container};
+use super::flow::{drain, feed, operate, output_pipe};
 use super::status::Outcome;
-use super::{Output, SessionEnds};
+use super::terminal::Terminal;
+use super::{Output, SessionEnds, Size};
 
-/// Sends the container's output until it ends or the client goes.
-pub(super) async fn run(container: Container, streams: StreamOptions, mut ends: SessionEnds) {
+/// Connects the client with the container until it ends or the client goes.
+pub(super) async fn run(container: Container, streams: StreamOptions, ends: SessionEnds) {
     let output = ends.output.clone();
-    let unread = async {
-        // A container without an input takes none; kubelet lets the client talk to nobody, too.
-        while ends.stdin.recv().await.is_some() {}
-        std::future::pending::<()>().await
-    };
+    let had_input = streams.stdin;
+    let (exec, once) = (container.exec.clone(), container.stdin_once);
     tokio::select! {
-        outcome = watch(container.log, streams, &ends.output) => {
+        outcome = outcome(container, streams, ends) => {
             let _ = output.send(Output::End(outcome)).await;
         }
         () = output.closed() => {}
-        () = unread => {}
+    }
+    // Also when the client broke off: nobody else will ever end this input.
+    if had_input
+        && once
+        && let Err(error) = exec.close_stdin().await
+    {
+        tracing::debug!(%error, "the input of a container could not be ended");
     }
 }
 
-async fn watch(
-    log: LogSource,
-    streams: StreamOptions,
-    output: &tokio::sync::mpsc::Sender<Output>,
-) -> Outcome {
-    let sent = async {
-        let mut reader = Reader::open(log, Some(0), true)?;
-        loop {
-            while let Some(record) = reader.next_ready()? {
-                let Some(said) = say(&record, streams) else {
-                    continue;
-                };
-                if output.send(said).await.is_err() {
-                    return Ok(());
-                }
-            }
-            if !reader.more().await? {
-                return std::io::Result::Ok(());
+async fn outcome(container: Container, streams: StreamOptions, mut ends: SessionEnds) -> Outcome {
+    let connected = async {
+        let pipes = (output_pipe(streams.stdout), output_pipe(streams.stderr));
+        let ((stdout, their_stdout), (stderr, their_stderr)) =
+            (pipes.0.map_err(no_pipe)?, pipes.1.map_err(no_pipe)?);
+        let Attached { stdin, tty } = container.exec.attach(their_stdout, their_stderr).await?;
+        let input = stdin.map(|stdin| Input::new(stdin, tty)).transpose();
+        Ok::<_, String>((
+            stdout,
+            stderr,
+            input.map_err(|error| format!("cannot use its input: {error}"))?,
+        ))
+    };
+    let (stdout, stderr, input) = match connected.await {
+        Ok(connected) => connected,
+        Err(why) => return Outcome::Failed(why),
+    };
+    let feed = async {
+        give(input, &container, &mut ends.stdin, &mut ends.resize).await;
+        pending().await
+    };
+    let end = container.finished.clone();
+    let drains = async {
+        tokio::join!(
+            drain(stdout, &end, &ends.output, Output::Stdout),
+            drain(stderr, &end, &ends.output, Output::Stderr),
+            ended(container.finished.clone()),
+        )
+    };
+    tokio::select! {
+        _ = drains => Outcome::Exited(0),
+        never = feed => never,
+    }
+}
+
+async fn give(
+    input: Option<Input>,
+    container: &Container,
+    stdin: &mut mpsc::Receiver<Bytes>,
+    resize: &mut mpsc::Receiver<Size>,
+) {
+    match input {
+        Some(Input::Terminal(terminal)) => operate(&terminal, stdin, resize).await,
+        Some(Input::Pipe(pipe)) => {
+            feed(pipe, stdin).await;
+            if container.stdin_once
+                && let Err(error) = container.exec.close_stdin().await
+            {
+                tracing::debug!(%error, "the input of a container could not be ended");
             }
         }
-    };
-    match sent.await {
-        Ok(()) => Outcome::Exited(0),
-        Err(error) => Outcome::Failed(format!("cannot read the container's log: {error}")),
+        // A container without an input takes none; kubelet lets the client talk to nobody, too.
+        None => while stdin.recv().await.is_some() {},
     }
 }
 
-/// The bytes of a record, if the client wants this stream. A terminal has one only.
-fn say(record: &Record<'_>, streams: StreamOptions) -> Option<Output> {
-    let mut bytes = BytesMut::with_capacity(record.text.len() + 2);
-    bytes.put_slice(record.text);
-    if !record.partial {
-        bytes.put_slice(if streams.tty { b"\r\n" } else { b"\n" });
+/// Where a container reads from.
+enum Input {
+    Pipe(pipe::Sender),
+    Terminal(Terminal),
+}
+
+impl Input {
+    fn new(stdin: std::os::fd::OwnedFd, tty: bool) -> io::Result<Self> {
+        if tty {
+            Terminal::of_master(stdin).map(Input::Terminal)
+        } else {
+            pipe::Sender::from_owned_fd(stdin).map(Input::Pipe)
+        }
     }
-    match record.stream {
-        Stream::Stdout if streams.stdout => Some(Output::Stdout(bytes.freeze())),
-        Stream::Stderr if streams.stderr => Some(Output::Stderr(bytes.freeze())),
-        _ => None,
-    }
+}
+
+async fn ended(mut finished: watch::Receiver<bool>) {
+    // A sender that is gone means the same.
+    let _ = finished.wait_for(|finished| *finished).await;
+}
+
+fn no_pipe(error: io::Error) -> String {
+    format!("cannot make a pipe: {error}")
 }

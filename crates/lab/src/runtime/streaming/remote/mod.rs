@@ -6,6 +6,7 @@
 
 mod attach;
 mod exec;
+mod flow;
 mod spdy;
 mod status;
 mod terminal;

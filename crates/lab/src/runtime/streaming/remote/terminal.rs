@@ -25,13 +25,15 @@ impl Terminal {
         grantpt(&master)?;
         unlockpt(&master)?;
         let slave = ioctl_tiocgptpeer(&master, flags)?;
+        Ok((Self::of_master(master)?, slave))
+    }
+
+    /// A terminal that somebody else has opened.
+    pub(super) fn of_master(master: OwnedFd) -> io::Result<Terminal> {
         fcntl_setfl(&master, fcntl_getfl(&master)? | OFlags::NONBLOCK)?;
-        Ok((
-            Terminal {
-                master: readiness(master)?,
-            },
-            slave,
-        ))
+        Ok(Terminal {
+            master: readiness(master)?,
+        })
     }
 
     /// TIOCSWINSZ: the foreground process group gets SIGWINCH.

@@ -159,7 +159,7 @@ impl Connection {
         headers: Headers,
     ) -> Result<(), ProtocolError> {
         // "Stream creation": odd and rising, or the session is broken.
-        if stream % 2 == 0 || stream <= self.last_opened {
+        if stream.is_multiple_of(2) || stream <= self.last_opened {
             return Err(ProtocolError::StreamOrder(stream));
         }
         if self.streams.len() >= MAX_STREAMS {
@@ -201,7 +201,7 @@ impl Connection {
             }
             Some(_) => self.reset(stream, RST_PROTOCOL_ERROR),
             // Data may cross the RST_STREAM or the end that we sent; only a stream that never was is an error.
-            None if stream > self.last_opened || stream % 2 == 0 => {
+            None if stream > self.last_opened || stream.is_multiple_of(2) => {
                 self.emit(&Frame::RstStream {
                     stream,
                     status: RST_INVALID_STREAM,
@@ -644,7 +644,7 @@ mod tests {
                 if peer.say(&mut connection, frame).is_err() {
                     break;
                 }
-                for (_, state) in &connection.streams {
+                for state in connection.streams.values() {
                     let held_back = connection.peer_keeps_windows && state.window <= 0;
                     prop_assert!(state.waiting.is_empty() || held_back);
                 }

@@ -1,6 +1,7 @@
 //! The whole server on a unix socket, with real processes behind it and hand-made clients before it.
 
 mod client;
+mod kubectl;
 
 use std::path::PathBuf;
 use std::process::Stdio as ChildStdio;
@@ -19,7 +20,7 @@ struct Machine {
     finished: watch::Sender<bool>,
 }
 
-struct ThisMachine;
+struct ThisMachine(watch::Sender<bool>);
 
 struct Spawned(Child);
 
@@ -45,6 +46,40 @@ impl Execute for ThisMachine {
             Ok(Box::new(Spawned(child)) as Box<dyn Process>)
         };
         started.boxed()
+    }
+
+    /// A container that starts when it is attached to.
+    fn attach(
+        &self,
+        stdout: Option<OwnedFd>,
+        stderr: Option<OwnedFd>,
+    ) -> BoxFuture<'_, Result<Attached, String>> {
+        let attached = async move {
+            let (theirs, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+            let end = |fd: Option<OwnedFd>| fd.map_or_else(ChildStdio::null, ChildStdio::from);
+            let mut child = Command::new("sh");
+            child.args(["-c", "cat; echo end of input >&2"]);
+            let mut child = child
+                .stdin(theirs)
+                .stdout(end(stdout))
+                .stderr(end(stderr))
+                .spawn()
+                .unwrap();
+            let finished = self.0.clone();
+            tokio::spawn(async move {
+                child.wait().await.unwrap();
+                finished.send_replace(true);
+            });
+            Ok(Attached {
+                stdin: Some(ours),
+                tty: false,
+            })
+        };
+        attached.boxed()
+    }
+
+    fn close_stdin(&self) -> BoxFuture<'_, Result<(), String>> {
+        async { Ok(()) }.boxed()
     }
 }
 
@@ -85,11 +120,11 @@ impl Containers for Machine {
         if container == "starting" {
             return Err(Refusal::not_running(container));
         }
-        let log = self.log(namespace, pod, container, false)?;
+        let finished = self.log(namespace, pod, container, false)?.finished;
         Ok(Container {
-            exec: Arc::new(ThisMachine),
-            log,
-            tty: false,
+            exec: Arc::new(ThisMachine(self.finished.clone())),
+            finished,
+            stdin_once: true,
         })
     }
 }
@@ -381,17 +416,16 @@ async fn a_command_that_cannot_start_says_why() {
 }
 
 #[tokio::test]
-async fn attach_shows_what_comes_from_now_on() {
+async fn attach_connects_with_the_containers_own_process() {
     let node = Node::start();
-    let mut spdy = SpdyClient::start(&node.socket, "/attach/default/pod/c?output=1&error=1").await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    node.append("2026-01-01T00:00:01Z stdout F to the one\n2026-01-01T00:00:01Z stderr F to the other\n");
-    spdy.read_until("to the one\n").await;
-    node.machine.finished.send_replace(true);
+    let mut spdy = SpdyClient::start(&node.socket, &format!("/attach/default/pod/c?{ALL}")).await;
+    spdy.stdin(b"to and fro\n").await;
+    spdy.read_until("to and fro\n").await;
+    spdy.close_stdin().await;
     let end = spdy.finish().await;
     assert_eq!(
         (end.stdout.as_str(), end.stderr.as_str()),
-        ("to the one\n", "to the other\n")
+        ("to and fro\n", "end of input\n")
     );
     assert_eq!(end.exit_code(), 0);
 }

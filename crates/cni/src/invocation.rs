@@ -1,0 +1,219 @@
+//! The environment a runtime calls the plugin with (specification section 2, "Parameters").
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::attachment::Attachment;
+use crate::error::{CniError, Code};
+
+/// What the runtime asks for, with what it must say for that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Connect a container.
+    Add {
+        /// Which container and interface.
+        attachment: Attachment,
+        /// The container's network namespace.
+        netns: PathBuf,
+    },
+    /// Undo an ADD, as often as it takes.
+    Del {
+        /// Which container and interface.
+        attachment: Attachment,
+        /// The container's network namespace, unless it is gone.
+        netns: Option<PathBuf>,
+    },
+    /// Compare a container with what ADD left.
+    Check {
+        /// Which container and interface.
+        attachment: Attachment,
+        /// The container's network namespace.
+        netns: PathBuf,
+    },
+    /// Say whether an ADD could succeed.
+    Status,
+    /// Free what belongs to no container that is known.
+    Gc,
+    /// List the versions spoken.
+    Version,
+}
+
+/// The pod a container belongs to, as Kubernetes' runtimes say in `CNI_ARGS`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PodReference {
+    /// Its namespace.
+    #[serde(default)]
+    pub namespace: String,
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
+    /// Its unique identifier.
+    #[serde(default)]
+    pub uid: String,
+}
+
+/// The whole environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invocation {
+    /// What is asked for.
+    pub command: Command,
+    /// For which pod.
+    pub pod: PodReference,
+}
+
+impl Invocation {
+    /// Reads the environment through `variable`. What is wrong gets code 4.
+    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, CniError> {
+        let get = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let attachment = || {
+            let id = get("CNI_CONTAINERID").ok_or_else(|| missing("CNI_CONTAINERID"))?;
+            let ifname = get("CNI_IFNAME").ok_or_else(|| missing("CNI_IFNAME"))?;
+            Attachment::new(&id, &ifname).map_err(|error| wrong(error.to_string()))
+        };
+        let netns = || get("CNI_NETNS").map(PathBuf::from);
+        let command = match get("CNI_COMMAND").ok_or_else(|| missing("CNI_COMMAND"))?.as_str() {
+            "ADD" => {
+                let attachment = attachment()?;
+                Command::Add {
+                    attachment,
+                    netns: netns().ok_or_else(|| missing("CNI_NETNS"))?,
+                }
+            }
+            "CHECK" => {
+                let attachment = attachment()?;
+                Command::Check {
+                    attachment,
+                    netns: netns().ok_or_else(|| missing("CNI_NETNS"))?,
+                }
+            }
+            "DEL" => Command::Del {
+                attachment: attachment()?,
+                netns: netns(),
+            },
+            "STATUS" => Command::Status,
+            "GC" => Command::Gc,
+            "VERSION" => Command::Version,
+            other => {
+                return Err(wrong(format!(
+                    "CNI_COMMAND is {other:?}; it can be ADD, DEL, CHECK, STATUS, GC or VERSION"
+                )));
+            }
+        };
+        let pod = get("CNI_ARGS")
+            .map(|args| pod(&args))
+            .transpose()?
+            .unwrap_or_default();
+        Ok(Invocation { command, pod })
+    }
+}
+
+fn missing(name: &str) -> CniError {
+    wrong(format!("the environment variable {name} is missing"))
+}
+
+fn wrong(msg: String) -> CniError {
+    CniError::new(Code::InvalidEnvironment, msg)
+}
+
+/// `CNI_ARGS` are pairs `KEY=VALUE` between semicolons. Keys we do not know are somebody else's.
+fn pod(args: &str) -> Result<PodReference, CniError> {
+    let mut pod = PodReference::default();
+    for pair in args.split(';').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| wrong(format!("CNI_ARGS has {pair:?} where KEY=VALUE was expected")))?;
+        match key {
+            "K8S_POD_NAMESPACE" => pod.namespace = value.into(),
+            "K8S_POD_NAME" => pod.name = value.into(),
+            "K8S_POD_UID" => pod.uid = value.into(),
+            _ => {}
+        }
+    }
+    Ok(pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<Invocation, CniError> {
+        Invocation::read(|name| {
+            pairs
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn a_whole_environment() {
+        let invocation = read(&[
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", "abc"),
+            ("CNI_NETNS", "/proc/7/ns/net"),
+            ("CNI_IFNAME", "eth0"),
+            (
+                "CNI_ARGS",
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=1-2",
+            ),
+        ])
+        .unwrap();
+        let Command::Add { attachment, netns } = invocation.command else {
+            panic!()
+        };
+        assert_eq!((attachment.container_id(), attachment.ifname()), ("abc", "eth0"));
+        assert_eq!(netns.to_str(), Some("/proc/7/ns/net"));
+        assert_eq!(
+            (invocation.pod.name.as_str(), invocation.pod.uid.as_str()),
+            ("web", "1-2")
+        );
+    }
+
+    #[test]
+    fn a_delete_needs_no_namespace_and_a_status_needs_nothing() {
+        read(&[
+            ("CNI_COMMAND", "DEL"),
+            ("CNI_CONTAINERID", "abc"),
+            ("CNI_IFNAME", "eth0"),
+        ])
+        .unwrap();
+        read(&[("CNI_COMMAND", "STATUS")]).unwrap();
+        read(&[("CNI_COMMAND", "GC")]).unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_is_code_4_and_named() {
+        let base = [
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", "abc"),
+            ("CNI_NETNS", "/n"),
+            ("CNI_IFNAME", "eth0"),
+        ];
+        for (name, value) in [
+            ("CNI_COMMAND", ""),
+            ("CNI_COMMAND", "EXPLODE"),
+            ("CNI_CONTAINERID", ""),
+            ("CNI_CONTAINERID", "../etc"),
+            ("CNI_NETNS", ""),
+            ("CNI_IFNAME", ""),
+            ("CNI_IFNAME", "a-name-far-too-long"),
+            ("CNI_IFNAME", "eth/0"),
+            ("CNI_IFNAME", "eth 0"),
+            ("CNI_IFNAME", "eth:0"),
+            ("CNI_IFNAME", "."),
+            ("CNI_IFNAME", ".."),
+        ] {
+            let pairs: Vec<_> = base
+                .iter()
+                .map(|(key, good)| (*key, if *key == name { value } else { *good }))
+                .collect();
+            let error = read(&pairs).unwrap_err();
+            assert_eq!(error.code, Code::InvalidEnvironment, "{name}={value:?}");
+            assert!(error.msg.contains(name), "{error}");
+        }
+        let mut pairs = base.to_vec();
+        pairs.push(("CNI_ARGS", "nonsense"));
+        assert!(read(&pairs).unwrap_err().msg.contains("CNI_ARGS"));
+    }
+}

@@ -1,0 +1,270 @@
+//! The only part that talks: feeds watches into the engine and carries out its jobs.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use kube::api::{Api, DynamicObject};
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event};
+use kube::{Client, Discovery, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::engine::{Answer, Engine, Job, Refusal};
+use crate::execute::execute;
+use crate::resource::Resource;
+use crate::world::{Kind, Observation};
+
+/// Requests under way at once. Each has a connection of its own, so more only makes the server's queue longer.
+const CONCURRENT: usize = 16;
+
+enum News {
+    Watch(Observation),
+    Outcome(u64, Result<Answer, Refusal>),
+}
+
+/// Runs the controllers of `engine` until `stop` resolves.
+pub async fn drive(client: Client, mut engine: Engine, stop: impl Future<Output = ()>) {
+    let (sender, mut news) = unbounded_channel();
+    let mut tasks = JoinSet::new();
+    watch_all(&client, &engine, &sender, &mut tasks);
+    let permits = Arc::new(Semaphore::new(CONCURRENT));
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let alarm = engine.next_alarm();
+        tokio::select! {
+            () = &mut stop => return,
+            Some(first) = news.recv() => take_in(&mut engine, first, &mut news),
+            () = sleep_until(alarm) => {}
+        }
+        for job in engine.work(Timestamp::now()) {
+            tasks.spawn(carry_out(client.clone(), permits.clone(), job, sender.clone()));
+        }
+        // Finished jobs have nothing left to say; their outcome came through the channel.
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+/// Takes in all that is there before anything is planned: a burst is planned once.
+fn take_in(engine: &mut Engine, first: News, news: &mut UnboundedReceiver<News>) {
+    let mut next = Some(first);
+    while let Some(one) = next {
+        match one {
+            News::Watch(observation) => engine.observe(observation),
+            News::Outcome(ticket, outcome) => engine.finished(ticket, outcome, Timestamp::now()),
+        }
+        next = news.try_recv().ok();
+    }
+}
+
+async fn sleep_until(alarm: Option<Timestamp>) {
+    match alarm {
+        Some(alarm) => {
+            let wait = alarm.duration_since(Timestamp::now());
+            // A wait in the past is over; a clock that jumped back is asked again within the minute.
+            let wait = Duration::try_from(wait)
+                .unwrap_or_default()
+                .min(Duration::from_secs(60));
+            tokio::time::sleep(wait).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn carry_out(client: Client, permits: Arc<Semaphore>, job: Job, sender: UnboundedSender<News>) {
+    // The semaphore is never closed.
+    let _permit = permits.acquire().await;
+    let Job {
+        ticket,
+        component,
+        action,
+    } = job;
+    let target = action.target.to_string();
+    tracing::debug!(component, %target, op = ?action.op, "does");
+    let outcome = execute(&client, component, action).await;
+    if let Err(refusal) = &outcome {
+        match refusal.stale {
+            true => tracing::debug!(component, %target, %refusal, "looks again"),
+            false => tracing::warn!(component, %target, %refusal, "refused; tries again later"),
+        }
+    }
+    let _ = sender.send(News::Outcome(ticket, outcome));
+}
+
+fn watch_all(client: &Client, engine: &Engine, sender: &UnboundedSender<News>, tasks: &mut JoinSet<()>) {
+    let watched = engine.world().watched();
+    macro_rules! watch {
+        ($($kind:ident),*) => {
+            $(if watched.contains(&Kind::$kind) {
+                let api = Api::all(client.clone());
+                tasks.spawn(watch(stringify!($kind), api, sender.clone(), Observation::$kind));
+            })*
+        };
+    }
+    watch!(
+        Pod,
+        Node,
+        Namespace,
+        Service,
+        Endpoints,
+        EndpointSlice,
+        ReplicaSet,
+        Deployment,
+        Lease
+    );
+    if watched.contains(&Kind::Everything) {
+        let full: Vec<Resource> = watched.iter().filter_map(|kind| kind.resource()).collect();
+        tasks.spawn(watch_everything(client.clone(), full, sender.clone()));
+    }
+}
+
+async fn watch<K>(
+    what: &'static str,
+    api: Api<K>,
+    sender: UnboundedSender<News>,
+    observation: fn(Event<K>) -> Observation,
+) where
+    K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()));
+    let mut pause = Pause::default();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                pause = Pause::default();
+                // Managed fields are half of an object's size and nobody here reads them.
+                let event = event.modify(|object| object.managed_fields_mut().clear());
+                if sender.send(News::Watch(observation(event))).is_err() {
+                    return;
+                }
+            }
+            Err(error) => pause.after(what, &error).await,
+        }
+    }
+}
+
+/// How long to wait before a failed watch is tried again.
+#[derive(Default)]
+struct Pause(u32);
+
+impl Pause {
+    async fn after(&mut self, what: &str, error: &watcher::Error) {
+        match self.0 {
+            4.. => tracing::warn!(what, %error, "watch failed; tries again"),
+            _ => tracing::debug!(what, %error, "watch failed; tries again"),
+        }
+        let millis = 25u64 << self.0.min(7);
+        self.0 += 1;
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+    }
+}
+
+/// Watches the metadata of every resource in discovery, and asks discovery again when a CustomResourceDefinition
+/// changed.
+async fn watch_everything(client: Client, full: Vec<Resource>, sender: UnboundedSender<News>) {
+    let definitions_changed = Arc::new(Notify::new());
+    let mut watches: HashMap<Arc<Resource>, AbortHandle> = HashMap::new();
+    let mut tasks = JoinSet::new();
+    let mut pause = Duration::from_millis(25);
+    loop {
+        let resources = match discover(&client).await {
+            Ok(resources) => resources,
+            Err(error) => {
+                tracing::warn!(%error, "discovery failed; tries again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(5));
+                continue;
+            }
+        };
+        pause = Duration::from_millis(25);
+        if sender
+            .send(News::Watch(Observation::Resources(resources.clone())))
+            .is_err()
+        {
+            return;
+        }
+        watches.retain(|resource, watch| {
+            let stays = resources.contains(resource);
+            if !stays {
+                watch.abort();
+            }
+            stays
+        });
+        for resource in resources {
+            if full.iter().any(|f| f.same_objects(&resource)) || watches.contains_key(&resource) {
+                continue;
+            }
+            let watch = watch_other(
+                client.clone(),
+                resource.clone(),
+                sender.clone(),
+                definitions_changed.clone(),
+            );
+            watches.insert(resource, tasks.spawn(watch));
+        }
+        definitions_changed.notified().await;
+    }
+}
+
+async fn watch_other(
+    client: Client,
+    resource: Arc<Resource>,
+    sender: UnboundedSender<News>,
+    definitions_changed: Arc<Notify>,
+) {
+    let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &resource.erased());
+    let definitions = resource.kind == "CustomResourceDefinition";
+    let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()));
+    let mut pause = Pause::default();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                pause = Pause::default();
+                if definitions && matches!(event, Event::Apply(_) | Event::Delete(_)) {
+                    definitions_changed.notify_one();
+                }
+                if sender
+                    .send(News::Watch(Observation::Other(resource.clone(), event)))
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Err(error) => pause.after(&resource.plural, &error).await,
+        }
+    }
+}
+
+/// The resources that can be listed, watched and deleted; of each group, the version it prefers.
+async fn discover(client: &Client) -> kube::Result<Vec<Arc<Resource>>> {
+    let discovery = match Discovery::new(client.clone()).run_aggregated().await {
+        Ok(discovery) => discovery,
+        // Before Kubernetes 1.26 discovery is asked group by group.
+        Err(_) => Discovery::new(client.clone()).run().await?,
+    };
+    let needed = ["list", "watch", "delete"];
+    let mut found = Vec::new();
+    for group in discovery.groups_alphabetical() {
+        for (resource, capabilities) in group.recommended_resources() {
+            // Events own nothing, are owned by nothing, and are the most numerous of all.
+            let skip = resource.plural == "events";
+            if !skip && needed.iter().all(|verb| capabilities.supports_operation(verb)) {
+                found.push(Arc::new(Resource {
+                    group: resource.group,
+                    version: resource.version,
+                    kind: resource.kind,
+                    plural: resource.plural,
+                    namespaced: capabilities.scope == kube::discovery::Scope::Namespaced,
+                }));
+            }
+        }
+    }
+    Ok(found)
+}
