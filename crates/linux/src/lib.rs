@@ -9,6 +9,8 @@
 pub mod bootid;
 pub mod enter;
 pub mod fdpass;
+pub mod mount;
+pub mod process;
 mod mac;
 pub mod netlink;
 pub mod ns;

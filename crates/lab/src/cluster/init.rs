@@ -14,13 +14,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use miette::{Context, IntoDiagnostic};
+use miette::{Context, IntoDiagnostic, miette};
+use podnet_linux::mount;
 use podnet_linux::ns::{self, Kind, Namespace};
 
 use super::layout::LabDir;
 use super::node::{self, NodeSpaces};
 use super::plan::{Datastore, NodePlan, Plan, Request, UNDERLAY_API_PORT};
-use super::record::{NodeNamespaces, Record, read_json, write_json};
+use super::record::{NodeNamespaces, ProcessIdentity, Record, read_json, write_json};
 use super::service::{Service, Supervisor};
 use super::underlay;
 
@@ -74,10 +75,18 @@ pub fn run(args: Args) -> miette::Result<()> {
             reap(&supervisor).into_diagnostic()
         }
         Err(report) => {
-            let _ = Word::Failed(format!("{report:?}")).say();
+            // The asker prints it; if there is none any more, the log has it.
+            let _ = Word::Failed(in_one_line(&report)).say();
             Err(report)
         }
     }
+}
+
+/// An error with its causes and its advice.
+fn in_one_line(report: &miette::Report) -> String {
+    let causes: Vec<String> = report.chain().map(ToString::to_string).collect();
+    let help = report.help().map(|help| format!("; {help}")).unwrap_or_default();
+    format!("{}{help}", causes.join(": "))
 }
 
 /// Unshares what the lab needs and starts init there.
@@ -108,7 +117,7 @@ fn await_go() -> miette::Result<()> {
     io::stdin().lock().read_line(&mut line).into_diagnostic()?;
     match line.trim() {
         "go" => Ok(()),
-        _ => Err(miette::miette!("nobody asked for this lab any more")),
+        _ => Err(miette!("nobody asked for this lab any more")),
     }
 }
 
@@ -170,11 +179,8 @@ fn build(dir: &LabDir) -> miette::Result<Arc<Supervisor>> {
 
 /// Mounts of the lab stay in the lab, and its /proc shows its own processes.
 fn own_mounts() -> io::Result<()> {
-    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("proc", "/proc", "proc", flags, None)?;
-    Ok(())
+    mount::make_private()?;
+    mount::proc(Path::new("/proc"))
 }
 
 fn descriptors(spaces: &NodeSpaces) -> NodeNamespaces {
@@ -186,7 +192,7 @@ fn descriptors(spaces: &NodeSpaces) -> NodeNamespaces {
 }
 
 fn start(supervisor: &Supervisor, service: miette::Result<Service>) -> miette::Result<()> {
-    supervisor.start(service?).into_diagnostic()
+    supervisor.start(service?).map(drop).into_diagnostic()
 }
 
 /// Starts the API server and waits until its kubeconfigs are written, which everything else needs.
@@ -203,7 +209,7 @@ fn start_apiserver(
         .into_diagnostic()??;
     let port = machine.local_addr().into_diagnostic()?.port();
     let api = plan.api_addresses();
-    let endpoint = api.first().ok_or_else(|| miette::miette!("the underlay has no address"))?;
+    let endpoint = api.first().ok_or_else(|| miette!("the underlay has no address"))?;
     let datastore = match request.datastore {
         Datastore::Memory => "memory".to_owned(),
         Datastore::Disk => format!("disk={}", dir.datastore().display()),
@@ -229,30 +235,33 @@ fn start_apiserver(
     let sockets = Some((machine, inside));
     let program = own_executable()?;
     let service = Service { name: "apiserver".into(), program, args, namespaces: Vec::new(), sockets };
-    supervisor.start(service).into_diagnostic()?;
-    await_files(&[dir.kubeconfig(), dir.node_kubeconfig()]).wrap_err_with(|| {
-        format!("the API server did not come up; its log ends with:\n{}", tail(&dir.log("apiserver")))
+    let pid = supervisor.start(service).into_diagnostic()?;
+    await_files(&[dir.kubeconfig(), dir.node_kubeconfig()], pid).map_err(|why| {
+        miette!("the API server {why}; its log ends with:\n{}", tail(&dir.log("apiserver")))
     })
 }
 
 fn listen(address: SocketAddr) -> miette::Result<TcpListener> {
     TcpListener::bind(address).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => miette::miette!(
+        io::ErrorKind::AddrInUse => miette!(
             help = "leave --api-port away to get a free one, or end what listens there (ss -ltnp)",
             "port {} is already in use on {}",
             address.port(),
             address.ip()
         ),
-        _ => miette::miette!("listening on {address}: {error}"),
+        _ => miette!("listening on {address}: {error}"),
     })
 }
 
-/// Waits for files that the API server puts in place whole.
-fn await_files(paths: &[PathBuf]) -> miette::Result<()> {
+/// Waits for files that the process `pid` puts in place whole; or says why they will not come.
+fn await_files(paths: &[PathBuf], pid: u32) -> Result<(), String> {
     let limit = Instant::now() + Duration::from_secs(30);
     while let Some(missing) = paths.iter().find(|path| !path.exists()) {
+        if ProcessIdentity::of(pid).is_err() {
+            return Err("ended at once".into());
+        }
         if Instant::now() > limit {
-            return Err(miette::miette!("{} was not written within 30 s", missing.display()));
+            return Err(format!("did not write {} within 30 s", missing.display()));
         }
         std::thread::sleep(Duration::from_millis(2));
     }

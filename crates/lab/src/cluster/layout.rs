@@ -140,8 +140,7 @@ impl NodeDir {
         for dir in OWN_DIRS {
             fs::create_dir_all(self.own(dir))?;
         }
-        fs::create_dir_all(self.view())?;
-        fs::create_dir_all(self.scratch())
+        fs::create_dir_all(self.view())
     }
 
     /// One of [`OWN_DIRS`] as seen from outside the node.
@@ -152,11 +151,6 @@ impl NodeDir {
     /// Where the node's root is put together.
     pub fn view(&self) -> PathBuf {
         self.root.join("root")
-    }
-
-    /// What the node writes to its view of the machine's files.
-    pub fn scratch(&self) -> PathBuf {
-        self.root.join("scratch")
     }
 
     /// The node's pods, one directory each.

@@ -1,16 +1,15 @@
 //! A node: a network, UTS and mount namespace, laid out like a real node.
 
-use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use podnet_linux::mount;
 use podnet_linux::ns::{self, Kind, Namespace, on_own_thread};
-use rustix::mount::mount_bind;
 
 use super::layout::{LabDir, NodeDir, OWN_DIRS};
 use super::plan::NodePlan;
-use crate::rootview::RootView;
+use crate::rootview::{Kind as PlaceKind, Place, RootView};
 
 /// Where podnet's executable is found inside a node, and podnet-cni beside it.
 pub const EXECUTABLE: &str = "/usr/local/bin/podnet";
@@ -33,6 +32,7 @@ pub fn create(lab: &LabDir, plan: &NodePlan) -> io::Result<NodeSpaces> {
     let exe = std::env::current_exe()?;
     on_own_thread(|| {
         ns::unshare(Kind::Net.flag() | Kind::Uts.flag() | Kind::Mount.flag())?;
+        mount::make_private()?;
         rustix::system::sethostname(plan.name.as_bytes())?;
         build_view(&dir, &exe)?;
         Ok(NodeSpaces {
@@ -45,27 +45,19 @@ pub fn create(lab: &LabDir, plan: &NodePlan) -> io::Result<NodeSpaces> {
 
 /// Puts the node's root together and moves the calling thread into it.
 fn build_view(dir: &NodeDir, exe: &Path) -> io::Result<()> {
-    let root = dir.view();
-    RootView::build(&root, &dir.scratch())?;
-    for own in OWN_DIRS {
-        let target = root.join(own);
-        fs::create_dir_all(&target)?;
-        mount_bind(dir.own(own), &target)?;
-    }
-    let target = root.join(EXECUTABLE.trim_start_matches('/'));
-    bind_file(exe, &target)?;
+    let mut binds: Vec<(PathBuf, String)> = OWN_DIRS.iter().map(|own| (dir.own(own), format!("/{own}"))).collect();
+    binds.push((exe.to_owned(), EXECUTABLE.to_owned()));
     let plugin = exe.with_file_name("podnet-cni");
     if plugin.exists() {
-        bind_file(&plugin, &target.with_file_name("podnet-cni"))?;
+        binds.push((plugin, format!("{EXECUTABLE}-cni")));
     }
-    RootView::enter(&root)
-}
-
-fn bind_file(source: &Path, target: &Path) -> io::Result<()> {
-    if let Some(parent) = target.parent() {
-        fs::create_dir_all(parent)?;
+    let places = binds
+        .iter()
+        .map(|(source, target)| Ok(Place { path: target, kind: PlaceKind::of(source)? }))
+        .collect::<io::Result<Vec<_>>>()?;
+    let view = RootView::build(&dir.view(), &places)?;
+    for (source, target) in &binds {
+        view.bind(source, target)?;
     }
-    fs::OpenOptions::new().create(true).append(true).open(target)?;
-    mount_bind(source, target)?;
-    Ok(())
+    view.enter()
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use podnet_linux::ns::{Namespace, spawn_in};
+use podnet_linux::enter;
+use podnet_linux::ns::Namespace;
 use serde::{Deserialize, Serialize};
 
 use super::layout::LabDir;
@@ -64,13 +65,14 @@ impl Supervisor {
         Arc::new(Supervisor { dir, entries: Mutex::default() })
     }
 
-    /// Starts `service` and keeps it running.
-    pub fn start(&self, service: Service) -> io::Result<()> {
+    /// Starts `service` and keeps it running; its first PID.
+    pub fn start(&self, service: Service) -> io::Result<u32> {
         let pid = self.spawn(&service)?;
         let mut entries = self.entries.lock();
         let state = ServiceState { pid: Some(pid), restarts: 0 };
         entries.insert(service.name.clone(), Entry { service, state, started: Instant::now(), quick_ends: 0 });
-        self.write(&entries)
+        self.write(&entries)?;
+        Ok(pid)
     }
 
     /// To be told of every process that was reaped; starts a service again that has ended.
@@ -119,7 +121,7 @@ impl Supervisor {
             }
         }
         let namespaces: Vec<&Namespace> = service.namespaces.iter().map(Arc::as_ref).collect();
-        spawn_in(&namespaces, &mut command)
+        enter::spawn(&namespaces, &mut command)
             .map(|child| child.id())
             .map_err(|error| io::Error::new(error.kind(), format!("{} does not start: {error}", service.name)))
     }
