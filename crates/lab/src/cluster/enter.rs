@@ -4,6 +4,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 
 use miette::{Context, IntoDiagnostic, miette};
 use podnet_linux::ns::{Kind, Namespace};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::record::Record;
 
@@ -26,15 +27,28 @@ pub fn run(record: &Record, node: &str, command: &[String]) -> miette::Result<Ex
         namespace.enter().into_diagnostic().wrap_err_with(|| format!("entering {node}"))?;
     }
     let [program, args @ ..] = command else { return Err(miette!("no command given after --")) };
-    // ^C is for the command; this process only waits to pass its exit code on.
-    let status = Command::new(program).args(args).current_dir("/").env("HOSTNAME", node).status();
-    match status {
+    let mut command = Command::new(program);
+    command.args(args).current_dir("/").env("HOSTNAME", node);
+    match wait_for(command)? {
         Ok(status) => Ok(exit_code(status)),
         Err(error) => {
             eprintln!("podnet: {program}: {error}");
             Ok(ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }))
         }
     }
+}
+
+/// Runs the command. ^C and ^\ are for it: this process only waits to pass its exit code on.
+///
+/// The signals are caught rather than ignored, because a command inherits what is ignored. All of this happens on
+/// one thread: a process that has entered a PID namespace can start no other.
+fn wait_for(command: Command) -> miette::Result<std::io::Result<ExitStatus>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().into_diagnostic()?;
+    runtime.block_on(async {
+        let _interrupt = signal(SignalKind::interrupt()).into_diagnostic()?;
+        let _quit = signal(SignalKind::quit()).into_diagnostic()?;
+        Ok(tokio::process::Command::from(command).status().await)
+    })
 }
 
 fn spaces(record: &Record, node: &str) -> miette::Result<Vec<i32>> {
