@@ -1,1 +1,171 @@
-//! NodeState into the kernel: render, diff, apply
+//! [`NodeState`] into the kernel: render, diff, apply.
+//!
+//! [`route`] keeps links, routes and the tunnel; [`nftables`] keeps services. [`Kernel`] applies one generation to both.
+//! Everything lives in the network namespace of the thread that opened it.
+
+pub mod delta;
+pub mod nftables;
+pub mod route;
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use podnet_core::NodeState;
+use podnet_core::service::Frontend;
+
+use nftables::{NetfilterError, Nftables, Services, Target};
+use route::{Installed, RouteError, Routes};
+
+/// What turns states into a kernel's tables. It keeps nothing that it could not read back: a new one goes on where
+/// another ended.
+pub trait Dataplane {
+    /// Makes the kernel's state the one of `want`, changing only what differs.
+    fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError>;
+    /// What the kernel has of ours, in the model's words.
+    fn dump(&mut self) -> Result<Dump, ApplyError>;
+    /// Leaves nothing of ours behind; says what it removed.
+    fn clean(&mut self) -> Result<Vec<String>, ApplyError>;
+}
+
+/// Why a state is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Links, routes or tunnel.
+    #[error("cannot set up routes: {0}")]
+    Routes(#[from] RouteError),
+    /// Services.
+    #[error("cannot set up services: {0}")]
+    Services(#[from] NetfilterError),
+}
+
+/// What an application did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// How many entries of links, routes and the tunnel changed.
+    pub route_changes: usize,
+    /// How many elements, rules and chains changed.
+    pub service_changes: usize,
+    /// Largest packet a pod may send, in bytes; `None` while the node has no address.
+    pub pod_mtu: Option<u32>,
+    /// What the kernel refused, each hurting itself only.
+    pub refused: Vec<String>,
+}
+
+impl Applied {
+    /// Nothing had to be done.
+    pub fn is_nothing(&self) -> bool {
+        self.route_changes == 0 && self.service_changes == 0
+    }
+}
+
+/// The kernel's own forwarding, and nftables for services.
+#[derive(Debug)]
+pub struct Kernel {
+    routes: Routes,
+    services: Nftables,
+}
+
+impl Kernel {
+    /// For the network namespace of the calling thread. `underlay` names the link between nodes where it is not the one
+    /// that has the node's address.
+    pub fn open(underlay: Option<String>) -> Result<Self, ApplyError> {
+        Ok(Kernel {
+            routes: Routes::open(underlay)?,
+            services: Nftables::open()?,
+        })
+    }
+
+    /// What [`Dataplane::clean`] would remove.
+    pub fn present(&mut self) -> Result<Vec<String>, ApplyError> {
+        let mut present = self.routes.clean(false)?;
+        if self.services.exists()? {
+            present.push(table());
+        }
+        Ok(present)
+    }
+}
+
+fn table() -> String {
+    format!("nftables table inet {}", nftables::TABLE)
+}
+
+impl Dataplane for Kernel {
+    fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
+        // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
+        // nothing.
+        let routes = self.routes.apply(&want.routing);
+        let services = self.services.apply(want)?;
+        let routes = routes?;
+        Ok(Applied {
+            route_changes: routes.changes,
+            service_changes: services.changes(),
+            pod_mtu: routes.pod_mtu,
+            refused: routes.refused,
+        })
+    }
+
+    fn dump(&mut self) -> Result<Dump, ApplyError> {
+        Ok(Dump {
+            routing: self.routes.dump()?,
+            services: self.services.dump()?,
+        })
+    }
+
+    fn clean(&mut self) -> Result<Vec<String>, ApplyError> {
+        // Both are tried; the first failure is told.
+        let services = self.services.clean();
+        let mut removed = self.routes.clean(true)?;
+        if services? {
+            removed.push(table());
+        }
+        Ok(removed)
+    }
+}
+
+/// What the kernel has of ours, in the model's words.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Dump {
+    /// Tunnel and routes.
+    pub routing: Installed,
+    /// Services.
+    pub services: Services,
+}
+
+impl fmt::Display for Dump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let routing = &self.routing;
+        if let Some(tunnel) = &routing.tunnel {
+            writeln!(f, "tunnel {tunnel}")?;
+        }
+        routing
+            .routes
+            .iter()
+            .try_for_each(|(destination, hop)| writeln!(f, "route {destination} {hop}"))?;
+        routing
+            .neighbours
+            .iter()
+            .try_for_each(|(address, mac)| writeln!(f, "neighbour {address} {mac}"))?;
+        routing
+            .forwarding
+            .iter()
+            .try_for_each(|(mac, remote)| writeln!(f, "forwarding {mac} to {remote}"))?;
+        self.services
+            .cluster_ips
+            .iter()
+            .try_for_each(|address| writeln!(f, "cluster ip {address}"))?;
+        self.services
+            .frontends
+            .iter()
+            .try_for_each(|(frontend, target)| service(f, frontend, target))
+    }
+}
+
+fn service(f: &mut fmt::Formatter<'_>, frontend: &Frontend, target: &Target) -> fmt::Result {
+    match target {
+        Target::Balance(endpoints) => {
+            let endpoints: Vec<String> = endpoints.iter().map(SocketAddr::to_string).collect();
+            writeln!(f, "service {frontend} to {}", endpoints.join(" "))
+        }
+        Target::Drop => writeln!(f, "service {frontend} drop"),
+    }
+}

@@ -1,0 +1,87 @@
+//! The difference between what a table of the kernel should hold and what it holds. Every table uses this one.
+
+use std::collections::BTreeMap;
+
+/// What to do to a table, by key, in key order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delta<'a, K, V, W = V> {
+    /// Wanted and missing.
+    pub add: Vec<(&'a K, &'a V)>,
+    /// There with another value: key, wanted value, value there.
+    pub change: Vec<(&'a K, &'a V, &'a W)>,
+    /// There and not wanted.
+    pub remove: Vec<(&'a K, &'a W)>,
+}
+
+impl<'a, K: Ord, V, W> Delta<'a, K, V, W> {
+    /// The difference from `have` to `want`, values being alike when `same` says so.
+    pub fn between_by(
+        want: &'a BTreeMap<K, V>,
+        have: &'a BTreeMap<K, W>,
+        same: impl Fn(&V, &W) -> bool,
+    ) -> Self {
+        let mut delta = Delta {
+            add: Vec::new(),
+            change: Vec::new(),
+            remove: Vec::new(),
+        };
+        for (key, wanted) in want {
+            match have.get(key) {
+                None => delta.add.push((key, wanted)),
+                Some(there) if same(wanted, there) => {}
+                Some(there) => delta.change.push((key, wanted, there)),
+            }
+        }
+        delta
+            .remove
+            .extend(have.iter().filter(|(key, _)| !want.contains_key(*key)));
+        delta
+    }
+
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many entries differ.
+    pub fn len(&self) -> usize {
+        self.add.len() + self.change.len() + self.remove.len()
+    }
+}
+
+impl<'a, K: Ord, V: PartialEq> Delta<'a, K, V> {
+    /// The difference from `have` to `want`.
+    pub fn between(want: &'a BTreeMap<K, V>, have: &'a BTreeMap<K, V>) -> Self {
+        Delta::between_by(want, have, PartialEq::eq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_table_becomes_any_other_and_needs_nothing_more(
+            want in prop::collection::btree_map(0..20_u8, 0..3_u8, 0..20),
+            have in prop::collection::btree_map(0..20_u8, 0..3_u8, 0..20),
+        ) {
+            let delta = Delta::between(&want, &have);
+            let mut table = have.clone();
+            for (key, _) in &delta.remove {
+                prop_assert!(table.remove(key).is_some());
+            }
+            for (key, value) in &delta.add {
+                prop_assert!(table.insert(**key, **value).is_none());
+            }
+            for (key, wanted, there) in &delta.change {
+                prop_assert_eq!(table.insert(**key, **wanted), Some(**there));
+                prop_assert_ne!(wanted, there);
+            }
+            prop_assert_eq!(&table, &want);
+            prop_assert!(Delta::between(&want, &table).is_empty());
+        }
+    }
+}

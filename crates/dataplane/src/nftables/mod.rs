@@ -1,0 +1,273 @@
+//! Services through nftables: one table, `inet podnet`, in which a service and an endpoint are elements.
+//!
+//! We speak netlink to the kernel ourselves ([`wire`], [`socket`]); a change is one transaction against the generation
+//! of the rule set that was read, so what others do at the same time neither gets lost nor mixed up with ours.
+
+mod conntrack;
+mod found;
+mod model;
+mod render;
+mod rule;
+mod socket;
+mod transaction;
+mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+
+use podnet_core::NodeState;
+use podnet_core::cluster::{Family, Protocol};
+use podnet_core::service::{Frontend, ServiceState};
+
+pub use found::Found;
+pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, Table, Value, Verdict};
+pub use render::render;
+pub use rule::{Clause, Rule, State};
+pub use socket::NetfilterError;
+pub use transaction::{Operation, Transaction};
+
+use render::{frontend_key, names, split_address};
+use socket::Netfilter;
+
+/// The name of our table, in the family inet.
+pub const TABLE: &str = "podnet";
+/// Others change nftables too; so often we begin again.
+const ATTEMPTS: usize = 20;
+/// Protocol number of UDP.
+const UDP: u8 = 17;
+
+/// The services of a node, kept in nftables.
+#[derive(Debug)]
+pub struct Nftables {
+    socket: Netfilter,
+    /// What the kernel has, as of a generation of its rule set.
+    known: Option<(u32, Option<Found>)>,
+}
+
+impl Nftables {
+    /// For the network namespace of the calling thread.
+    pub fn open() -> Result<Self, NetfilterError> {
+        Ok(Nftables {
+            socket: Netfilter::open()?,
+            known: None,
+        })
+    }
+
+    /// Makes the kernel's table the one for `state`. Returns what was done, which is nothing when nothing differed.
+    pub fn apply(&mut self, state: &NodeState) -> Result<Transaction, NetfilterError> {
+        let table = render(state);
+        for _ in 0..ATTEMPTS {
+            match self.try_apply(&table) {
+                Err(NetfilterError::Changed) => self.known = None,
+                Err(error) => {
+                    self.known = None;
+                    return Err(error);
+                }
+                Ok(transaction) => {
+                    self.forget_flows(&state.services, &transaction)?;
+                    return Ok(transaction);
+                }
+            }
+        }
+        Err(NetfilterError::Changed)
+    }
+
+    fn try_apply(&mut self, table: &Table) -> Result<Transaction, NetfilterError> {
+        let generation = self.refresh()?;
+        let found = self.known.as_ref().and_then(|(_, found)| found.as_ref());
+        let transaction = Transaction::between(table, found);
+        if transaction.is_empty() {
+            return Ok(transaction);
+        }
+        self.socket.transaction(generation, &transaction.messages())?;
+        // The kernel counts on by one and passes over zero.
+        let next = generation.checked_add(1).unwrap_or(1);
+        self.known = Some((next, Some(Found::of(table))));
+        Ok(transaction)
+    }
+
+    /// Reads the kernel's table unless it is known already; returns the generation it is of.
+    fn refresh(&mut self) -> Result<u32, NetfilterError> {
+        for _ in 0..ATTEMPTS {
+            let generation = found::generation(&mut self.socket)?;
+            if self.known.as_ref().is_some_and(|(known, _)| *known == generation) {
+                return Ok(generation);
+            }
+            match found::read(&mut self.socket) {
+                Ok(found) => {
+                    // Read in several dumps: they are of one piece if nothing changed meanwhile.
+                    if found::generation(&mut self.socket)? == generation {
+                        self.known = Some((generation, found));
+                        return Ok(generation);
+                    }
+                }
+                Err(NetfilterError::Changed) => {}
+                // A set that went between two dumps.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(NetfilterError::Changed)
+    }
+
+    /// What the kernel's table does, in the model's words; nothing when there is no table.
+    pub fn dump(&mut self) -> Result<Services, NetfilterError> {
+        self.known = None;
+        self.refresh()?;
+        let found = self.known.as_ref().and_then(|(_, found)| found.as_ref());
+        Ok(found.map(Services::from_found).unwrap_or_default())
+    }
+
+    /// Whether our table is there.
+    pub fn exists(&mut self) -> Result<bool, NetfilterError> {
+        self.refresh()?;
+        Ok(self.known.as_ref().is_some_and(|(_, found)| found.is_some()))
+    }
+
+    /// Removes our table. Returns whether there was one.
+    pub fn clean(&mut self) -> Result<bool, NetfilterError> {
+        for _ in 0..ATTEMPTS {
+            let generation = found::generation(&mut self.socket)?;
+            let Some(_) = found::read(&mut self.socket)? else {
+                return Ok(false);
+            };
+            self.known = None;
+            let delete = Transaction(vec![Operation::DeleteTable]);
+            match self.socket.transaction(generation, &delete.messages()) {
+                Err(NetfilterError::Changed) => {}
+                other => return other.map(|()| true),
+            }
+        }
+        Err(NetfilterError::Changed)
+    }
+
+    fn forget_flows(&mut self, services: &ServiceState, done: &Transaction) -> Result<(), NetfilterError> {
+        let touched = touched_udp(done);
+        if touched.is_empty() {
+            return Ok(());
+        }
+        conntrack::forget(&mut self.socket, |sent_to, answered_from| {
+            let Some(port) = NonZeroU16::new(sent_to.port()) else {
+                return false;
+            };
+            let frontend = Frontend {
+                address: sent_to.ip(),
+                protocol: Protocol::Udp,
+                port,
+            };
+            let kept = services
+                .frontends
+                .get(&frontend)
+                .is_some_and(|backend| backend.keeps(answered_from));
+            touched.contains(&frontend_key(&frontend)) && !kept
+        })?;
+        Ok(())
+    }
+}
+
+/// The UDP frontends (by key) whose endpoints a transaction changed.
+fn touched_udp(done: &Transaction) -> BTreeSet<Key> {
+    let mut touched = BTreeSet::new();
+    for family in [Family::V4, Family::V6] {
+        let names = names(family);
+        for set in [names.services, names.endpoints] {
+            for key in done.removed(set).chain(done.added(set)) {
+                let Some((_, [UDP, ..])) = split_address(family, key) else {
+                    continue;
+                };
+                let width = key.len().min(frontend_width(family));
+                touched.insert(key[..width].to_vec());
+            }
+        }
+    }
+    touched
+}
+
+fn frontend_width(family: Family) -> usize {
+    match family {
+        Family::V4 => 4 + 8,
+        Family::V6 => 16 + 8,
+    }
+}
+
+/// What the kernel does with services' addresses, in the model's words.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Services {
+    /// Frontends and what new connections to them become.
+    pub frontends: BTreeMap<Frontend, Target>,
+    /// Addresses whose other ports are refused.
+    pub cluster_ips: BTreeSet<std::net::IpAddr>,
+}
+
+/// What becomes of a new connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// It goes to one of these.
+    Balance(Vec<SocketAddr>),
+    /// It is dropped.
+    Drop,
+}
+
+impl Services {
+    fn from_found(found: &Found) -> Self {
+        let mut services = Services::default();
+        for family in [Family::V4, Family::V6] {
+            services.read(family, found);
+        }
+        services
+    }
+
+    fn read(&mut self, family: Family, found: &Found) {
+        let names = names(family);
+        let elements = |set: &str| found.elements.get(set).into_iter().flatten();
+        for (key, value) in elements(names.services) {
+            let Some((frontend, _)) = read_frontend(family, key) else {
+                continue;
+            };
+            let target = match value {
+                Value::Verdict(Verdict::Goto(_)) => Target::Balance(Vec::new()),
+                _ => Target::Drop,
+            };
+            self.frontends.insert(frontend, target);
+        }
+        for (key, value) in elements(names.endpoints) {
+            let Some((frontend, _)) = read_frontend(family, key) else {
+                continue;
+            };
+            if let (Value::Data(data), Some(Target::Balance(list))) =
+                (value, self.frontends.get_mut(&frontend))
+            {
+                list.extend(read_socket(family, data));
+            }
+        }
+        let addresses = elements(names.cluster_ips).filter_map(|(key, _)| split_address(family, key));
+        self.cluster_ips.extend(addresses.map(|(address, _)| address));
+    }
+}
+
+fn read_frontend(family: Family, key: &[u8]) -> Option<(Frontend, &[u8])> {
+    let (address, rest) = split_address(family, key)?;
+    let (protocol, rest) = rest.split_first_chunk::<4>()?;
+    let (port, rest) = rest.split_first_chunk::<4>()?;
+    let port = NonZeroU16::new(u16::from_be_bytes([port[0], port[1]]))?;
+    Some((
+        Frontend {
+            address,
+            protocol: Protocol::from_number(protocol[0])?,
+            port,
+        },
+        rest,
+    ))
+}
+
+fn read_socket(family: Family, data: &[u8]) -> Option<SocketAddr> {
+    let (address, port) = split_address(family, data)?;
+    Some(SocketAddr::new(
+        address,
+        u16::from_be_bytes([*port.first()?, *port.get(1)?]),
+    ))
+}
+
+#[cfg(test)]
+mod tests;
