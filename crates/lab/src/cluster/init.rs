@@ -69,10 +69,10 @@ pub fn run(args: Args) -> miette::Result<()> {
     }
     let built = await_go().and_then(|()| build(&LabDir::at(&args.dir)));
     match built {
-        Ok(supervisor) => {
+        Ok(standing) => {
             Word::Up.say().into_diagnostic()?;
             forget_terminal().into_diagnostic()?;
-            reap(&supervisor).into_diagnostic()
+            reap(&standing.supervisor).into_diagnostic()
         }
         Err(report) => {
             // The asker prints it; if there is none any more, the log has it.
@@ -142,8 +142,15 @@ fn reap(supervisor: &Arc<Supervisor>) -> io::Result<()> {
     }
 }
 
+/// What init holds for the lab's life. The descriptors of the namespaces are how other commands get in.
+struct Standing {
+    supervisor: Arc<Supervisor>,
+    _underlay: Arc<Namespace>,
+    _nodes: BTreeMap<String, NodeSpaces>,
+}
+
 /// Makes the whole lab.
-fn build(dir: &LabDir) -> miette::Result<Arc<Supervisor>> {
+fn build(dir: &LabDir) -> miette::Result<Standing> {
     let mut record: Record = read_json(&dir.record()).into_diagnostic().wrap_err("the lab's record")?;
     let plan = Plan::new(&record.request);
     own_mounts().into_diagnostic().wrap_err("the lab's mount namespace")?;
@@ -174,7 +181,7 @@ fn build(dir: &LabDir) -> miette::Result<Arc<Supervisor>> {
         start(&supervisor, runtime(dir, &plan, node, spaces))?;
         start(&supervisor, agent(&record.request, &plan, node, spaces))?;
     }
-    Ok(supervisor)
+    Ok(Standing { supervisor, _underlay: underlay, _nodes: nodes })
 }
 
 /// Mounts of the lab stay in the lab, and its /proc shows its own processes.
