@@ -1,39 +1,43 @@
-//! The recipes of the project. The README's two commands are `demo` and `test`; CI calls `test`.
+//! The recipes of the project: `cargo xtask RECIPE`. The README's two commands are `demo` and `test`; CI calls `test`.
 
+mod bench;
 mod demo;
+mod edges;
+mod netperf;
 mod recipe;
 mod test;
 
-use std::process::ExitCode;
-
 use clap::{Parser, Subcommand};
 
-/// Recipes of the project
+/// The recipes of the project.
 #[derive(Parser)]
-#[command(name = "cargo xtask")]
+#[command(name = "xtask", max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    recipe: Recipe,
 }
 
 #[derive(Subcommand)]
-enum Command {
-    /// Build podnet and raise a lab with the demo
+enum Recipe {
+    /// Builds podnet and raises a lab with the demo
     Demo,
-    /// Install what the tests need and run them all, as CI does (as root)
+    /// Installs what the tests need and runs them all, as CI does (as root)
     Test,
+    /// Checks the workspace's dependencies against the table in ARCHITECTURE.md
+    CheckEdges,
+    /// Measures podnet against what the kernel can do without it
+    Bench(bench::Args),
+    /// The load generator and its server (used by `bench`)
+    #[command(subcommand, hide = true)]
+    Netperf(netperf::Command),
 }
 
-fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        Command::Demo => demo::run(),
-        Command::Test => test::run(),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(report) => {
-            eprintln!("{report:?}");
-            ExitCode::FAILURE
-        }
+fn main() -> miette::Result<()> {
+    match Cli::parse().recipe {
+        Recipe::Demo => demo::run(),
+        Recipe::Test => test::run(),
+        Recipe::CheckEdges => edges::run(),
+        Recipe::Bench(args) => bench::run(args),
+        Recipe::Netperf(command) => netperf::run(command),
     }
 }

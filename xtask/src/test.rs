@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything CI checks.
 
-use crate::recipe;
+use crate::{edges, recipe};
 
 /// Installs what the tests need, checks the house, runs the tests.
 ///
@@ -10,6 +10,7 @@ pub(crate) fn run() -> miette::Result<()> {
     recipe::run(&["./.ci/setup"])?;
     recipe::run(&["cargo", "fmt", "--all", "--check"])?;
     recipe::run(&["cargo", "deny", "--offline", "check", "licenses", "bans", "sources"])?;
+    edges::run()?;
     recipe::build()?;
     recipe::run(&["cargo", "clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     recipe::run(&["cargo", "nextest", "run", "--release", "--workspace", "--no-fail-fast"])

@@ -58,6 +58,8 @@ pub struct AgentRequest {
     /// What it is asked for.
     #[serde(flatten)]
     pub verb: Verb,
+    /// The network's name.
+    pub network: String,
     /// For which pod.
     #[serde(default)]
     pub pod: PodReference,

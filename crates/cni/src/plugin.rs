@@ -91,6 +91,10 @@ fn no_agent(error: &AskError, code: Code) -> CniError {
     CniError::new(code, msg).with_details(format!("{error}; {step}"))
 }
 
+fn question(config: &NetworkConfig, verb: Verb, pod: PodReference) -> AgentRequest {
+    AgentRequest { verb, network: config.name.clone(), pod }
+}
+
 fn accept(reply: AgentReply) -> Result<Option<AddResult>, CniError> {
     match reply {
         AgentReply::Added(result) => Ok(Some(result)),
@@ -115,10 +119,7 @@ fn add(
         ))
     })?;
     let netns = netns.to_string_lossy().into_owned();
-    let request = AgentRequest {
-        verb: Verb::Add { attachment, netns },
-        pod,
-    };
+    let request = question(config, Verb::Add { attachment, netns }, pod);
     let reply = ask(&config.socket, &request, Some(namespace.as_fd()))
         .map_err(|error| no_agent(&error, Code::TryAgainLater))?;
     let result = accept(reply)?.ok_or_else(|| {
@@ -140,12 +141,9 @@ fn del(
     netns: Option<&Path>,
     pod: PodReference,
 ) -> Result<(), CniError> {
-    let request = AgentRequest {
-        verb: Verb::Del {
+    let request = question(config, Verb::Del {
             attachment: attachment.clone(),
-        },
-        pod,
-    };
+        }, pod);
     match ask(&config.socket, &request, None) {
         Ok(reply) => accept(reply).map(drop),
         Err(_) => del_alone(config, &attachment, netns),
@@ -210,10 +208,7 @@ fn check_attachment(
         .with_details("CHECK compares the container with the result of its ADD")
     })?;
     check(netns, attachment.ifname(), &previous)?;
-    let request = AgentRequest {
-        verb: Verb::Check { attachment, previous },
-        pod,
-    };
+    let request = question(config, Verb::Check { attachment, previous }, pod);
     match ask(&config.socket, &request, None) {
         Ok(reply) => accept(reply).map(drop),
         // Without an agent the pod's network goes on working, and that is what was asked.
@@ -222,10 +217,7 @@ fn check_attachment(
 }
 
 fn status(config: &NetworkConfig) -> Result<(), CniError> {
-    let request = AgentRequest {
-        verb: Verb::Status,
-        pod: PodReference::default(),
-    };
+    let request = question(config, Verb::Status, PodReference::default());
     let reply = ask(&config.socket, &request, None).map_err(|error| no_agent(&error, Code::NotAvailable))?;
     accept(reply).map(drop)
 }
@@ -238,10 +230,7 @@ fn gc(config: &NetworkConfig) -> Result<(), CniError> {
         )
         .with_details("GC frees everything that is not in that list; an empty list frees everything")
     })?;
-    let request = AgentRequest {
-        verb: Verb::Gc { valid },
-        pod: PodReference::default(),
-    };
+    let request = question(config, Verb::Gc { valid }, PodReference::default());
     let reply = ask(&config.socket, &request, None).map_err(|error| no_agent(&error, Code::TryAgainLater))?;
     accept(reply).map(drop)
 }

@@ -12,8 +12,10 @@ pub mod fdpass;
 pub mod mount;
 pub mod process;
 mod mac;
+pub mod mount;
 pub mod netlink;
 pub mod ns;
+pub mod process;
 pub mod sysctl;
 
 pub use mac::{InvalidMacAddr, MacAddr};

@@ -18,6 +18,9 @@ use crate::api::{self, Api};
 use crate::kinds::openapi::PROTOBUF_MEDIA_TYPE;
 use crate::status::Refusal;
 
+/// The media type that clients ask for is not a valid Content-Type (`@`); Kubernetes answers with this one.
+const PROTOBUF_CONTENT_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
 /// Answers requests.
 #[derive(Clone)]
 pub struct Handler {
@@ -115,7 +118,7 @@ impl Handler {
         match path.trim_end_matches('/') {
             "/openapi/v2" if accept::names(request.headers(), PROTOBUF_MEDIA_TYPE) => Ok(body::typed(
                 StatusCode::OK,
-                PROTOBUF_MEDIA_TYPE,
+                PROTOBUF_CONTENT_TYPE,
                 self.api.openapi_protobuf(),
             )),
             "/openapi/v2" => Ok(json_value(&self.api.openapi_json())),

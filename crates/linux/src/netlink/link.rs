@@ -371,6 +371,13 @@ impl<'fd> LinkChange<'fd> {
         }
     }
 
+    /// All links of a group, for [`LinkChange::delete`]: they go together, in about the time of one.
+    pub fn group_members(group: u32) -> Self {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(group));
+        LinkChange { message, what: format!("the links of group {group}"), descriptor: std::marker::PhantomData }
+    }
+
     fn with(mut self, attribute: LinkAttribute) -> Self {
         self.message.attributes.push(attribute);
         self
@@ -432,11 +439,8 @@ impl<'fd> LinkChange<'fd> {
         )
     }
 
-    /// The removal of the link as a request, whatever else was said.
-    pub fn delete(mut self) -> Request<'fd> {
-        self.message
-            .attributes
-            .retain(|attribute| matches!(attribute, LinkAttribute::IfName(_)));
+    /// The removal of the link as a request. For a change that was only begun.
+    pub fn delete(self) -> Request<'fd> {
         Request::new(
             RouteNetlinkMessage::DelLink(self.message),
             0,

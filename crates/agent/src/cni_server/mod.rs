@@ -1,0 +1,185 @@
+//! Serves the CNI plugin: leases addresses and wires pods, on threads of its own.
+//!
+//! The async runtime only accepts connections. Every request runs on a thread of its own, since it waits for the
+//! kernel and visits other network namespaces. One more thread, the reaper, takes links away: the kernel needs
+//! 20 to 40 ms for that, which nobody should wait for.
+
+mod install;
+mod reaper;
+mod request;
+
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use podnet_cni::{AgentReply, AgentRequest};
+use podnet_linux::netlink::NetlinkError;
+use podnet_linux::ns::Namespace;
+use podnet_linux::sysctl::SysctlError;
+use podnet_linux::{bootid, fdpass};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use crate::ipam::{LeaseError, Leases};
+use crate::wiring;
+
+pub use install::{PLUGIN, install, install_from, uninstall};
+use reaper::Reaper;
+
+/// Enough for a request; the default of 2 MiB times a hundred pods at once is worth saving.
+const STACK: usize = 512 * 1024;
+
+/// What pods of this node get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodNetwork {
+    /// The node's ranges (`Node.spec.podCIDRs`).
+    pub ranges: Vec<IpNet>,
+    /// Largest packet in bytes.
+    pub mtu: u32,
+    /// Where pods look up names.
+    pub dns: Vec<IpAddr>,
+}
+
+/// Whether pods can be connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// Not now, and why.
+    NotReady(String),
+    /// They can.
+    Ready(PodNetwork),
+}
+
+/// Where the server is found, and where it keeps its state.
+#[derive(Debug, Clone)]
+pub struct CniServerConfig {
+    /// The unix socket.
+    pub socket: PathBuf,
+    /// The directory of the leases.
+    pub state_dir: PathBuf,
+    /// The node's name, for messages.
+    pub node: String,
+}
+
+/// Why the server cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum CniServerError {
+    /// The socket cannot be made.
+    #[error("cannot listen on {}: {source}", path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The leases cannot be read.
+    #[error(transparent)]
+    Leases(#[from] LeaseError),
+    /// The kernel cannot be asked for the pods' links.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The node does not forward and cannot be made to.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The machine has no boot ID.
+    #[error("cannot read the boot ID: {0}")]
+    BootId(io::Error),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// What every request sees.
+struct Server {
+    leases: Arc<Leases>,
+    reaper: Reaper,
+    ready: watch::Receiver<Readiness>,
+    node: String,
+}
+
+/// Serves the CNI plugin until it is dropped. Returns only with an error.
+///
+/// To be called in the node's network namespace.
+pub async fn serve(config: CniServerConfig, ready: watch::Receiver<Readiness>) -> Result<(), CniServerError> {
+    let server = Arc::new(Server::start(&config, ready)?);
+    let listener = listen(&config.socket).map_err(|source| CniServerError::Socket {
+        path: config.socket.clone(),
+        source,
+    })?;
+    tracing::info!(socket = %config.socket.display(), leases = server.leases.all().len(), "serving the CNI plugin");
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if let Err(error) = answer_on_a_thread(&server, stream) {
+                    tracing::error!(%error, "a CNI request gets no answer");
+                }
+            }
+            Err(error) => {
+                // Out of descriptors, most likely; some come back when requests end.
+                tracing::error!(%error, "cannot accept a CNI request");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+impl Server {
+    fn start(config: &CniServerConfig, ready: watch::Receiver<Readiness>) -> Result<Self, CniServerError> {
+        wiring::prepare_node()?;
+        let boot_id = bootid::boot_id().map_err(CniServerError::BootId)?;
+        let leases = Arc::new(Leases::open(&config.state_dir, &boot_id, &wiring::in_kernel()?)?);
+        let reaper = Reaper::start(Arc::clone(&leases)).map_err(CniServerError::Thread)?;
+        Ok(Server {
+            leases,
+            reaper,
+            ready,
+            node: config.node.clone(),
+        })
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    // We hold the lock of the leases, so whoever made the socket is gone.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn answer_on_a_thread(server: &Arc<Server>, stream: tokio::net::UnixStream) -> io::Result<()> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    let server = Arc::clone(server);
+    std::thread::Builder::new()
+        .name("cni".into())
+        .stack_size(STACK)
+        .spawn(move || {
+            if let Err(error) = answer(&server, &stream) {
+                tracing::warn!(%error, "a CNI request was broken off");
+            }
+        })
+        .map(drop)
+}
+
+fn answer(server: &Server, stream: &UnixStream) -> io::Result<()> {
+    // A plugin that was killed before it asked anything closes, or says nothing.
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
+    let Some(message) = fdpass::receive(stream)? else {
+        return Ok(());
+    };
+    let request: AgentRequest = serde_json::from_slice(&message.bytes)?;
+    let namespace = message.descriptors.into_iter().next().map(Namespace::from);
+    let reply = server
+        .serve(&request, namespace.as_ref())
+        .unwrap_or_else(AgentReply::Refused);
+    fdpass::send(stream, &serde_json::to_vec(&reply)?, &[])
+}

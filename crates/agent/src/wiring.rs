@@ -1,0 +1,274 @@
+//! A pod's link: a veth pair, one end in the pod, the other on the node.
+//!
+//! The pod's end has its addresses with all bits of prefix, so that nothing is on its link but a router with a
+//! link-local address ([`GATEWAY_V4`], [`GATEWAY_V6`]), and both ends know each other's Ethernet address from
+//! permanent neighbour entries: no ARP, no NDP, no bridge, no duplicate address detection. The node routes the
+//! pod's addresses to its end.
+//!
+//! Names and Ethernet addresses follow from the attachment, so that whoever knows it finds the link.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use podnet_cni::{Attachment, HOST_LINK_PREFIX};
+use podnet_linux::netlink::{
+    Address, AddressFlags, Link, LinkChange, LinkKind, Neighbour, Netlink, NetlinkError, NewLink,
+    NewLinkKind, Request, Route, RouteFilter,
+};
+use podnet_linux::ns::{Kind, Namespace};
+use podnet_linux::sysctl::{self, SysctlError};
+
+use crate::ipam::LinksInKernel;
+
+/// The pods' router: an address that no other machine has, since every node's is this one.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The pods' IPv6 router.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// The number podnet's routes carry as their protocol.
+pub const ROUTE_PROTOCOL: u8 = 113;
+/// The group of links that are being deleted together ("podn").
+const DOOMED: u32 = 0x706f_646e;
+/// The protocol of the routes in the pod, `RTPROT_BOOT` as `ip route add` has it: they are the pod's own.
+const POD_ROUTE_PROTOCOL: u8 = 3;
+const LOOPBACK: u32 = 1;
+
+/// Why a pod could not be wired, or unwired.
+#[derive(Debug, thiserror::Error)]
+pub enum WiringError {
+    /// The pod has an interface of that name.
+    #[error("the container's network namespace already has an interface called {0}")]
+    InterfaceExists(String),
+    /// The descriptor is no network namespace.
+    #[error("CNI_NETNS is no network namespace: {0}")]
+    NotANamespace(io::Error),
+    /// The namespace is the node's.
+    #[error("CNI_NETNS is the node's own network namespace; a pod on the host's network needs no CNI")]
+    NodeNamespace,
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A setting could not be made.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+}
+
+/// What is to be wired.
+#[derive(Debug)]
+pub struct PodLink<'a> {
+    /// Which interface of which container.
+    pub attachment: &'a Attachment,
+    /// The pod's addresses.
+    pub addresses: &'a [IpAddr],
+    /// Largest packet in bytes.
+    pub mtu: u32,
+}
+
+/// Settings of the node that pods' links depend on: it forwards.
+pub fn prepare_node() -> Result<(), SysctlError> {
+    sysctl::ensure("net/ipv4/ip_forward", "1")?;
+    // The interfaces that are made later inherit it.
+    match sysctl::ensure("net/ipv6/conf/all/forwarding", "1") {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+/// Wires a pod. When it fails, nothing is left of it.
+///
+/// Works in the caller's network namespace, which must be the node's, and visits the pod's on a thread of its own.
+pub fn attach(pod: &PodLink<'_>, namespace: &Namespace) -> Result<(), WiringError> {
+    let node_inode = Namespace::current(Kind::Net)
+        .and_then(|node| node.inode())
+        .map_err(WiringError::NotANamespace)?;
+    if namespace.inode().map_err(WiringError::NotANamespace)? == node_inode {
+        return Err(WiringError::NodeNamespace);
+    }
+    let mut node = Netlink::open()?;
+    let link = create(&mut node, pod, namespace)?;
+    connect(&mut node, pod, namespace, &link).inspect_err(|_| {
+        if let Err(error) = node.request(link.delete())
+            && !error.is_not_found()
+        {
+            tracing::error!(%error, link = link.name, "a link of a failed ADD is left");
+        }
+    })
+}
+
+fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Result<Link, WiringError> {
+    let name = pod.attachment.host_link();
+    let mut pair = NewLink::veth(&name, pod.attachment.ifname(), Some(namespace.as_fd()));
+    pair.mtu = Some(pod.mtu);
+    pair.mac = Some(pod.attachment.host_mac());
+    pair.up = true;
+    if let NewLinkKind::Veth(peer) = &mut pair.kind {
+        peer.mac = Some(pod.attachment.pod_mac());
+    }
+    match node.apply_and_get([pair.create()], &name) {
+        Ok(link) => Ok(link),
+        Err(error) if error.is_exists() => {
+            let ifname = pod.attachment.ifname();
+            if Netlink::open_in(namespace)?.link(ifname)?.is_some() {
+                return Err(WiringError::InterfaceExists(ifname.into()));
+            }
+            // The name is this attachment's alone, and it had no lease: the link is what a crash left.
+            node.request(LinkChange::named(&name).delete())?;
+            Ok(node.apply_and_get([pair.create()], &name)?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn connect(
+    node: &mut Netlink,
+    pod: &PodLink<'_>,
+    namespace: &Namespace,
+    link: &Link,
+) -> Result<(), WiringError> {
+    node.apply(node_requests(pod, link.index))?;
+    let pod_index = link.lower.unwrap_or_default();
+    namespace
+        .run(|| configure_pod(pod, pod_index))
+        .map_err(WiringError::NotANamespace)??;
+    wait_for_carrier(node, link)
+}
+
+/// The node's end: what is needed before the pod's end comes up, and with it the carrier.
+fn node_requests(pod: &PodLink<'_>, index: u32) -> Vec<Request<'static>> {
+    let mut requests = Vec::new();
+    if pod.addresses.iter().any(IpAddr::is_ipv6) {
+        requests.push(
+            LinkChange::of(index, "the node's end")
+                .without_link_local()
+                .apply(),
+        );
+        let mut gateway = Address::new(index, Ipv6Net::new_assert(GATEWAY_V6, 64).into());
+        gateway.flags = AddressFlags {
+            nodad: true,
+            noprefixroute: true,
+        };
+        requests.push(gateway.replace());
+    }
+    for address in pod.addresses {
+        requests.push(Neighbour::permanent(index, *address, pod.attachment.pod_mac()).replace());
+        requests.push(Route::on_link(IpNet::from(*address), index, ROUTE_PROTOCOL).replace());
+    }
+    requests
+}
+
+/// The pod's end, from within the pod's namespace.
+fn configure_pod(pod: &PodLink<'_>, index: u32) -> Result<(), WiringError> {
+    let ifname = pod.attachment.ifname();
+    let has = |ipv4: bool| pod.addresses.iter().any(|address| address.is_ipv4() == ipv4);
+    quiet_ipv6(ifname, has(false))?;
+    let gateway_mac = pod.attachment.host_mac();
+    let mut requests = vec![
+        LinkChange::of(LOOPBACK, "lo").up(true).apply(),
+        LinkChange::of(index, ifname).up(true).apply(),
+    ];
+    for address in pod.addresses {
+        let mut own = Address::new(index, IpNet::from(*address));
+        own.flags = AddressFlags {
+            nodad: address.is_ipv6(),
+            noprefixroute: true,
+        };
+        requests.push(own.add());
+    }
+    if has(true) {
+        let all = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0).into();
+        let route = Route::via(all, GATEWAY_V4.into(), Some(index), POD_ROUTE_PROTOCOL);
+        requests.push(Neighbour::permanent(index, GATEWAY_V4.into(), gateway_mac).replace());
+        requests.push(
+            Route {
+                onlink: true,
+                ..route
+            }
+            .add(),
+        );
+    }
+    if has(false) {
+        let all = Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0).into();
+        requests.push(Neighbour::permanent(index, GATEWAY_V6.into(), gateway_mac).replace());
+        requests.push(Route::via(all, GATEWAY_V6.into(), Some(index), POD_ROUTE_PROTOCOL).add());
+    }
+    Ok(Netlink::open()?.apply(requests)?)
+}
+
+/// The pod listens to no router advertisements, and its addresses are nobody else's, so that there is no need to
+/// look for duplicates. Without IPv6 on the pod, a kernel without IPv6 is fine.
+fn quiet_ipv6(ifname: &str, wanted: bool) -> Result<(), SysctlError> {
+    let mut settings = vec![("accept_ra", "0"), ("accept_dad", "0")];
+    if wanted {
+        // Some runtimes switch IPv6 off in the namespaces they make.
+        settings.insert(0, ("disable_ipv6", "0"));
+    }
+    for (key, value) in settings {
+        match sysctl::ensure(&format!("net/ipv6/conf/{ifname}/{key}"), value) {
+            Err(error) if !wanted && error.is_not_found() => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// The carrier is there when both ends are up, but the kernel notes it a moment later, and drops what is sent to
+/// the pod until then. Since Linux 6.8 asking for the link settles it.
+fn wait_for_carrier(node: &mut Netlink, link: &Link) -> Result<(), WiringError> {
+    const ATTEMPTS: u32 = 50;
+    for _ in 0..ATTEMPTS {
+        if node.link_by_index(link.index)?.is_none_or(|link| link.running) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    tracing::warn!(
+        link = link.name,
+        "the link has no carrier yet; the pod's first packets may be lost"
+    );
+    Ok(())
+}
+
+/// Takes links away, all at once: the kernel takes 20 to 40 ms to let go of a link, or of many together.
+///
+/// Those that are not there are no error. Goes on after an error and reports the first.
+pub fn remove(links: &[String]) -> Result<(), NetlinkError> {
+    let mut node = Netlink::open()?;
+    let doom = |name: &String| LinkChange::named(name).group(DOOMED).apply();
+    let mut outcomes = match links {
+        [only] => node.apply_each([LinkChange::named(only).delete()])?,
+        _ => {
+            let mut outcomes = node.apply_each(links.iter().map(doom))?;
+            outcomes.extend(node.apply_each([LinkChange::group_members(DOOMED).delete()])?);
+            outcomes
+        }
+    };
+    outcomes.retain(|outcome| outcome.as_ref().is_err_and(|error| !error.is_not_found()));
+    outcomes.into_iter().next().unwrap_or(Ok(()))
+}
+
+/// The node's ends of pods' links, and the addresses routed to them.
+pub fn in_kernel() -> Result<LinksInKernel, NetlinkError> {
+    let mut node = Netlink::open()?;
+    let links: Vec<Link> = node.links()?.into_iter().filter(is_pod_link).collect();
+    let mut found: LinksInKernel = links.iter().map(|link| (link.name.clone(), Vec::new())).collect();
+    let filter = RouteFilter {
+        protocol: Some(ROUTE_PROTOCOL),
+        ..RouteFilter::default()
+    };
+    for route in node.routes(filter)? {
+        let link = links.iter().find(|link| Some(link.index) == route.link);
+        if let Some(addresses) = link.and_then(|link| found.get_mut(&link.name))
+            && route.destination.prefix_len() == route.destination.max_prefix_len()
+        {
+            addresses.push(route.destination.addr());
+        }
+    }
+    Ok(found)
+}
+
+fn is_pod_link(link: &Link) -> bool {
+    let hash = link.name.strip_prefix(HOST_LINK_PREFIX);
+    link.kind == LinkKind::Veth && hash.is_some_and(|hash| hash.len() == 15 - HOST_LINK_PREFIX.len())
+}

@@ -1,0 +1,245 @@
+//! The kernel's own paths: network namespaces joined by veth pairs, with nothing in them but addresses and routes.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+
+use miette::{Context, IntoDiagnostic, miette};
+
+use super::Station;
+
+/// A network namespace, held by a process that ends when its input does: with this value, or with us.
+#[derive(Clone)]
+pub(crate) struct Namespace {
+    holder: Rc<Holder>,
+    /// What belongs to the same set-up must live as long.
+    _with: Vec<Rc<Holder>>,
+}
+
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+impl Namespace {
+    fn new() -> miette::Result<Self> {
+        // `cat` says that the namespace is there by sending back what it gets.
+        let mut child = Command::new("unshare")
+            .args(["--net", "cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .into_diagnostic()
+            .wrap_err("cannot run unshare (Debian: util-linux)")?;
+        let mut byte = [b'\n'];
+        let (Some(stdin), Some(stdout)) = (&mut child.stdin, &mut child.stdout) else {
+            return Err(miette!("unshare has no input or output"));
+        };
+        stdin
+            .write_all(&byte)
+            .and_then(|()| std::io::Read::read_exact(stdout, &mut byte))
+            .into_diagnostic()?;
+        let namespace = Namespace {
+            holder: Rc::new(Holder(child)),
+            _with: Vec::new(),
+        };
+        namespace.ip(&["link set lo up".to_owned()])?;
+        Ok(namespace)
+    }
+
+    fn pid(&self) -> u32 {
+        self.holder.0.id()
+    }
+
+    /// `program` with its arguments to come, in this namespace.
+    pub(super) fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/proc/{}/ns/net", self.pid()))
+            .arg(program);
+        command
+    }
+
+    /// Runs lines of `ip`.
+    fn ip(&self, lines: &[String]) -> miette::Result<()> {
+        let mut command = self.command(Path::new("ip"));
+        command
+            .args(["-batch", "-"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .into_diagnostic()
+            .wrap_err("cannot run ip (Debian: iproute2)")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin
+                .write_all((lines.join("\n") + "\n").as_bytes())
+                .into_diagnostic()?;
+        }
+        let output = child.wait_with_output().into_diagnostic()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(miette!(
+            "ip: {}in\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            lines.join("\n")
+        ))
+    }
+
+    /// Sets sysctls, whose files show the namespace of whoever opens them.
+    fn sysctl(&self, name: &str, value: &str) -> miette::Result<()> {
+        let path = format!("/proc/sys/{name}");
+        let mut command = self.command(Path::new("sh"));
+        let status = command
+            .args(["-c", &format!("echo {value} > {path}")])
+            .status()
+            .into_diagnostic()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(miette!("cannot set {path} to {value}"))
+        }
+    }
+}
+
+/// Client, server and the server's address.
+type Ends = (Station, Station, IpAddr);
+
+/// Two namespaces with one veth pair between them: no path can be shorter.
+pub(super) fn pair() -> miette::Result<Ends> {
+    let (client, server) = (Namespace::new()?, Namespace::new()?);
+    client.ip(&[
+        format!("link add eth0 type veth peer name eth0 netns {}", server.pid()),
+        "addr add 10.201.0.1/24 dev eth0".into(),
+        "link set eth0 up".into(),
+    ])?;
+    server.ip(&[
+        "addr add 10.201.0.2/24 dev eth0".into(),
+        "link set eth0 up".into(),
+    ])?;
+    Ok((
+        Station::Namespace(client),
+        Station::Namespace(server),
+        IpAddr::from([10, 201, 0, 2]),
+    ))
+}
+
+/// How the nodes reach each other's pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Between {
+    /// A route via the other node, as Flannel's host-gw sets it up.
+    Routes,
+    /// A tunnel as Flannel's vxlan sets it up.
+    Vxlan,
+}
+
+/// Two nodes joined by a bridge, as in the lab, with one pod each.
+pub(super) fn two_nodes(between: Between) -> miette::Result<Ends> {
+    let wire = Namespace::new()?;
+    // The lab's underlay is a switch, too, and no firewall.
+    for family in ["ip", "ip6", "arp"] {
+        let name = format!("net/bridge/bridge-nf-call-{family}tables");
+        if Path::new("/proc/sys").join(&name).exists() {
+            wire.sysctl(&name, "0")?;
+        }
+    }
+    wire.ip(&["link add br0 type bridge".into(), "link set br0 up".into()])?;
+    let mut pods = Vec::new();
+    let mut all = vec![wire.holder.clone()];
+    for number in [1, 2] {
+        let (node, pod) = node(&wire, number, between)?;
+        all.extend([node.holder.clone(), pod.holder.clone()]);
+        pods.push(pod);
+    }
+    let mut stations = pods.into_iter().map(|pod| {
+        Station::Namespace(Namespace {
+            _with: all.clone(),
+            ..pod
+        })
+    });
+    match (stations.next(), stations.next()) {
+        (Some(client), Some(server)) => Ok((client, server, IpAddr::from([10, 201, 2, 2]))),
+        _ => Err(miette!("there are two pods")),
+    }
+}
+
+fn node(wire: &Namespace, number: u8, between: Between) -> miette::Result<(Namespace, Namespace)> {
+    let other = 3 - number;
+    let mtu = if between == Between::Vxlan { 1450 } else { 1500 };
+    let (node, pod) = (Namespace::new()?, Namespace::new()?);
+    node.sysctl("net/ipv4/ip_forward", "1")?;
+    node.ip(&[
+        format!(
+            "link add eth0 type veth peer name node{number} netns {}",
+            wire.pid()
+        ),
+        format!("addr add 172.31.0.{number}/24 dev eth0"),
+        "link set eth0 up".into(),
+        format!(
+            "link add pod0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
+            pod.pid()
+        ),
+        "addr add 169.254.1.1/32 dev pod0".into(),
+        "link set pod0 up".into(),
+        format!("route add 10.201.{number}.2/32 dev pod0"),
+    ])?;
+    wire.ip(&[format!("link set node{number} master br0 up")])?;
+    pod.ip(&[
+        format!("addr add 10.201.{number}.2/32 dev eth0"),
+        "link set eth0 up".into(),
+        "route add 169.254.1.1 dev eth0 scope link".into(),
+        "route add default via 169.254.1.1 dev eth0".into(),
+    ])?;
+    let to_other = match between {
+        Between::Routes => vec![format!("route add 10.201.{other}.0/24 via 172.31.0.{other}")],
+        Between::Vxlan => vec![
+            format!(
+                "link add vxlan1 mtu {mtu} address 02:00:00:00:00:0{number} type vxlan id 1 dstport 8472 \
+                 local 172.31.0.{number} dev eth0 nolearning"
+            ),
+            format!("addr add 10.201.{number}.0/32 dev vxlan1"),
+            "link set vxlan1 up".into(),
+            format!("neigh add 10.201.{other}.0 lladdr 02:00:00:00:00:0{other} dev vxlan1 nud permanent"),
+            format!("route add 10.201.{other}.0/24 via 10.201.{other}.0 dev vxlan1 onlink"),
+        ],
+    };
+    node.ip(&to_other)?;
+    if between == Between::Vxlan {
+        fdb(&node, other)?;
+    }
+    Ok((node, pod))
+}
+
+/// To which node the tunnel's frames for the other end go.
+fn fdb(node: &Namespace, other: u8) -> miette::Result<()> {
+    let mut command = node.command(Path::new("bridge"));
+    let (mac, to) = (format!("02:00:00:00:00:0{other}"), format!("172.31.0.{other}"));
+    let status = command
+        .args([
+            "fdb",
+            "add",
+            &mac,
+            "dev",
+            "vxlan1",
+            "dst",
+            &to,
+            "self",
+            "permanent",
+        ])
+        .status();
+    match status
+        .into_diagnostic()
+        .wrap_err("cannot run bridge (Debian: iproute2)")?
+        .success()
+    {
+        true => Ok(()),
+        false => Err(miette!("the tunnel does not learn of node {other}")),
+    }
+}
