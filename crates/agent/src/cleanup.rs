@@ -34,9 +34,16 @@ pub struct Args {
 /// Removes and says what. Goes on after a failure, and reports them all at the end.
 pub fn run(args: Args) -> miette::Result<()> {
     crate::cli::logging();
-    let mut sweep = Sweep { dry_run: args.dry_run, removed: 0, failures: Vec::new() };
+    let mut sweep = Sweep {
+        dry_run: args.dry_run,
+        removed: 0,
+        failures: Vec::new(),
+    };
     // First what makes the runtime ask for more.
-    for file in [args.cni_conf_dir.join(CONFLIST), args.cni_bin_dir.join(cni_server::PLUGIN)] {
+    for file in [
+        args.cni_conf_dir.join(CONFLIST),
+        args.cni_bin_dir.join(cni_server::PLUGIN),
+    ] {
         sweep.file(&file);
     }
     sweep.pod_links();
@@ -79,23 +86,38 @@ impl Sweep {
 
     fn file(&mut self, path: &Path) {
         if path.symlink_metadata().is_ok() {
-            let outcome = if self.dry_run { Ok(()) } else { std::fs::remove_file(path) };
+            let outcome = if self.dry_run {
+                Ok(())
+            } else {
+                std::fs::remove_file(path)
+            };
             self.outcome(&format!("file {}", path.display()), outcome);
         }
     }
 
     /// The directory's contents, and the directory where it is not a mount point.
     fn directory(&mut self, path: &Path) {
-        let Ok(entries) = std::fs::read_dir(path) else { return };
+        let Ok(entries) = std::fs::read_dir(path) else {
+            return;
+        };
         for entry in entries.flatten() {
             let (path, is_directory) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
-            let remove = if is_directory { std::fs::remove_dir_all } else { remove_file };
+            let remove = if is_directory {
+                std::fs::remove_dir_all
+            } else {
+                remove_file
+            };
             let outcome = if self.dry_run { Ok(()) } else { remove(&path) };
             self.outcome(&path.display().to_string(), outcome);
         }
         if !self.dry_run {
             match std::fs::remove_dir(path) {
-                Err(error) if !matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::NotFound) => {
+                Err(error)
+                    if !matches!(
+                        error.kind(),
+                        io::ErrorKind::ResourceBusy | io::ErrorKind::NotFound
+                    ) =>
+                {
                     self.failures.push(format!("{}: {error}", path.display()));
                 }
                 Ok(()) | Err(_) => {}
@@ -111,7 +133,11 @@ impl Sweep {
         if links.is_empty() {
             return;
         }
-        let outcome = if self.dry_run { Ok(()) } else { wiring::remove(&links) };
+        let outcome = if self.dry_run {
+            Ok(())
+        } else {
+            wiring::remove(&links)
+        };
         match outcome {
             Ok(()) => links.iter().for_each(|link| self.say(&format!("link {link}"))),
             Err(error) => self.failures.push(format!("pods' links: {error}")),

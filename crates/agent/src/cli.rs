@@ -1,6 +1,5 @@
 //! Command line of the agent.
 
-use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -83,9 +82,9 @@ impl FromStr for DataplaneName {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "auto" | "nftables" => Ok(DataplaneName),
-            "ebpf" | "iptables" | "ipvs" | "userspace" => {
-                Err(format!("data plane {text:?} is not supported by this version; choose auto or nftables"))
-            }
+            "ebpf" | "iptables" | "ipvs" | "userspace" => Err(format!(
+                "data plane {text:?} is not supported by this version; choose auto or nftables"
+            )),
             _ => Err(format!("{text:?} is no data plane; choose auto or nftables")),
         }
     }
@@ -101,7 +100,9 @@ impl FromStr for MetricsAddress {
         if text == "off" {
             return Ok(MetricsAddress(None));
         }
-        let address = text.parse().map_err(|_| "give an address and port such as 127.0.0.1:9980, or off".to_owned())?;
+        let address = text
+            .parse()
+            .map_err(|_| "give an address and port such as 127.0.0.1:9980, or off".to_owned())?;
         Ok(MetricsAddress(Some(address)))
     }
 }
@@ -112,28 +113,51 @@ pub fn run(args: Args) -> miette::Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     logging();
     args.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.into_diagnostic().wrap_err("cannot start the runtime")?.block_on(agent(args))
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime
+        .into_diagnostic()
+        .wrap_err("cannot start the runtime")?
+        .block_on(agent(args))
 }
 
 /// To stderr, at level info unless RUST_LOG says otherwise.
 pub(crate) fn logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // Only the first of a process counts.
     let _ = subscriber.try_init();
 }
 
 impl Args {
     fn check(&self) -> miette::Result<()> {
-        for (flag, ranges) in [("--cluster-cidr", &self.cluster_cidr), ("--service-cidr", &self.service_cidr)] {
-            let of = |six: bool| ranges.iter().filter(|range| range.addr().is_ipv6() == six).count();
+        for (flag, ranges) in [
+            ("--cluster-cidr", &self.cluster_cidr),
+            ("--service-cidr", &self.service_cidr),
+        ] {
+            let of = |six: bool| {
+                ranges
+                    .iter()
+                    .filter(|range| range.addr().is_ipv6() == six)
+                    .count()
+            };
             if of(false) > 1 || of(true) > 1 {
-                return Err(miette!(help = "give one IPv4 and one IPv6 range at most", "{flag}: two ranges of one family"));
+                return Err(miette!(
+                    help = "give one IPv4 and one IPv6 range at most",
+                    "{flag}: two ranges of one family"
+                ));
             }
         }
-        let overlap = |a: &&IpNet| self.service_cidr.iter().any(|b| a.contains(&b.network()) || b.contains(&a.network()));
+        let overlap = |a: &&IpNet| {
+            self.service_cidr
+                .iter()
+                .any(|b| a.contains(&b.network()) || b.contains(&a.network()))
+        };
         if let Some(range) = self.cluster_cidr.iter().find(overlap) {
             return Err(miette!(
                 help = "pods and services need ranges of their own",
@@ -145,7 +169,11 @@ impl Args {
 
     fn plugin(&self) -> miette::Result<PathBuf> {
         let beside = || Some(std::env::current_exe().ok()?.with_file_name("podnet-cni"));
-        let plugin = self.cni_plugin.clone().or_else(beside).unwrap_or_else(|| "podnet-cni".into());
+        let plugin = self
+            .cni_plugin
+            .clone()
+            .or_else(beside)
+            .unwrap_or_else(|| "podnet-cni".into());
         if plugin.is_file() {
             return Ok(plugin);
         }
@@ -160,20 +188,29 @@ impl Args {
 /// The API's client, and its URL for messages. Nothing is asked of the server yet.
 async fn client(path: &Path) -> miette::Result<(kube::Client, String)> {
     let broken = || format!("cannot use the kubeconfig {}", path.display());
-    let config = Kubeconfig::read_from(path).into_diagnostic().wrap_err_with(broken)?;
+    let config = Kubeconfig::read_from(path)
+        .into_diagnostic()
+        .wrap_err_with(broken)?;
     let options = KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(config, &options).await;
     let mut config = config.into_diagnostic().wrap_err_with(broken)?;
     config.connect_timeout = Some(std::time::Duration::from_secs(5));
     let url = config.cluster_url.to_string();
-    Ok((kube::Client::try_from(config).into_diagnostic().wrap_err_with(broken)?, url))
+    Ok((
+        kube::Client::try_from(config)
+            .into_diagnostic()
+            .wrap_err_with(broken)?,
+        url,
+    ))
 }
 
 async fn agent(args: Args) -> miette::Result<()> {
     let plugin = args.plugin()?;
     let (client, url) = client(&args.kubeconfig).await?;
     let kernel = Kernel::open(args.underlay_interface.clone());
-    let kernel = kernel.into_diagnostic().wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
+    let kernel = kernel
+        .into_diagnostic()
+        .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
     let cni = CniServerConfig {
         socket: args.run_dir.join("cni.sock"),
         state_dir: args.state_dir.clone(),
@@ -204,7 +241,10 @@ async fn agent(args: Args) -> miette::Result<()> {
         plugin,
     };
     let node = NodeLoop::new(config, kernel, metrics, readiness);
-    let (mut interrupt, mut terminate) = (stopped(SignalKind::interrupt())?, stopped(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (
+        stopped(SignalKind::interrupt())?,
+        stopped(SignalKind::terminate())?,
+    );
     tokio::select! {
         outcome = server => outcome.into_diagnostic().wrap_err("cannot serve the CNI plugin"),
         () = node.run(changes, disturbances()) => Err(miette!("the watches ended")),
@@ -219,11 +259,15 @@ fn stopped(kind: SignalKind) -> miette::Result<tokio::signal::unix::Signal> {
 }
 
 async fn serve_metrics(args: &Args, metrics: &Arc<Metrics>, tasks: &mut JoinSet<()>) {
-    let Some(address) = args.metrics_address.0 else { return };
+    let Some(address) = args.metrics_address.0 else {
+        return;
+    };
     match tokio::net::TcpListener::bind(address).await {
         Ok(listener) => _ = tasks.spawn(metrics::serve(listener, metrics.clone())),
         // The network is worth more than its figures.
-        Err(error) => tracing::warn!("no metrics: cannot listen on {address}: {error}; see --metrics-address"),
+        Err(error) => {
+            tracing::warn!("no metrics: cannot listen on {address}: {error}; see --metrics-address")
+        }
     }
 }
 
@@ -267,11 +311,10 @@ fn disturbances() -> mpsc::Receiver<()> {
     let spawned = std::thread::Builder::new().name("monitor".into()).spawn(move || {
         if let Err(error) = watch() {
             tracing::warn!("cannot see others' changes at once, only every 30 seconds: {error}");
-            // Keeps nothing else from working.
         }
     });
     if let Err(error) = spawned {
-        tracing::warn!("cannot start a thread: {}", OsString::from(error.to_string()).display());
+        tracing::warn!("cannot start a thread: {error}");
     }
     disturbed
 }

@@ -35,12 +35,30 @@ impl Default for Metrics {
         // From 0.1 ms to 3.3 s.
         let apply_seconds = Histogram::new(exponential_buckets(0.0001, 2.0, 16));
         let (sync_errors, put_back) = (Counter::default(), Counter::default());
-        registry.register("generation", "Number of the node state in force", generation.clone());
+        registry.register(
+            "generation",
+            "Number of the node state in force",
+            generation.clone(),
+        );
         let help = "Time from the first API event of a node state to its being in force";
         registry.register("generation_apply_seconds", help, apply_seconds.clone());
-        registry.register("sync_errors", "Node states that could not be applied", sync_errors.clone());
-        registry.register("put_back", "Changes by others that were put right", put_back.clone());
-        Metrics { registry, generation, apply_seconds, sync_errors, put_back }
+        registry.register(
+            "sync_errors",
+            "Node states that could not be applied",
+            sync_errors.clone(),
+        );
+        registry.register(
+            "put_back",
+            "Changes by others that were put right",
+            put_back.clone(),
+        );
+        Metrics {
+            registry,
+            generation,
+            apply_seconds,
+            sync_errors,
+            put_back,
+        }
     }
 }
 
@@ -83,7 +101,9 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>) {
                 async { Ok::<_, Infallible>(response) }
             });
             // A client that goes away is no concern of ours.
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
         });
     }
 }
@@ -92,7 +112,10 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes
     let (status, text) = match request.uri().path() {
         "/metrics" => (StatusCode::OK, metrics.text()),
         "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "only /metrics and /healthz are here\n".to_owned()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            "only /metrics and /healthz are here\n".to_owned(),
+        ),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;

@@ -17,7 +17,7 @@ use crate::watch::{Synced, Update};
 
 /// So often the kernel is compared with what it should have, though nothing is known to have changed.
 const RESYNC: Duration = Duration::from_secs(30);
-/// After an application that failed.
+/// After an application that failed; twice as long after each further one, up to [`RESYNC`].
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What the loop needs to know from the start.
@@ -52,6 +52,8 @@ pub struct NodeLoop {
     told: BTreeSet<Problem>,
     refused: Vec<String>,
     installed: bool,
+    /// The last application left something undone.
+    unfinished: bool,
 }
 
 /// Why the loop turns.
@@ -59,6 +61,17 @@ pub struct NodeLoop {
 enum Cause {
     Objects,
     Kernel,
+}
+
+/// What came of a turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Turn {
+    /// There was nothing to apply.
+    Nothing,
+    /// The state is in force.
+    Done,
+    /// Something is left to be tried again.
+    Again,
 }
 
 impl NodeLoop {
@@ -81,12 +94,18 @@ impl NodeLoop {
             told: BTreeSet::new(),
             refused: Vec::new(),
             installed: false,
+            unfinished: false,
         }
     }
 
     /// Turns until `updates` ends. `disturbed` tells that somebody else changed the kernel's tables.
-    pub async fn run(mut self, mut updates: mpsc::UnboundedReceiver<Update>, mut disturbed: mpsc::Receiver<()>) {
-        let mut wait = RESYNC;
+    pub async fn run(
+        mut self,
+        mut updates: mpsc::UnboundedReceiver<Update>,
+        mut disturbed: mpsc::Receiver<()>,
+    ) {
+        let mut wait = RETRY;
+        let mut due = tokio::time::Instant::now() + RESYNC;
         loop {
             let cause = tokio::select! {
                 update = updates.recv() => {
@@ -95,7 +114,7 @@ impl NodeLoop {
                     Cause::Objects
                 }
                 Some(()) = disturbed.recv() => Cause::Kernel,
-                () = tokio::time::sleep(wait) => Cause::Kernel,
+                () = tokio::time::sleep_until(due) => Cause::Kernel,
             };
             let begin = Instant::now();
             // What is queued already belongs to the same generation.
@@ -103,37 +122,46 @@ impl NodeLoop {
                 update.apply(&mut self.cluster, &mut self.synced);
             }
             if !self.synced.all() {
+                due = tokio::time::Instant::now() + RESYNC;
                 continue;
             }
             // Netlink is quick but blocks.
-            let done = tokio::task::block_in_place(|| self.turn(cause, begin));
-            wait = if done { RESYNC } else { RETRY };
+            match tokio::task::block_in_place(|| self.turn(cause, begin)) {
+                Turn::Nothing => continue,
+                Turn::Done => wait = RETRY,
+                Turn::Again => wait = (wait * 2).min(RESYNC),
+            }
+            let pause = if self.unfinished { wait } else { RESYNC };
+            due = tokio::time::Instant::now() + pause;
         }
     }
 
-    /// Computes and applies; false when it should be tried again soon.
-    fn turn(&mut self, cause: Cause, begin: Instant) -> bool {
+    /// Computes and applies.
+    fn turn(&mut self, cause: Cause, begin: Instant) -> Turn {
         let state = compute(&self.cluster, &self.config.name);
         self.tell(&state.problems);
-        let same = self.applied.as_ref().is_some_and(|applied| applied.same_kernel_state(&state));
+        let same = self
+            .applied
+            .as_ref()
+            .is_some_and(|applied| applied.same_kernel_state(&state));
         if same && cause == Cause::Objects {
-            return true;
+            return Turn::Nothing;
         }
         let before = self.applied.as_ref().map_or(0, |applied| applied.generation);
         let state = state.numbered(if same { before } else { before + 1 });
-        match self.kernel.apply(&state) {
+        self.unfinished = match self.kernel.apply(&state) {
             Ok(applied) => {
                 self.log(&state, &applied, same, begin.elapsed());
-                let fine = applied.refused.is_empty();
-                self.publish(&state, &applied);
+                let installed = self.publish(&state, &applied);
                 self.applied = Some(state);
-                fine && self.installed
+                !installed || !applied.refused.is_empty()
             }
             Err(error) => {
                 self.fail(&state, &error);
-                false
+                true
             }
-        }
+        };
+        if self.unfinished { Turn::Again } else { Turn::Done }
     }
 
     fn log(&mut self, state: &NodeState, applied: &Applied, same: bool, took: Duration) {
@@ -145,7 +173,13 @@ impl NodeLoop {
             tracing::info!(generation, routes, services, milliseconds, "applied");
         } else if !applied.is_nothing() && self.refused.is_empty() {
             self.metrics.put_back(routes + services);
-            tracing::warn!(generation, routes, services, milliseconds, "put back what somebody else changed");
+            tracing::warn!(
+                generation,
+                routes,
+                services,
+                milliseconds,
+                "put back what somebody else changed"
+            );
         }
         if applied.refused != self.refused {
             for refusal in &applied.refused {
@@ -169,8 +203,9 @@ impl NodeLoop {
         }
     }
 
-    /// Tells the plugin's server what pods get, and puts the plugin in place once it can be served.
-    fn publish(&mut self, state: &NodeState, applied: &Applied) {
+    /// Tells the plugin's server what pods get, and puts the plugin in place once it can be served. False when that
+    /// should be tried again.
+    fn publish(&mut self, state: &NodeState, applied: &Applied) -> bool {
         let ranges: Vec<_> = state.routing.pod_ranges.iter().copied().collect();
         let readiness = match applied.pod_mtu {
             _ if ranges.is_empty() => Readiness::NotReady(format!(
@@ -178,7 +213,11 @@ impl NodeLoop {
                 state.node
             )),
             None => Readiness::NotReady(format!("node {} has no InternalIP in its status yet", state.node)),
-            Some(mtu) => Readiness::Ready(PodNetwork { ranges, mtu, dns: self.config.dns.clone() }),
+            Some(mtu) => Readiness::Ready(PodNetwork {
+                ranges,
+                mtu,
+                dns: self.config.dns.clone(),
+            }),
         };
         let ready = matches!(readiness, Readiness::Ready(_));
         self.readiness.send_if_modified(|published| {
@@ -188,18 +227,29 @@ impl NodeLoop {
             }
             changed
         });
-        if ready && !self.installed {
-            let NodeConfig { cni_bin_dir, cni_conf_dir, cni, plugin, .. } = &self.config;
-            match cni_server::install_from(plugin, cni_bin_dir, cni_conf_dir, cni) {
-                Ok(()) => {
-                    self.installed = true;
-                    tracing::info!(conf_dir = %cni_conf_dir.display(), "the CNI plugin is in place");
-                }
-                Err(error) => tracing::error!("cannot put the CNI plugin in place, trying again: {error}"),
-            }
+        !ready || self.install()
+    }
+
+    /// Puts the plugin in place, once; false when that should be tried again.
+    fn install(&mut self) -> bool {
+        if self.installed {
+            return true;
         }
-        // Without a range there is nothing to install, and nothing to try again before the Node changes.
-        self.installed |= !ready && self.applied.is_some() && self.installed;
+        let NodeConfig {
+            cni_bin_dir,
+            cni_conf_dir,
+            cni,
+            plugin,
+            ..
+        } = &self.config;
+        match cni_server::install_from(plugin, cni_bin_dir, cni_conf_dir, cni) {
+            Ok(()) => {
+                self.installed = true;
+                tracing::info!(conf_dir = %cni_conf_dir.display(), "the CNI plugin is in place");
+            }
+            Err(error) => tracing::error!("cannot put the CNI plugin in place, trying again: {error}"),
+        }
+        self.installed
     }
 
     /// Says once what is wrong with an object, and once when it is right again.

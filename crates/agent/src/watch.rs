@@ -90,7 +90,12 @@ pub fn start(client: &kube::Client, updates: &mpsc::UnboundedSender<Update>, tas
         Some((name, Some(parsed)))
     };
     tasks.spawn(follow(client.clone(), node, Update::Nodes, updates.clone()));
-    tasks.spawn(follow(client.clone(), |object: &Service| Some(parse::service(object)), Update::Services, updates.clone()));
+    tasks.spawn(follow(
+        client.clone(),
+        |object: &Service| Some(parse::service(object)),
+        Update::Services,
+        updates.clone(),
+    ));
     tasks.spawn(follow(client.clone(), slice, Update::Slices, updates.clone()));
 }
 
@@ -103,7 +108,8 @@ async fn follow<O, K, T>(
     O: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let kind = O::kind(&()).into_owned();
-    let mut stream = std::pin::pin!(watcher(Api::<O>::all(client), watcher::Config::default()).backoff(Retry::default()));
+    let mut stream =
+        std::pin::pin!(watcher(Api::<O>::all(client), watcher::Config::default()).backoff(Retry::default()));
     let mut listing = Vec::new();
     let mut away = false;
     while let Some(event) = stream.next().await {

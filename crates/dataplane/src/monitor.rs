@@ -45,13 +45,18 @@ impl Monitor {
         let open = |protocol, groups: &[u32]| {
             let mut socket = Socket::new(protocol)?;
             socket.bind(&SocketAddr::new(0, 0))?;
-            groups.iter().try_for_each(|group| socket.add_membership(*group))?;
+            groups
+                .iter()
+                .try_for_each(|group| socket.add_membership(*group))?;
             socket.set_non_blocking(true)?;
             io::Result::Ok(socket)
         };
         Ok(Monitor {
             nftables: open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?,
-            routes: open(NETLINK_ROUTE, &[RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE])?,
+            routes: open(
+                NETLINK_ROUTE,
+                &[RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE],
+            )?,
             buffer: vec![0; 64 << 10],
         })
     }
@@ -78,7 +83,11 @@ impl Monitor {
 }
 
 /// Reads all that is there; whether any of it is a disturbance.
-fn drain(socket: &Socket, buffer: &mut [u8], disturbance: fn(&wire::Received<'_>) -> bool) -> io::Result<bool> {
+fn drain(
+    socket: &Socket,
+    buffer: &mut [u8],
+    disturbance: fn(&wire::Received<'_>) -> bool,
+) -> io::Result<bool> {
     let mut disturbed = false;
     loop {
         match socket.recv(&mut &mut buffer[..], 0) {

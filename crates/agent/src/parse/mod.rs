@@ -16,13 +16,18 @@ pub use service::service;
 pub use slice::slice;
 
 /// The key of a namespaced object.
-pub(crate) fn object_name(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> ObjectName {
+pub(crate) fn object_name(
+    metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+) -> ObjectName {
     let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();
     ObjectName::new(or_empty(&metadata.namespace), or_empty(&metadata.name))
 }
 
 fn invalid<T>(object: ObjectRef, why: impl std::fmt::Display) -> Parsed<T> {
-    Err(Invalid { object, why: why.to_string() })
+    Err(Invalid {
+        object,
+        why: why.to_string(),
+    })
 }
 
 fn protocol(text: Option<&str>) -> Result<Protocol, String> {

@@ -23,7 +23,12 @@ fn parse(object: &api::EndpointSlice) -> Result<EndpointSlice, String> {
         "FQDN" => AddressFamily::Fqdn,
         other => return Err(format!("addressType: {other:?} is none of IPv4, IPv6 and FQDN")),
     };
-    let service = object.metadata.labels.iter().flatten().find(|(label, _)| *label == SERVICE_LABEL);
+    let service = object
+        .metadata
+        .labels
+        .iter()
+        .flatten()
+        .find(|(label, _)| *label == SERVICE_LABEL);
     let namespace = object.metadata.namespace.clone().unwrap_or_default();
     let service = service.map(|(_, name)| ObjectName::new(namespace, name.clone()));
     let ports = object.ports.iter().flatten().map(|object| {
@@ -33,11 +38,18 @@ fn parse(object: &api::EndpointSlice) -> Result<EndpointSlice, String> {
             port: object.port.map(port).transpose()?,
         })
     });
-    let ports = ports.collect::<Result<_, _>>().map_err(|why| format!("ports: {why}"))?;
+    let ports = ports
+        .collect::<Result<_, _>>()
+        .map_err(|why| format!("ports: {why}"))?;
     let endpoints = match family {
         // Names are nothing that a packet can be sent to.
         AddressFamily::Fqdn => Vec::new(),
-        AddressFamily::Ip(_) => object.endpoints.iter().flatten().map(endpoint).collect::<Result<_, _>>()?,
+        AddressFamily::Ip(_) => object
+            .endpoints
+            .iter()
+            .flatten()
+            .map(endpoint)
+            .collect::<Result<_, _>>()?,
     };
     EndpointSlice::new(service, family, ports, endpoints).map_err(|error| error.to_string())
 }
@@ -45,7 +57,9 @@ fn parse(object: &api::EndpointSlice) -> Result<EndpointSlice, String> {
 /// Conditions that are not told: ready counts as true, serving as ready, terminating as false (the API's text).
 fn endpoint(object: &api::Endpoint) -> Result<Endpoint, String> {
     let text = object.addresses.first().ok_or("endpoints: one has no address")?;
-    let address: IpAddr = text.parse().map_err(|_| format!("endpoints: {text:?} is no IP address"))?;
+    let address: IpAddr = text
+        .parse()
+        .map_err(|_| format!("endpoints: {text:?} is no IP address"))?;
     let conditions = object.conditions.clone().unwrap_or_default();
     let ready = conditions.ready.unwrap_or(true);
     Ok(Endpoint {

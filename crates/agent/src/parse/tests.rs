@@ -24,7 +24,10 @@ fn a_node_is_read_with_its_ranges_and_addresses() {
     })))
     .unwrap();
     let node = parsed.unwrap();
-    assert_eq!((name.as_str(), node.zone(), node.ready), ("node1", Some("a"), true));
+    assert_eq!(
+        (name.as_str(), node.zone(), node.ready),
+        ("node1", Some("a"), true)
+    );
     assert_eq!(node.pod_ranges.iter().count(), 2);
     assert_eq!(node.primary, Some(Family::V4));
     assert_eq!(node.address(Family::V6), Some("fd30::11".parse().unwrap()));
@@ -33,8 +36,16 @@ fn a_node_is_read_with_its_ranges_and_addresses() {
 #[test]
 fn a_bad_node_says_what_is_wrong() {
     for (spec, status, why) in [
-        (json!({"podCIDRs": ["10.244.0.0"]}), json!({}), "spec.podCIDRs: \"10.244.0.0\" is no range such as 10.244.1.0/24"),
-        (json!({"podCIDRs": ["10.244.0.1/24"]}), json!({}), "spec.podCIDRs: 10.244.0.1/24 has bits set beyond its prefix"),
+        (
+            json!({"podCIDRs": ["10.244.0.0"]}),
+            json!({}),
+            "spec.podCIDRs: \"10.244.0.0\" is no range such as 10.244.1.0/24",
+        ),
+        (
+            json!({"podCIDRs": ["10.244.0.1/24"]}),
+            json!({}),
+            "spec.podCIDRs: 10.244.0.1/24 has bits set beyond its prefix",
+        ),
         (
             json!({}),
             json!({"addresses": [{"type": "InternalIP", "address": "nowhere"}]}),
@@ -43,12 +54,18 @@ fn a_bad_node_says_what_is_wrong() {
     ] {
         let object = json!({"metadata": {"name": "node1"}, "spec": spec, "status": status});
         let invalid = node(&from(object)).unwrap().1.unwrap_err();
-        assert_eq!((invalid.object.to_string().as_str(), invalid.why.as_str()), ("Node node1", why));
+        assert_eq!(
+            (invalid.object.to_string().as_str(), invalid.why.as_str()),
+            ("Node node1", why)
+        );
     }
 }
 
 fn a_service(spec: Value, labels: Value) -> Option<Parsed<podnet_core::cluster::Service>> {
-    service(&from(json!({"metadata": {"name": "web", "namespace": "default", "labels": labels}, "spec": spec}))).1
+    service(&from(
+        json!({"metadata": {"name": "web", "namespace": "default", "labels": labels}, "spec": spec}),
+    ))
+    .1
 }
 
 #[test]
@@ -63,8 +80,17 @@ fn services_without_an_address_of_their_own_are_none() {
     ] {
         assert!(a_service(spec, json!({})).is_none());
     }
-    for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
-        assert!(a_service(json!({"clusterIP": "10.96.0.1", "ports": port}), json!({label: ""})).is_none());
+    for label in [
+        "service.kubernetes.io/service-proxy-name",
+        "service.kubernetes.io/headless",
+    ] {
+        assert!(
+            a_service(
+                json!({"clusterIP": "10.96.0.1", "ports": port}),
+                json!({label: ""})
+            )
+            .is_none()
+        );
     }
 }
 
@@ -81,11 +107,22 @@ fn a_service_is_read_with_its_policies() {
     assert_eq!(service.internal_policy, InternalPolicy::Local);
     assert_eq!(service.affinity, Affinity::ClientIp { seconds: 10_800 });
     for (ports, why) in [
-        (json!([{"port": 0}]), "spec.ports: 0 is no port: ports are from 1 to 65535"),
-        (json!([{"port": 1, "protocol": "ICMP"}]), "spec.ports: protocol \"ICMP\": supported are TCP, UDP and SCTP"),
-        (json!([{"port": 1, "name": "a"}, {"port": 1, "name": "b"}]), "spec.ports: tcp port 1 comes twice"),
+        (
+            json!([{"port": 0}]),
+            "spec.ports: 0 is no port: ports are from 1 to 65535",
+        ),
+        (
+            json!([{"port": 1, "protocol": "ICMP"}]),
+            "spec.ports: protocol \"ICMP\": supported are TCP, UDP and SCTP",
+        ),
+        (
+            json!([{"port": 1, "name": "a"}, {"port": 1, "name": "b"}]),
+            "spec.ports: tcp port 1 comes twice",
+        ),
     ] {
-        let invalid = a_service(json!({"clusterIP": "10.96.0.1", "ports": ports}), json!({})).unwrap().unwrap_err();
+        let invalid = a_service(json!({"clusterIP": "10.96.0.1", "ports": ports}), json!({}))
+            .unwrap()
+            .unwrap_err();
         assert_eq!(invalid.why, why);
     }
 }
@@ -105,13 +142,23 @@ fn conditions_that_are_not_told_are_as_the_api_says() {
     let (_, parsed) = slice(&from(object));
     let parsed = parsed.unwrap();
     assert_eq!(parsed.service, Some(ObjectName::new("default", "web")));
-    let read: Vec<_> = parsed.endpoints().iter().map(|e| (e.ready, e.serving, e.terminating)).collect();
-    assert_eq!(read, [(true, true, false), (false, false, false), (false, true, true)]);
+    let read: Vec<_> = parsed
+        .endpoints()
+        .iter()
+        .map(|e| (e.ready, e.serving, e.terminating))
+        .collect();
+    assert_eq!(
+        read,
+        [(true, true, false), (false, false, false), (false, true, true)]
+    );
     assert_eq!(parsed.ports[1].port, None);
 
     let (_, parsed) = slice(&from(json!({
         "metadata": {"name": "x", "namespace": "default"}, "addressType": "IPv6",
         "endpoints": [{"addresses": ["10.244.0.2"]}],
     })));
-    assert_eq!(parsed.unwrap_err().why, "endpoints: 10.244.0.2 is not of the slice's addressType");
+    assert_eq!(
+        parsed.unwrap_err().why,
+        "endpoints: 10.244.0.2 is not of the slice's addressType"
+    );
 }
