@@ -9,8 +9,6 @@
 pub mod bootid;
 pub mod enter;
 pub mod fdpass;
-pub mod mount;
-pub mod process;
 mod mac;
 pub mod mount;
 pub mod netlink;
