@@ -120,25 +120,20 @@ fn bandwidth_annotation(pod: &Pod, direction: &str) -> Option<u64> {
 }
 
 impl Network {
-    /// Attaches: ADD through the chain. What a failed ADD may have left is detached again.
-    pub async fn attach(&self, request: Request) -> Result<Attachment, CniError> {
-        let mut attachment = Attachment {
+    /// What an attachment to the node's network starts from. It is to be kept before [`Network::attach`], so that
+    /// what that leaves behind when it is interrupted can be taken back.
+    pub fn plan(&self, request: Request) -> Result<Attachment, CniError> {
+        Ok(Attachment {
             network: NetworkList::first(&self.conf_dir)?,
             request,
             result: None,
-        };
-        match self.add(&attachment).await {
-            Ok(result) => {
-                attachment.result = Some(result);
-                Ok(attachment)
-            }
-            Err(error) => {
-                if let Err(second) = self.detach(&attachment).await {
-                    tracing::warn!(error = %second, "taking a failed attachment back");
-                }
-                Err(error)
-            }
-        }
+        })
+    }
+
+    /// Attaches: ADD through the chain. The caller detaches what a failed ADD may have left.
+    pub async fn attach(&self, attachment: &mut Attachment) -> Result<(), CniError> {
+        attachment.result = Some(self.add(attachment).await?);
+        Ok(())
     }
 
     async fn add(&self, attachment: &Attachment) -> Result<Value, CniError> {
@@ -344,7 +339,8 @@ mod tests {
         let path = format!("/proc/{}/fd/{fd}", std::process::id());
         let mut request = Request::new(&pod(r#"{"containers":[]}"#), "abc", Path::new(&path));
         request.ifname = "lo".into();
-        let attachment = network.attach(request).await.unwrap();
+        let mut attachment = network.plan(request).unwrap();
+        network.attach(&mut attachment).await.unwrap();
         assert!(
             attachment.ips(None).contains(&"127.0.0.1".parse().unwrap()),
             "{attachment:?}"
@@ -371,7 +367,8 @@ mod tests {
             "abc",
             Path::new("/proc/self/ns/net"),
         );
-        let error = network.attach(request).await.unwrap_err().to_string();
+        let mut attachment = network.plan(request).unwrap();
+        let error = network.attach(&mut attachment).await.unwrap_err().to_string();
         assert!(
             error.contains("nowhere") && error.contains(&dir.path().display().to_string()),
             "{error}"

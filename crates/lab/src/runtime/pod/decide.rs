@@ -175,9 +175,16 @@ impl<'a> Planner<'a> {
         }
         match &self.state.record.sandbox {
             Some(sandbox) if sandbox.ready => self.run_containers(sandbox.attempt),
-            Some(_) => self.act(Action::StopSandbox),
+            Some(_) => self.stop_sandbox(),
             None if self.wants_sandbox() => self.make_sandbox(),
             None => {}
+        }
+    }
+
+    fn stop_sandbox(&mut self) {
+        match self.state.retry_at.filter(|at| *at > self.now) {
+            Some(retry_at) => self.wake_at(retry_at),
+            None => self.act(Action::StopSandbox),
         }
     }
 
@@ -328,7 +335,7 @@ impl<'a> Planner<'a> {
             return self.end_container(&sidecar);
         }
         if self.state.record.sandbox.is_some() {
-            return self.act(Action::StopSandbox);
+            return self.stop_sandbox();
         }
         if self.state.vanished || spec::deletion_requested(self.pod) {
             self.act(Action::Finish);

@@ -160,7 +160,7 @@ pub struct PodState {
     pub live: BTreeMap<String, Live>,
     /// Whether the volumes are in place.
     pub volumes_ready: bool,
-    /// When to try the volumes or the sandbox again after a failure.
+    /// When to try the volumes or the sandbox (its making or its end) again after a failure.
     pub retry_at: Option<Timestamp>,
     /// Whether a network configuration is there.
     pub network_ready: bool,
