@@ -1,18 +1,18 @@
 //! Other people's clients against the real `podnet apiserver`: kube-rs' informer and the Python client.
 
-mod support;
+mod control_plane;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use control_plane::{ControlPlane, PATIENCE};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
-use support::{ControlPlane, PATIENCE};
 
 fn config_map(name: &str, value: &str) -> ConfigMap {
     serde_json::from_value(json!({"metadata": {"name": name}, "data": {"key": value}})).unwrap()
@@ -101,8 +101,8 @@ fn python() -> PathBuf {
         }
     }
     panic!(
-        "a Python with the package `kubernetes` is needed: `python3 -m venv target/python && target/python/bin/pip install \
-         -r tests/python/requirements.txt`, or name another in PYTHON"
+        "a Python with the package `kubernetes` is needed: run `.ci/setup`, which installs it to target/python, or name \
+         one in PYTHON"
     );
 }
 

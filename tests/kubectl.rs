@@ -1,15 +1,15 @@
 //! Debian's kubectl against the real `podnet apiserver`, and `podnet controller` where its work is needed.
 
-mod support;
+mod control_plane;
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
+use control_plane::{ControlPlane, Process};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
-use support::{ControlPlane, Process};
 
 const WEB: &str = r#"
 apiVersion: apps/v1
