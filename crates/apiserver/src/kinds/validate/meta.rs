@@ -145,7 +145,6 @@ fn owner_references(errors: &mut Errors, owners: &Value) {
     }
 }
 
-<<<<<<< HEAD
 /// On the kinds that Kubernetes compiles in, a finalizer is a standard one or has a domain.
 pub(in crate::kinds) fn standard_finalizers(errors: &mut Errors, path: &str, finalizers: &Value) {
     for (i, finalizer) in list(finalizers).iter().enumerate() {
@@ -155,20 +154,5 @@ pub(in crate::kinds) fn standard_finalizers(errors: &mut Errors, path: &str, fin
             let message = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid(format!("{path}[{i}]"), name, message));
         }
-=======
-pub(super) fn finalizer(errors: &mut Errors, path: &str, value: &Value) {
-    let name = text(value);
-    let messages = names::qualified_name(name);
-    let malformed = !messages.is_empty();
-    invalid_each(errors, path, value, messages);
-    // The last one is the API server's own, of CustomResourceDefinitions.
-    let standard = matches!(
-        name,
-        "kubernetes" | "orphan" | "foregroundDeletion" | "customresourcecleanup.apiextensions.k8s.io"
-    );
-    if !malformed && !standard && !name.contains('/') {
-        let message = "name is neither a standard finalizer name nor is it fully qualified";
-        errors.push(FieldError::invalid(path, name, message));
->>>>>>> main
     }
 }
