@@ -1,7 +1,6 @@
 //! What else happens when an object of a certain kind is made or goes: the admission plugins and the few
 //! registry hooks of Kubernetes that the network needs.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt};
@@ -23,18 +22,6 @@ fn is(resource: &Resource, group: &str, plural: &str) -> bool {
 
 pub(super) fn is_definition(resource: &Resource) -> bool {
     is(resource, "apiextensions.k8s.io", "customresourcedefinitions")
-}
-
-/// The object as validation sees it: the server's own finalizer is no business of the client's.
-pub(super) fn judged<'a>(resource: &Resource, object: &'a Value) -> Cow<'a, Value> {
-    if !is_definition(resource) {
-        return Cow::Borrowed(object);
-    }
-    let mut object = object.clone();
-    if let Some(list) = object["metadata"]["finalizers"].as_array_mut() {
-        list.retain(|one| one != CRD_FINALIZER);
-    }
-    Cow::Owned(object)
 }
 
 impl Api {

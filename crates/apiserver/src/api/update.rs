@@ -5,7 +5,6 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::Value;
 
-use super::hooks::judged;
 use super::metadata::{check_finalizers, keep_immutable, may_go, same_but_revision, text};
 use super::write::{decode, is_service, refuse_claim, settle, type_and_fields};
 use super::{Answer, Api, Object, Target, Validation, WriteOptions, in_version};
@@ -230,7 +229,6 @@ fn prepare(resource: &Resource, part: Part, new: &mut Value, old: &Value) {
 }
 
 fn judge(resource: &Resource, part: Part, new: &Value, old: &Value) -> Vec<FieldError> {
-    let (new, old) = (&*judged(resource, new), &*judged(resource, old));
     let mut errors = match part {
         Part::Whole => resource.validate_update(new, old),
         Part::Status => resource.validate_status_update(new, old),

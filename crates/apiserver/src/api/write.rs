@@ -108,7 +108,7 @@ impl Api {
             ),
             None => None,
         };
-        let errors = resource.validate_create(&super::hooks::judged(resource, &object));
+        let errors = resource.validate_create(&object);
         let outcome = if !errors.is_empty() {
             Err(Refusal::invalid(resource, &name, &errors))
         } else if options.dry_run {
