@@ -66,7 +66,8 @@ impl NodeApi {
 
     async fn write_status(&self, known: Option<&NodeStatus>, network: &NetworkState) -> kube::Result<()> {
         let status = node_status(&self.facts, known, network.clone(), Timestamp::now());
-        let patch = Patch::Strategic(json!({"status": status}));
+        // Not a strategic merge: its key for addresses is their type, and a node has one InternalIP per family.
+        let patch = Patch::Merge(json!({"status": status}));
         self.nodes
             .patch_status(&self.facts.name, &PatchParams::default(), &patch)
             .await?;
