@@ -142,14 +142,8 @@ pub(super) enum Between {
 
 /// Two nodes joined by a bridge, as in the lab, with one pod each.
 pub(super) fn two_nodes(between: Between) -> miette::Result<Ends> {
+    // The bridge is as the kernel makes it, which is how the lab leaves it too.
     let wire = Namespace::new()?;
-    // The lab's underlay is a switch, too, and no firewall.
-    for family in ["ip", "ip6", "arp"] {
-        let name = format!("net/bridge/bridge-nf-call-{family}tables");
-        if Path::new("/proc/sys").join(&name).exists() {
-            wire.sysctl(&name, "0")?;
-        }
-    }
     wire.ip(&["link add br0 type bridge".into(), "link set br0 up".into()])?;
     let mut pods = Vec::new();
     let mut all = vec![wire.holder.clone()];
@@ -170,11 +164,52 @@ pub(super) fn two_nodes(between: Between) -> miette::Result<Ends> {
     }
 }
 
+/// One node with two pods: what a plugin such as ptp sets up.
+pub(super) fn one_node() -> miette::Result<Ends> {
+    let node = router()?;
+    let (client, server) = (pod(&node, 1, 1500)?, pod(&node, 2, 1500)?);
+    let all = vec![node.holder.clone(), client.holder.clone(), server.holder.clone()];
+    let station = |pod| {
+        Station::Namespace(Namespace {
+            _with: all.clone(),
+            ..pod
+        })
+    };
+    Ok((station(client), station(server), IpAddr::from([10, 201, 2, 2])))
+}
+
+/// A namespace that forwards.
+fn router() -> miette::Result<Namespace> {
+    let node = Namespace::new()?;
+    node.sysctl("net/ipv4/ip_forward", "1")?;
+    Ok(node)
+}
+
+/// A pod with the address 10.201.NUMBER.2, wired as podnet wires one: no bridge, a route on either side.
+fn pod(node: &Namespace, number: u8, mtu: u16) -> miette::Result<Namespace> {
+    let pod = Namespace::new()?;
+    node.ip(&[
+        format!(
+            "link add pod{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
+            pod.pid()
+        ),
+        format!("addr add 169.254.1.1/32 dev pod{number}"),
+        format!("link set pod{number} up"),
+        format!("route add 10.201.{number}.2/32 dev pod{number}"),
+    ])?;
+    pod.ip(&[
+        format!("addr add 10.201.{number}.2/32 dev eth0"),
+        "link set eth0 up".into(),
+        "route add 169.254.1.1 dev eth0 scope link".into(),
+        "route add default via 169.254.1.1 dev eth0".into(),
+    ])?;
+    Ok(pod)
+}
+
 fn node(wire: &Namespace, number: u8, between: Between) -> miette::Result<(Namespace, Namespace)> {
     let other = 3 - number;
     let mtu = if between == Between::Vxlan { 1450 } else { 1500 };
-    let (node, pod) = (Namespace::new()?, Namespace::new()?);
-    node.sysctl("net/ipv4/ip_forward", "1")?;
+    let node = router()?;
     node.ip(&[
         format!(
             "link add eth0 type veth peer name node{number} netns {}",
@@ -182,21 +217,9 @@ fn node(wire: &Namespace, number: u8, between: Between) -> miette::Result<(Names
         ),
         format!("addr add 172.31.0.{number}/24 dev eth0"),
         "link set eth0 up".into(),
-        format!(
-            "link add pod0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
-            pod.pid()
-        ),
-        "addr add 169.254.1.1/32 dev pod0".into(),
-        "link set pod0 up".into(),
-        format!("route add 10.201.{number}.2/32 dev pod0"),
     ])?;
     wire.ip(&[format!("link set node{number} master br0 up")])?;
-    pod.ip(&[
-        format!("addr add 10.201.{number}.2/32 dev eth0"),
-        "link set eth0 up".into(),
-        "route add 169.254.1.1 dev eth0 scope link".into(),
-        "route add default via 169.254.1.1 dev eth0".into(),
-    ])?;
+    let pod = pod(&node, number, mtu)?;
     let to_other = match between {
         Between::Routes => vec![format!("route add 10.201.{other}.0/24 via 172.31.0.{other}")],
         Between::Vxlan => vec![

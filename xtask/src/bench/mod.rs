@@ -119,8 +119,9 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
 }
 
 /// The rows, in the order of the table.
-const PATHS: [&str; 6] = [
+const PATHS: [&str; 7] = [
     "one node: veth pair",
+    "one node: kernel routing",
     "one node: podnet",
     "two nodes: kernel routing",
     "two nodes: podnet direct",
@@ -134,6 +135,7 @@ fn setups(args: &Args, names: Vec<&'static str>) -> miette::Result<Vec<Path>> {
     for name in names {
         let (against, (client, server, address)) = match name {
             "one node: veth pair" => (None, bare::pair()?),
+            "one node: kernel routing" => (Some("one node: veth pair"), bare::one_node()?),
             "one node: podnet" => (Some("one node: veth pair"), labs.one_node("direct")?),
             "two nodes: kernel routing" => (None, bare::two_nodes(bare::Between::Routes)?),
             "two nodes: podnet direct" => (Some("two nodes: kernel routing"), labs.two_nodes("direct")?),
