@@ -97,6 +97,8 @@ fn namespaced(world: &World) -> Vec<Resource> {
 
 #[cfg(test)]
 mod tests {
+    use std::marker::PhantomData;
+
     use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
     use kube::core::PartialObjectMeta;
@@ -126,8 +128,9 @@ mod tests {
                 ..ObjectMeta::default()
             };
             let meta = PartialObjectMeta {
+                types: None,
                 metadata,
-                ..PartialObjectMeta::default()
+                _phantom: PhantomData,
             };
             world.observe(Observation::Other(maps.clone(), Event::Apply(meta)));
         }

@@ -4,5 +4,6 @@ pub mod cli;
 pub mod cluster;
 pub mod echo;
 pub mod image;
+pub mod rootview;
 pub mod runtime;
 pub mod sandbox;

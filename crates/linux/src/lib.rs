@@ -10,8 +10,10 @@ pub mod bootid;
 pub mod enter;
 pub mod fdpass;
 mod mac;
+pub mod mount;
 pub mod netlink;
 pub mod ns;
+pub mod process;
 pub mod sysctl;
 
 pub use mac::{InvalidMacAddr, MacAddr};

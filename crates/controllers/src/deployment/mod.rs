@@ -157,6 +157,11 @@ fn wanted(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
 }
 
+/// How many of its pods are available and will stay: its status may still count some that it is about to delete.
+fn lasting(set: &ReplicaSet) -> i32 {
+    available(set).min(wanted(set))
+}
+
 /// How many pods of it are available.
 fn available(set: &ReplicaSet) -> i32 {
     set.status
@@ -164,6 +169,3 @@ fn available(set: &ReplicaSet) -> i32 {
         .and_then(|status| status.available_replicas)
         .unwrap_or(0)
 }
-
-#[cfg(test)]
-mod tests;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{DeploymentStatus, ReplicaSet};
 
 use super::fraction::{fences, rolls};
-use super::{View, available, revisions, status, wanted};
+use super::{View, available, lasting, revisions, status, wanted};
 use crate::action::{Action, Note, Part};
 use crate::control::Plan;
 use crate::pod;
@@ -221,18 +221,18 @@ fn new_size(view: &View<'_>, size: i32) -> i32 {
 fn shrink_old(view: &View<'_>, new: &ReplicaSet) -> Changes {
     let old: Vec<_> = view.sets.old.iter().filter(|set| wanted(set) > 0).collect();
     let least = view.replicas() - fences(view.spec).1;
-    let coming = wanted(new) - available(new);
+    let coming = wanted(new) - lasting(new);
     let mut spare = total(view) - least - coming;
     if old.is_empty() || spare <= 0 {
         return Changes::default();
     }
     let mut sizes: Vec<i32> = old.iter().map(|set| wanted(set)).collect();
     for (set, size) in old.iter().zip(&mut sizes) {
-        let useless = (*size - available(set)).max(0).min(spare);
+        let useless = (*size - lasting(set)).max(0).min(spare);
         *size -= useless;
         spare -= useless;
     }
-    let mut surplus = view.sets.all().map(|set| available(set)).sum::<i32>() - least;
+    let mut surplus = view.sets.all().map(|set| lasting(set)).sum::<i32>() - least;
     for size in &mut sizes {
         let taken = (*size).min(surplus.max(0));
         *size -= taken;

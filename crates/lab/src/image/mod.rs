@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use archive::LoadError;
 pub use name::ImageRef;
+pub(crate) use store::ECHO_PROGRAM;
 pub use store::{ImageMissing, Loaded, Store};
 
 /// What a container's root and its defaults are taken from.

@@ -105,6 +105,21 @@ impl Kubectl {
             .arg("--server")
             .arg(format!("http://{}", self.address))
             .args(args);
+        self.finish(command, input).await
+    }
+
+    /// At a terminal that `script` makes.
+    async fn run_at_terminal(&self, input: &[u8], line: &str) -> Output {
+        let mut command = Command::new("script");
+        let line = format!(
+            "stty rows 33 cols 99; kubectl --server http://{} {line}",
+            self.address
+        );
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        self.finish(command, input).await
+    }
+
+    async fn finish(&self, mut command: Command, input: &[u8]) -> Output {
         // Neither a kubeconfig nor a cache of the person who runs the tests.
         command
             .env("KUBECONFIG", "/dev/null")
@@ -158,4 +173,17 @@ async fn kubectl_reads_logs() {
         "{}",
         text(&output.stderr)
     );
+}
+
+#[tokio::test]
+async fn kubectl_works_at_a_terminal() {
+    let kubectl = Kubectl::start().await;
+    let line = "exec -it pod -- sh -c 'stty size; read word; echo got $word; exit 5'";
+    let output = kubectl.run_at_terminal(b"hello\n", line).await;
+    let said = text(&output.stdout);
+    assert!(
+        said.contains("33 99\r\n") && said.contains("got hello\r\n"),
+        "{said:?}"
+    );
+    assert_eq!(output.status.code(), Some(5), "{said:?}");
 }
