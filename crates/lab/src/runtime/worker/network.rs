@@ -228,7 +228,7 @@ impl Worker {
             if self.state.running(&name).is_some() {
                 let finished = Finished {
                     exit_code: 137,
-                    signal: Some(9),
+                    signal: None,
                     at: now,
                     reason: "Error".into(),
                     message: String::new(),
