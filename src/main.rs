@@ -28,6 +28,9 @@ enum Command {
     Controller(podnet_controllers::cli::Args),
     /// A whole cluster on this machine
     Lab(podnet_lab::cli::Args),
+    /// The first process of a lab (started by `podnet lab up`)
+    #[command(hide = true)]
+    LabInit(podnet_lab::cluster::init::Args),
     /// The pods of one lab node (started by `podnet lab up`)
     #[command(hide = true)]
     Runtime(podnet_lab::runtime::cli::Args),
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Apiserver(args) => podnet_apiserver::cli::run(args),
         Command::Controller(args) => podnet_controllers::cli::run(args),
         Command::Lab(args) => return podnet_lab::cli::run(args),
+        Command::LabInit(args) => podnet_lab::cluster::init::run(args),
         Command::Runtime(args) => podnet_lab::runtime::cli::run(args),
         Command::Pause(args) => podnet_lab::sandbox::pause::run(args),
         Command::Echo(args) => podnet_lab::echo::run(args),

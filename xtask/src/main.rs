@@ -1,8 +1,11 @@
-//! The recipes of the project: `cargo xtask RECIPE`.
+//! The recipes of the project: `cargo xtask RECIPE`. The README's two commands are `demo` and `test`; CI calls `test`.
 
 mod bench;
+mod demo;
 mod edges;
 mod netperf;
+mod recipe;
+mod test;
 
 use clap::{Parser, Subcommand};
 
@@ -16,6 +19,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Recipe {
+    /// Builds podnet and raises a lab with the demo
+    Demo,
+    /// Installs what the tests need and runs them all, as CI does (as root)
+    Test,
     /// Checks the workspace's dependencies against the table in ARCHITECTURE.md
     CheckEdges,
     /// Measures podnet against what the kernel can do without it
@@ -27,6 +34,8 @@ enum Recipe {
 
 fn main() -> miette::Result<()> {
     match Cli::parse().recipe {
+        Recipe::Demo => demo::run(),
+        Recipe::Test => test::run(),
         Recipe::CheckEdges => edges::run(),
         Recipe::Bench(args) => bench::run(args),
         Recipe::Netperf(command) => netperf::run(command),

@@ -1,10 +1,320 @@
 //! Command line of the agent.
 
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use miette::{IntoDiagnostic, WrapErr, miette};
+use podnet_core::cluster::{ClusterConfig, NodeName, Routing};
+use podnet_dataplane::Kernel;
+use podnet_dataplane::monitor::Monitor;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::cni_server::{self, CniServerConfig, Readiness};
+use crate::metrics::{self, Metrics};
+use crate::node::{NodeConfig, NodeLoop};
+
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Name of this node's Node object
+    #[arg(long)]
+    node: NodeName,
+    /// How to reach the Kubernetes API
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: PathBuf,
+    /// What carries services: auto takes the best this version has (nftables)
+    #[arg(long, default_value = "auto", value_name = "auto|nftables")]
+    dataplane: DataplaneName,
+    /// How packets get from node to node
+    #[arg(long, default_value = "vxlan", value_name = "vxlan|direct")]
+    routing: Routing,
+    /// Ranges of all pods' addresses, at most one per IP family
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6")]
+    cluster_cidr: Vec<IpNet>,
+    /// Ranges of all services' addresses, at most one per IP family
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6")]
+    service_cidr: Vec<IpNet>,
+    /// DNS servers for pods
+    #[arg(long, value_delimiter = ',', value_name = "IP,IP6")]
+    cluster_dns: Vec<IpAddr>,
+    /// Where the container runtime looks for CNI plugins
+    #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
+    cni_bin_dir: PathBuf,
+    /// Where the container runtime looks for CNI configuration
+    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+    cni_conf_dir: PathBuf,
+    /// Address leases, which survive restarts
+    #[arg(long, default_value = "/var/lib/podnet", value_name = "DIR")]
+    state_dir: PathBuf,
+    /// Sockets
+    #[arg(long, default_value = "/run/podnet", value_name = "DIR")]
+    run_dir: PathBuf,
+    /// This node's subtree of cgroup v2 (for --dataplane ebpf)
+    #[arg(long, value_name = "DIR")]
+    cgroup_root: Option<PathBuf>,
+    /// Where to pin BPF objects (for --dataplane ebpf)
+    #[arg(long, value_name = "DIR")]
+    bpffs: Option<PathBuf>,
+    /// The plugin to install [default: podnet-cni beside this executable]
+    #[arg(long, value_name = "FILE")]
+    cni_plugin: Option<PathBuf>,
+    /// The link between nodes [default: the one that has the node's InternalIP]
+    #[arg(long, value_name = "NAME")]
+    underlay_interface: Option<String>,
+    /// Where to serve /metrics and /healthz; "off" for nowhere
+    #[arg(long, default_value = "127.0.0.1:9980", value_name = "ADDR:PORT|off")]
+    metrics_address: MetricsAddress,
+}
+
+/// A data plane that this version has.
+#[derive(Debug, Clone, Copy)]
+struct DataplaneName;
+
+impl FromStr for DataplaneName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" | "nftables" => Ok(DataplaneName),
+            "ebpf" | "iptables" | "ipvs" | "userspace" => Err(format!(
+                "data plane {text:?} is not supported by this version; choose auto or nftables"
+            )),
+            _ => Err(format!("{text:?} is no data plane; choose auto or nftables")),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct MetricsAddress(Option<SocketAddr>);
+
+impl FromStr for MetricsAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(MetricsAddress(None));
+        }
+        let address = text
+            .parse()
+            .map_err(|_| "give an address and port such as 127.0.0.1:9980, or off".to_owned())?;
+        Ok(MetricsAddress(Some(address)))
+    }
+}
 
 /// Runs until told to stop.
-pub fn run(_args: Args) -> miette::Result<()> {
-    Err(miette::miette!("not there yet"))
+pub fn run(args: Args) -> miette::Result<()> {
+    // A second call finds one installed, which is as good.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    logging();
+    args.check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime
+        .into_diagnostic()
+        .wrap_err("cannot start the runtime")?
+        .block_on(agent(args))
+}
+
+/// To stderr, at level info unless RUST_LOG says otherwise.
+pub(crate) fn logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // Only the first of a process counts.
+    let _ = subscriber.try_init();
+}
+
+impl Args {
+    fn check(&self) -> miette::Result<()> {
+        for (flag, ranges) in [
+            ("--cluster-cidr", &self.cluster_cidr),
+            ("--service-cidr", &self.service_cidr),
+        ] {
+            let of = |six: bool| {
+                ranges
+                    .iter()
+                    .filter(|range| range.addr().is_ipv6() == six)
+                    .count()
+            };
+            if of(false) > 1 || of(true) > 1 {
+                return Err(miette!(
+                    help = "give one IPv4 and one IPv6 range at most",
+                    "{flag}: two ranges of one family"
+                ));
+            }
+        }
+        let overlap = |a: &&IpNet| {
+            self.service_cidr
+                .iter()
+                .any(|b| a.contains(&b.network()) || b.contains(&a.network()))
+        };
+        if let Some(range) = self.cluster_cidr.iter().find(overlap) {
+            return Err(miette!(
+                help = "pods and services need ranges of their own",
+                "--cluster-cidr {range} overlaps --service-cidr"
+            ));
+        }
+        Ok(())
+    }
+
+    fn plugin(&self) -> miette::Result<PathBuf> {
+        let beside = || Some(std::env::current_exe().ok()?.with_file_name("podnet-cni"));
+        let plugin = self
+            .cni_plugin
+            .clone()
+            .or_else(beside)
+            .unwrap_or_else(|| "podnet-cni".into());
+        if plugin.is_file() {
+            return Ok(plugin);
+        }
+        Err(miette!(
+            help = "put podnet-cni beside the podnet executable, or name it with --cni-plugin",
+            "there is no CNI plugin at {}",
+            plugin.display()
+        ))
+    }
+}
+
+/// The API's client, and its URL for messages. Nothing is asked of the server yet.
+async fn client(path: &Path) -> miette::Result<(kube::Client, String)> {
+    let broken = || format!("cannot use the kubeconfig {}", path.display());
+    let config = Kubeconfig::read_from(path)
+        .into_diagnostic()
+        .wrap_err_with(broken)?;
+    let options = KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(config, &options).await;
+    let mut config = config.into_diagnostic().wrap_err_with(broken)?;
+    config.connect_timeout = Some(std::time::Duration::from_secs(5));
+    let url = config.cluster_url.to_string();
+    Ok((
+        kube::Client::try_from(config)
+            .into_diagnostic()
+            .wrap_err_with(broken)?,
+        url,
+    ))
+}
+
+async fn agent(args: Args) -> miette::Result<()> {
+    let plugin = args.plugin()?;
+    let (client, url) = client(&args.kubeconfig).await?;
+    let kernel = Kernel::open(args.underlay_interface.clone());
+    let kernel = kernel
+        .into_diagnostic()
+        .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
+    let cni = CniServerConfig {
+        socket: args.run_dir.join("cni.sock"),
+        state_dir: args.state_dir.clone(),
+        node: args.node.to_string(),
+    };
+    let not_yet = Readiness::NotReady("the agent has not seen the cluster yet".into());
+    let (readiness, ready) = watch::channel(not_yet);
+    let metrics = Arc::new(Metrics::default());
+    let mut tasks = JoinSet::new();
+    serve_metrics(&args, &metrics, &mut tasks).await;
+    tracing::info!(node = %args.node, api = url, routing = %args.routing, "podnet agent");
+
+    let (updates, changes) = mpsc::unbounded_channel();
+    crate::watch::start(&client, &updates, &mut tasks);
+    tasks.spawn(greet(client, url, args.kubeconfig.clone()));
+    let server = cni_server::serve(cni.clone(), ready);
+    let config = NodeConfig {
+        name: args.node,
+        cluster: ClusterConfig {
+            cluster_cidrs: args.cluster_cidr,
+            service_cidrs: args.service_cidr,
+            routing: args.routing,
+        },
+        dns: args.cluster_dns,
+        cni_bin_dir: args.cni_bin_dir,
+        cni_conf_dir: args.cni_conf_dir,
+        cni,
+        plugin,
+    };
+    let node = NodeLoop::new(config, kernel, metrics, readiness);
+    let (mut interrupt, mut terminate) = (
+        stopped(SignalKind::interrupt())?,
+        stopped(SignalKind::terminate())?,
+    );
+    tokio::select! {
+        outcome = server => outcome.into_diagnostic().wrap_err("cannot serve the CNI plugin"),
+        () = node.run(changes, disturbances()) => Err(miette!("the watches ended")),
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    }
+    // What runs goes on: nothing is taken down. `podnet cleanup` does that.
+}
+
+fn stopped(kind: SignalKind) -> miette::Result<tokio::signal::unix::Signal> {
+    signal(kind).into_diagnostic().wrap_err("cannot wait for signals")
+}
+
+async fn serve_metrics(args: &Args, metrics: &Arc<Metrics>, tasks: &mut JoinSet<()>) {
+    let Some(address) = args.metrics_address.0 else {
+        return;
+    };
+    match tokio::net::TcpListener::bind(address).await {
+        Ok(listener) => _ = tasks.spawn(metrics::serve(listener, metrics.clone())),
+        // The network is worth more than its figures.
+        Err(error) => {
+            tracing::warn!("no metrics: cannot listen on {address}: {error}; see --metrics-address")
+        }
+    }
+}
+
+/// Says at the start whether the API server is there, and if not, what to look at. The watches go on asking.
+async fn greet(client: kube::Client, url: String, kubeconfig: PathBuf) {
+    match client.apiserver_version().await {
+        Ok(version) => tracing::info!(version = version.git_version, "the API server is there"),
+        Err(error) => tracing::warn!(
+            "cannot reach the API server at {url} (from {}): {}; trying again. Check that it runs, and that this node \
+             reaches that address. What is in the kernel stays in force meanwhile",
+            kubeconfig.display(),
+            causes(&error)
+        ),
+    }
+}
+
+/// An error with all its causes.
+fn causes(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let mut texts: Vec<String> = chain.map(ToString::to_string).collect();
+    // Many errors repeat their cause's text.
+    texts.dedup_by(|cause, outer| outer.contains(cause.as_str()));
+    texts.join(": ")
+}
+
+/// Tells when somebody changed what is ours in the kernel.
+fn disturbances() -> mpsc::Receiver<()> {
+    let (tell, disturbed) = mpsc::channel(1);
+    let watch = move || -> std::io::Result<()> {
+        let mut monitor = Monitor::open()?;
+        loop {
+            monitor.wait()?;
+            // Full means that it is told already.
+            let told = tell.try_send(());
+            if let Err(mpsc::error::TrySendError::Closed(())) = told {
+                return Ok(());
+            }
+        }
+    };
+    // A thread of its own: it blocks, and ends with the process.
+    let spawned = std::thread::Builder::new().name("monitor".into()).spawn(move || {
+        if let Err(error) = watch() {
+            tracing::warn!("cannot see others' changes at once, only every 30 seconds: {error}");
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::warn!("cannot start a thread: {error}");
+    }
+    disturbed
 }

@@ -117,7 +117,11 @@ fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Resul
             node.request(LinkChange::named(&name).delete())?;
             Ok(node.apply_and_get([pair.create()], &name)?)
         }
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            // The kernel's word for a descriptor of something else is only "invalid argument".
+            namespace.run(|| ()).map_err(WiringError::NotANamespace)?;
+            Err(error.into())
+        }
     }
 }
 

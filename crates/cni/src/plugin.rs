@@ -92,7 +92,11 @@ fn no_agent(error: &AskError, code: Code) -> CniError {
 }
 
 fn question(config: &NetworkConfig, verb: Verb, pod: PodReference) -> AgentRequest {
-    AgentRequest { verb, network: config.name.clone(), pod }
+    AgentRequest {
+        verb,
+        network: config.name.clone(),
+        pod,
+    }
 }
 
 fn accept(reply: AgentReply) -> Result<Option<AddResult>, CniError> {
@@ -141,9 +145,13 @@ fn del(
     netns: Option<&Path>,
     pod: PodReference,
 ) -> Result<(), CniError> {
-    let request = question(config, Verb::Del {
+    let request = question(
+        config,
+        Verb::Del {
             attachment: attachment.clone(),
-        }, pod);
+        },
+        pod,
+    );
     match ask(&config.socket, &request, None) {
         Ok(reply) => accept(reply).map(drop),
         Err(_) => del_alone(config, &attachment, netns),

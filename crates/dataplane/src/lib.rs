@@ -4,6 +4,7 @@
 //! Everything lives in the network namespace of the thread that opened it.
 
 pub mod delta;
+pub mod monitor;
 pub mod nftables;
 pub mod route;
 

@@ -137,7 +137,7 @@ pub fn unshare(flags: libc::c_int) -> io::Result<()> {
 }
 
 /// Runs `work` on a new thread and waits for it; what it does to its namespaces ends with it.
-fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("namespace".into())

@@ -104,12 +104,18 @@ struct Server {
 ///
 /// To be called in the node's network namespace.
 pub async fn serve(config: CniServerConfig, ready: watch::Receiver<Readiness>) -> Result<(), CniServerError> {
-    let server = Arc::new(Server::start(&config, ready)?);
-    let listener = listen(&config.socket).map_err(|source| CniServerError::Socket {
-        path: config.socket.clone(),
+    let socket = config.socket.clone();
+    let start = tokio::task::spawn_blocking(move || Server::start(&config, ready));
+    let server = Arc::new(
+        start
+            .await
+            .map_err(|error| CniServerError::Thread(error.into()))??,
+    );
+    let listener = listen(&socket).map_err(|source| CniServerError::Socket {
+        path: socket.clone(),
         source,
     })?;
-    tracing::info!(socket = %config.socket.display(), leases = server.leases.all().len(), "serving the CNI plugin");
+    tracing::info!(socket = %socket.display(), leases = server.leases.all().len(), "serving the CNI plugin");
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

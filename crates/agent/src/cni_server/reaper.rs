@@ -5,34 +5,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use podnet_cni::Attachment;
-
 use crate::ipam::{Lease, Leases};
 use crate::wiring;
 
 /// How often to look for what has ended without us.
 const ROUND: Duration = Duration::from_secs(5);
 
-/// What is to be taken away.
-pub(super) enum Doomed {
-    /// The link of an ended lease; then its addresses are free.
-    Leased(Lease),
-    /// A link that has no lease.
-    Stray(Attachment),
-}
-
-impl Doomed {
-    fn link(&self) -> String {
-        match self {
-            Doomed::Leased(lease) => lease.attachment.host_link(),
-            Doomed::Stray(attachment) => attachment.host_link(),
-        }
-    }
-}
-
 /// The way to the reaper's thread, which ends with the last of them.
 pub(super) struct Reaper {
-    sender: Sender<Doomed>,
+    sender: Sender<Lease>,
 }
 
 impl Reaper {
@@ -40,7 +21,7 @@ impl Reaper {
         let (sender, receiver) = channel();
         for lease in leases.ended() {
             // What the agent before us did not come to.
-            drop(sender.send(Doomed::Leased(lease)));
+            drop(sender.send(lease));
         }
         std::thread::Builder::new()
             .name("cni-reaper".into())
@@ -48,15 +29,16 @@ impl Reaper {
         Ok(Reaper { sender })
     }
 
-    pub(super) fn take(&self, doomed: Doomed) {
+    /// Takes the link of an ended lease away, soon; then its addresses are free.
+    pub(super) fn take(&self, ended: Lease) {
         // The thread lives as long as this end of the channel; after a panic of its, the next start finishes.
-        if self.sender.send(doomed).is_err() {
+        if self.sender.send(ended).is_err() {
             tracing::error!("the thread that takes links away has ended; restart the agent");
         }
     }
 }
 
-fn run(leases: &Leases, receiver: &Receiver<Doomed>) {
+fn run(leases: &Leases, receiver: &Receiver<Lease>) {
     let mut next_round = Instant::now() + ROUND;
     loop {
         match receiver.recv_timeout(next_round.saturating_duration_since(Instant::now())) {
@@ -74,17 +56,15 @@ fn run(leases: &Leases, receiver: &Receiver<Doomed>) {
     }
 }
 
-fn reap(leases: &Leases, doomed: Vec<Doomed>) {
-    let links: Vec<String> = doomed.iter().map(Doomed::link).collect();
+fn reap(leases: &Leases, ended: Vec<Lease>) {
+    let links: Vec<String> = ended.iter().map(|lease| lease.attachment.host_link()).collect();
     if let Err(error) = wiring::remove(&links) {
         // They stay among the ended leases; the next round tries again.
         tracing::error!(%error, "cannot take pods' links away; trying again in {} s", ROUND.as_secs());
         return;
     }
-    for ended in doomed {
-        if let Doomed::Leased(lease) = ended {
-            leases.forget(&lease);
-        }
+    for lease in ended {
+        leases.forget(&lease);
     }
 }
 
@@ -95,7 +75,7 @@ fn look_around(leases: &Leases) {
             for lease in &ended {
                 tracing::info!(attachment = %lease.attachment, addresses = ?lease.addresses, "a pod has ended without the agent");
             }
-            reap(leases, ended.into_iter().map(Doomed::Leased).collect());
+            reap(leases, ended);
         }
         Err(error) => tracing::warn!(%error, "cannot look for pods that have ended"),
     }

@@ -9,7 +9,6 @@ use podnet_cni::{
 };
 use podnet_linux::ns::Namespace;
 
-use super::reaper::Doomed;
 use super::{PodNetwork, Readiness, Server};
 use crate::ipam::{Lease, LeaseError};
 use crate::wiring::{self, GATEWAY_V4, GATEWAY_V6, PodLink, WiringError};
@@ -90,12 +89,13 @@ impl Server {
             .leases
             .release(attachment)
             .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
-        self.reaper.take(match ended {
-            Some(lease) => Doomed::Leased(lease),
-            // Nothing of it is known, so most likely this is another DEL of the same. If there is a link, the
-            // file of its lease was lost.
-            None => Doomed::Stray(attachment.clone()),
-        });
+        match ended {
+            Some(lease) => self.reaper.take(lease),
+            // Most likely this is another DEL of the same. If there is a link, the file of its lease was lost.
+            // It goes here and now: the reaper would meet the link of an ADD that comes next.
+            None => wiring::remove(&[attachment.host_link()])
+                .map_err(|error| wiring_error(&error.into(), attachment))?,
+        }
         Ok(())
     }
 
@@ -147,6 +147,8 @@ fn lease_error(error: &LeaseError, code: Code) -> CniError {
     match error {
         LeaseError::Held(_) => CniError::new(Code::InvalidEnvironment, error.to_string())
             .with_details("an attachment is added once; DEL comes before another ADD"),
+        LeaseError::Busy(_) => CniError::new(Code::TryAgainLater, error.to_string())
+            .with_details("see the agent's log for what the kernel refuses"),
         LeaseError::Exhausted { .. } => CniError::new(code, error.to_string())
             .with_details("delete pods on this node, or give the cluster's nodes larger ranges"),
         LeaseError::NoRange => CniError::new(code, error.to_string()).with_details(
@@ -165,7 +167,7 @@ fn wiring_error(error: &WiringError, attachment: &Attachment) -> CniError {
         }
         WiringError::Netlink(_) | WiringError::Sysctl(_) => Code::Wiring,
     };
-    CniError::new(code, format!("cannot connect {attachment}")).with_details(error.to_string())
+    CniError::new(code, format!("cannot wire {attachment}")).with_details(error.to_string())
 }
 
 /// What the runtime is told.

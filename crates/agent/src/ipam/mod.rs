@@ -59,6 +59,9 @@ pub enum LeaseError {
     /// Somebody has it.
     #[error("{0} has a lease already: it was added before and not deleted since")]
     Held(Attachment),
+    /// What was asked for before has not ended.
+    #[error("the ADD or DEL of {0} that came before is still at work")]
+    Busy(Attachment),
     /// No address is left.
     #[error("{exhausted}{}", Holder(.holder))]
     Exhausted {
@@ -210,12 +213,16 @@ impl Leases {
         network: &str,
         pod: &PodReference,
     ) -> Result<Lease, LeaseError> {
-        let mut inner = self.wait_while(|inner| {
+        let ending = |inner: &Inner| {
             inner
                 .released
                 .values()
                 .any(|lease| lease.attachment == *attachment)
-        });
+        };
+        let mut inner = self.wait_while(ending);
+        if ending(&inner) {
+            return Err(LeaseError::Busy(attachment.clone()));
+        }
         if inner.held.contains_key(attachment) {
             return Err(LeaseError::Held(attachment.clone()));
         }
@@ -269,8 +276,11 @@ impl Leases {
     /// Ends the lease of an attachment. Its addresses are free after [`Leases::forget`], to be called when the
     /// link is gone. None if there is no lease.
     pub fn release(&self, attachment: &Attachment) -> Result<Option<Lease>, LeaseError> {
-        let mut inner =
-            self.wait_while(|inner| matches!(inner.held.get(attachment), Some((Stage::Wiring, _))));
+        let wiring = |inner: &Inner| matches!(inner.held.get(attachment), Some((Stage::Wiring, _)));
+        let mut inner = self.wait_while(wiring);
+        if wiring(&inner) {
+            return Err(LeaseError::Busy(attachment.clone()));
+        }
         if !inner.held.contains_key(attachment) {
             return Ok(None);
         }

@@ -40,7 +40,7 @@ fn a_restart_finds_the_leases_whose_links_exist_and_frees_the_others() {
     let (kept, lost) = (lease(&leases, 1), lease(&leases, 2));
     drop(leases);
     let leases = open(dir.path(), &kernel(&[&kept]));
-    assert_eq!(leases.all(), [kept.clone()]);
+    assert_eq!(leases.all(), std::slice::from_ref(&kept));
     assert_eq!(count(dir.path(), LEASES_DIR), 1);
     // Next-fit goes on behind the newest lease that is left; what was lost is not lost for ever.
     let again: Vec<_> = (10..22).map(|n| lease(&leases, n).addresses[0]).collect();
@@ -92,7 +92,11 @@ fn a_restart_finishes_what_was_released() {
     leases.release(&two.attachment).unwrap();
     drop(leases);
     let leases = open(dir.path(), &kernel(&[&one]));
-    assert_eq!(leases.ended(), [one.clone()], "the link of the other is gone");
+    assert_eq!(
+        leases.ended(),
+        std::slice::from_ref(&one),
+        "the link of the other is gone"
+    );
     leases.forget(&one);
     assert_eq!(count(dir.path(), podnet_cni::RELEASED), 0);
 }
@@ -106,7 +110,7 @@ fn a_delete_without_the_agent_is_noticed() {
     // The links are still there.
     let in_kernel = kernel(&[&one, &two]);
     let ended = leases.collect(|| Ok::<_, Infallible>(in_kernel)).unwrap();
-    assert_eq!(ended, [one.clone()]);
+    assert_eq!(ended, std::slice::from_ref(&one));
     leases.forget(&one);
     assert_eq!(leases.all(), [two]);
     assert_eq!(count(dir.path(), podnet_cni::RELEASED), 0);
@@ -123,7 +127,7 @@ fn a_container_that_vanished_is_noticed_but_not_one_that_is_being_wired() {
     let ended = leases
         .collect(|| Ok::<_, Infallible>(LinksInKernel::new()))
         .unwrap();
-    assert_eq!(ended, [gone.clone()]);
+    assert_eq!(ended, std::slice::from_ref(&gone));
     leases.forget(&gone);
     assert_eq!(leases.all(), [wiring]);
 }

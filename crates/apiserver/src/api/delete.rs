@@ -197,8 +197,9 @@ impl Api {
 
 /// The namespaces that the cluster cannot be without.
 fn check_protected(target: &Target) -> Result<(), Refusal> {
-    let namespace = target.resource.group().is_empty() && target.resource.plural() == "namespaces";
-    if namespace && matches!(target.name.as_str(), "default" | "kube-system" | "kube-public") {
+    if is_namespace(&target.resource)
+        && matches!(target.name.as_str(), "default" | "kube-system" | "kube-public")
+    {
         return Err(Refusal::forbidden(
             &target.resource,
             &target.name,
@@ -206,6 +207,10 @@ fn check_protected(target: &Target) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+fn is_namespace(resource: &Resource) -> bool {
+    resource.group().is_empty() && resource.plural() == "namespaces"
 }
 
 fn dry(target: &Target, object: Object, step: Step) -> Answer {
@@ -239,7 +244,7 @@ fn step(resource: &Resource, object: &Value, options: &DeleteOptions) -> Step {
         false => drop(metadata(&mut new).insert("finalizers".into(), json!(held))),
     }
     let core = resource.group().is_empty();
-    if core && resource.plural() == "namespaces" {
+    if is_namespace(resource) {
         new["status"]["phase"] = "Terminating".into();
     }
     match terminating {
@@ -251,6 +256,10 @@ fn step(resource: &Resource, object: &Value, options: &DeleteOptions) -> Step {
                 0
             };
             mark(&mut new, grace);
+            if is_namespace(resource) {
+                // Its content is its grace.
+                metadata(&mut new).shift_remove("deletionGracePeriodSeconds");
+            }
         }
     }
     if may_go(&new) && !has_spec_finalizers(resource, &new) {

@@ -1,52 +1,22 @@
 //! The table of built-in kinds, and what all of them have in common.
 
-use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{Column, DecodeError, FieldError, Kind};
+use super::validate::NameRule;
+use super::value::{at_path, remove};
+use super::{DecodeError, FieldError, Kind, defaults, prepare, print, schema, validate};
 
-const NAME_AND_AGE: &[Column] = &[
-    Column::new(
-        "Name",
-        "string",
-        "name",
-        0,
-        "Name must be unique within a namespace.",
-    ),
-    Column::new(
-        "Age",
-        "string",
-        "",
-        0,
-        "CreationTimestamp is the server time of creation.",
-    ),
-];
-
-fn name_and_age(object: &Value, _now: Timestamp) -> Vec<Value> {
-    vec![
-        object["metadata"]["name"].clone(),
-        object["metadata"]["creationTimestamp"].clone(),
-    ]
-}
-
-fn valid(_new: &Value, _old: Option<&Value>) -> Vec<FieldError> {
-    Vec::new()
-}
-
-fn valid_status(_new: &Value, _old: &Value) -> Vec<FieldError> {
-    Vec::new()
-}
-
-fn at_path(object: &Value, label: &str) -> String {
-    let mut value = object;
-    for part in label.split('.') {
-        value = &value[part];
-    }
-    match value {
-        Value::String(s) => s.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
-    }
+/// What counts up `metadata.generation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Generation {
+    /// The kind has none.
+    None,
+    /// Changes of spec.
+    Spec,
+    /// Changes of spec or of annotations: Deployments.
+    SpecAndAnnotations,
+    /// Changes of anything but metadata: kinds without spec.
+    Whole,
 }
 
 const PLAIN: Kind = Kind {
@@ -60,17 +30,57 @@ const PLAIN: Kind = Kind {
     namespaced: true,
     status: false,
     scale: false,
-    generation: false,
+    generation: Generation::None,
     stored_as: None,
+    names: NameRule::Subdomain,
     default: |_| {},
-    validate: valid,
-    validate_status: valid_status,
+    validate: |_, _| Vec::new(),
+    validate_status: |_, _| Vec::new(),
     prepare_create: |_| {},
-    columns: NAME_AND_AGE,
-    row: name_and_age,
+    columns: print::PLAIN,
+    row: print::plain,
     field_labels: &[],
     field_label: at_path,
 };
+
+const POD_FIELDS: &[&str] = &[
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.schedulerName",
+    "spec.serviceAccountName",
+    "spec.hostNetwork",
+    "status.phase",
+    "status.podIP",
+    "status.podIPs",
+    "status.nominatedNodeName",
+];
+
+const EVENT_FIELDS: &[&str] = &[
+    "involvedObject.kind",
+    "involvedObject.namespace",
+    "involvedObject.name",
+    "involvedObject.uid",
+    "involvedObject.apiVersion",
+    "involvedObject.resourceVersion",
+    "involvedObject.fieldPath",
+    "reason",
+    "reportingComponent",
+    "source",
+    "type",
+];
+
+const NEW_EVENT_FIELDS: &[&str] = &[
+    "regarding.kind",
+    "regarding.namespace",
+    "regarding.name",
+    "regarding.uid",
+    "regarding.apiVersion",
+    "regarding.resourceVersion",
+    "regarding.fieldPath",
+    "reason",
+    "reportingController",
+    "type",
+];
 
 static BUILTIN: &[Kind] = &[
     Kind {
@@ -80,7 +90,14 @@ static BUILTIN: &[Kind] = &[
         short_names: &["ns"],
         namespaced: false,
         status: true,
+        names: NameRule::Label,
+        default: defaults::namespace,
+        validate: validate::namespace,
+        prepare_create: prepare::new_namespace,
+        columns: print::NAMESPACE,
+        row: print::namespace,
         field_labels: &["status.phase", "name"],
+        field_label: namespace_field,
         ..PLAIN
     },
     Kind {
@@ -90,7 +107,12 @@ static BUILTIN: &[Kind] = &[
         short_names: &["no"],
         namespaced: false,
         status: true,
+        default: defaults::node,
+        validate: validate::node,
+        columns: print::NODE,
+        row: print::node,
         field_labels: &["spec.unschedulable"],
+        field_label: flag,
         ..PLAIN
     },
     Kind {
@@ -100,18 +122,14 @@ static BUILTIN: &[Kind] = &[
         short_names: &["po"],
         categories: &["all"],
         status: true,
-        generation: true,
-        field_labels: &[
-            "spec.nodeName",
-            "spec.restartPolicy",
-            "spec.schedulerName",
-            "spec.serviceAccountName",
-            "spec.hostNetwork",
-            "status.phase",
-            "status.podIP",
-            "status.podIPs",
-            "status.nominatedNodeName",
-        ],
+        generation: Generation::Spec,
+        default: defaults::pod,
+        validate: validate::pod,
+        prepare_create: prepare::new_pod,
+        columns: print::POD,
+        row: print::pod,
+        field_labels: POD_FIELDS,
+        field_label: flag,
         ..PLAIN
     },
     Kind {
@@ -121,6 +139,12 @@ static BUILTIN: &[Kind] = &[
         short_names: &["svc"],
         categories: &["all"],
         status: true,
+        names: NameRule::Dns1035,
+        default: defaults::service,
+        validate: validate::service,
+        prepare_create: prepare::new_service,
+        columns: print::SERVICE,
+        row: print::service,
         field_labels: &["spec.clusterIP", "spec.type"],
         ..PLAIN
     },
@@ -129,6 +153,10 @@ static BUILTIN: &[Kind] = &[
         plural: "endpoints",
         singular: "endpoints",
         short_names: &["ep"],
+        default: defaults::endpoints,
+        validate: validate::endpoints,
+        columns: print::ENDPOINTS,
+        row: print::endpoints,
         ..PLAIN
     },
     Kind {
@@ -136,12 +164,19 @@ static BUILTIN: &[Kind] = &[
         plural: "configmaps",
         singular: "configmap",
         short_names: &["cm"],
+        validate: validate::config_map,
+        columns: print::CONFIG_MAP,
+        row: print::config_map,
         ..PLAIN
     },
     Kind {
         kind: "Secret",
         plural: "secrets",
         singular: "secret",
+        default: defaults::secret,
+        validate: validate::secret,
+        columns: print::SECRET,
+        row: print::secret,
         field_labels: &["type"],
         ..PLAIN
     },
@@ -150,6 +185,8 @@ static BUILTIN: &[Kind] = &[
         plural: "serviceaccounts",
         singular: "serviceaccount",
         short_names: &["sa"],
+        columns: print::SERVICE_ACCOUNT,
+        row: print::service_account,
         ..PLAIN
     },
     Kind {
@@ -157,6 +194,11 @@ static BUILTIN: &[Kind] = &[
         plural: "events",
         singular: "event",
         short_names: &["ev"],
+        validate: validate::event,
+        columns: print::EVENT,
+        row: print::event,
+        field_labels: EVENT_FIELDS,
+        field_label: event_field,
         ..PLAIN
     },
     Kind {
@@ -166,6 +208,10 @@ static BUILTIN: &[Kind] = &[
         singular: "event",
         short_names: &["ev"],
         stored_as: Some(("", "events")),
+        validate: validate::new_event,
+        columns: print::EVENT,
+        row: print::event,
+        field_labels: NEW_EVENT_FIELDS,
         ..PLAIN
     },
     Kind {
@@ -173,7 +219,11 @@ static BUILTIN: &[Kind] = &[
         kind: "EndpointSlice",
         plural: "endpointslices",
         singular: "endpointslice",
-        generation: true,
+        generation: Generation::Whole,
+        default: defaults::endpoint_slice,
+        validate: validate::endpoint_slice,
+        columns: print::ENDPOINT_SLICE,
+        row: print::endpoint_slice,
         ..PLAIN
     },
     Kind {
@@ -182,7 +232,11 @@ static BUILTIN: &[Kind] = &[
         plural: "networkpolicies",
         singular: "networkpolicy",
         short_names: &["netpol"],
-        generation: true,
+        generation: Generation::Spec,
+        default: defaults::network_policy,
+        validate: validate::network_policy,
+        columns: print::NETWORK_POLICY,
+        row: print::network_policy,
         ..PLAIN
     },
     Kind {
@@ -194,7 +248,12 @@ static BUILTIN: &[Kind] = &[
         categories: &["all"],
         status: true,
         scale: true,
-        generation: true,
+        generation: Generation::SpecAndAnnotations,
+        default: defaults::deployment,
+        validate: validate::deployment,
+        prepare_create: prepare::new_deployment,
+        columns: print::DEPLOYMENT,
+        row: print::deployment,
         ..PLAIN
     },
     Kind {
@@ -206,7 +265,12 @@ static BUILTIN: &[Kind] = &[
         categories: &["all"],
         status: true,
         scale: true,
-        generation: true,
+        generation: Generation::Spec,
+        default: defaults::replica_set,
+        validate: validate::replica_set,
+        prepare_create: prepare::new_replica_set,
+        columns: print::REPLICA_SET,
+        row: print::replica_set,
         field_labels: &["status.replicas"],
         ..PLAIN
     },
@@ -215,6 +279,9 @@ static BUILTIN: &[Kind] = &[
         kind: "Lease",
         plural: "leases",
         singular: "lease",
+        validate: validate::lease,
+        columns: print::LEASE,
+        row: print::lease,
         ..PLAIN
     },
     Kind {
@@ -226,7 +293,11 @@ static BUILTIN: &[Kind] = &[
         categories: &["api-extensions"],
         namespaced: false,
         status: true,
-        generation: true,
+        generation: Generation::Spec,
+        default: defaults::crd,
+        validate: validate::crd,
+        columns: print::CRD,
+        row: print::crd,
         ..PLAIN
     },
 ];
@@ -236,85 +307,139 @@ pub fn builtin() -> &'static [Kind] {
     BUILTIN
 }
 
-pub(super) fn to_storage(_kind: &Kind, _object: &mut Value) {}
+/// Names of fields in core Events (stored) and in events.k8s.io Events.
+const EVENT_FORMS: &[(&str, &str)] = &[
+    ("involvedObject", "regarding"),
+    ("message", "note"),
+    ("source", "deprecatedSource"),
+    ("firstTimestamp", "deprecatedFirstTimestamp"),
+    ("lastTimestamp", "deprecatedLastTimestamp"),
+    ("count", "deprecatedCount"),
+    ("reportingComponent", "reportingController"),
+];
 
-pub(super) fn from_storage(_kind: &Kind, _object: &mut Value) {}
-
-pub(super) fn decode(_kind: &Kind, _object: &mut Value) -> Result<Vec<String>, DecodeError> {
-    Ok(Vec::new())
-}
-
-pub(super) fn prepare_create(kind: &Kind, object: &mut Value) {
-    if kind.status
-        && let Some(fields) = object.as_object_mut()
-    {
-        fields.shift_remove("status");
-    }
-    if kind.generation {
-        object["metadata"]["generation"] = 1.into();
-    }
-    (kind.prepare_create)(object);
-}
-
-pub(super) fn prepare_update(kind: &Kind, new: &mut Value, old: &Value) {
-    if kind.status {
-        keep(new, old, "status");
-    }
-    if kind.generation {
-        let changed = new["spec"] != old["spec"];
-        bump_generation(new, old, changed);
+fn rename(object: &mut Value, from: &str, to: &str) {
+    if let Some(value) = remove(object, from) {
+        object[to] = value;
     }
 }
 
-pub(super) fn prepare_status_update(_kind: &Kind, new: &mut Value, old: &Value) {
-    keep_all_but_status(new, old);
-}
-
-/// Metadata that a write to the status subresource may change.
-pub(super) fn keep_all_but_status(new: &mut Value, old: &Value) {
-    let status = new.get("status").cloned();
-    let version = new["metadata"]["resourceVersion"].clone();
-    let managed = new["metadata"].get("managedFields").cloned();
-    *new = old.clone();
-    match status {
-        Some(status) => new["status"] = status,
-        None => {
-            if let Some(fields) = new.as_object_mut() {
-                fields.shift_remove("status");
-            }
-        }
-    }
-    new["metadata"]["resourceVersion"] = version;
-    if let Some(managed) = managed {
-        new["metadata"]["managedFields"] = managed;
+pub(super) fn to_storage(kind: &Kind, object: &mut Value) {
+    if kind.stored_as.is_some() {
+        EVENT_FORMS
+            .iter()
+            .for_each(|(core, new)| rename(object, new, core));
+        object["apiVersion"] = "v1".into();
     }
 }
 
-/// Copies a top-level field of `old` into `new`, or removes it there.
-pub(super) fn keep(new: &mut Value, old: &Value, field: &str) {
-    match old.get(field) {
-        Some(value) => new[field] = value.clone(),
-        None => {
-            if let Some(fields) = new.as_object_mut() {
-                fields.shift_remove(field);
-            }
-        }
+pub(super) fn from_storage(kind: &Kind, object: &mut Value) {
+    if kind.stored_as.is_some() {
+        EVENT_FORMS
+            .iter()
+            .for_each(|(core, new)| rename(object, core, new));
+        object["apiVersion"] = format!("{}/{}", kind.group, kind.version).into();
     }
 }
 
-pub(super) fn bump_generation(new: &mut Value, old: &Value, changed: bool) {
-    let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
-    let next = if changed { generation + 1 } else { generation };
-    if next > 0 {
-        new["metadata"]["generation"] = json!(next);
-    }
+pub(super) fn decode(kind: &Kind, object: &mut Value) -> Result<Vec<String>, DecodeError> {
+    schema::decode(&schema::name_of(kind.group, kind.version, kind.kind), object)
 }
 
 pub(super) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
-    (kind.validate)(new, old)
+    let mut errors = validate::object_meta(&new["metadata"], kind.namespaced, kind.names);
+    errors.extend((kind.validate)(new, old));
+    errors
 }
 
 pub(super) fn unknown_field_label(kind: &Kind, label: &str) -> String {
-    let _ = kind;
-    format!("field label not supported: {label}")
+    match (kind.group, kind.kind) {
+        ("apps", "ReplicaSet") => format!("field label {label:?} not supported for appsv1.ReplicaSet"),
+        ("" | "events.k8s.io", _) if !kind.field_labels.is_empty() => {
+            format!("field label not supported: {label}")
+        }
+        _ => {
+            format!("{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+        }
+    }
+}
+
+/// A field that is false when it is absent.
+fn flag(object: &Value, label: &str) -> String {
+    match (label, at_path(object, label)) {
+        ("spec.hostNetwork" | "spec.unschedulable", value) if value.is_empty() => "false".to_owned(),
+        ("status.podIPs", _) => at_path(object, "status.podIP"),
+        (_, value) => value,
+    }
+}
+
+fn namespace_field(object: &Value, label: &str) -> String {
+    at_path(object, if label == "name" { "metadata.name" } else { label })
+}
+
+fn event_field(object: &Value, label: &str) -> String {
+    match label {
+        "source" => {
+            let component = at_path(object, "source.component");
+            if component.is_empty() {
+                at_path(object, "reportingComponent")
+            } else {
+                component
+            }
+        }
+        label => at_path(object, label),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Resource;
+    use super::*;
+
+    fn resource(group: &str, kind: &str) -> Resource {
+        Resource::Builtin(
+            BUILTIN
+                .iter()
+                .find(|k| (k.group, k.kind) == (group, kind))
+                .unwrap(),
+        )
+    }
+
+    #[test]
+    fn events_have_two_forms_and_one_storage() {
+        let new = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "regarding": {"name": "p"}, "note": "n",
+            "reportingController": "c"});
+        let mut object = new.clone();
+        let events = resource("events.k8s.io", "Event");
+        events.to_storage(&mut object);
+        assert_eq!(
+            object,
+            json!({"apiVersion": "v1", "kind": "Event", "involvedObject": {"name": "p"}, "message": "n",
+                "reportingComponent": "c"})
+        );
+        events.from_storage(&mut object);
+        assert_eq!(object, new);
+        assert_eq!(events.stored_as(), resource("", "Event").stored_as());
+    }
+
+    #[test]
+    fn field_labels_are_known_per_kind() {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n"}});
+        let pods = resource("", "Pod");
+        assert_eq!(pods.field_label(&pod, "spec.nodeName").unwrap(), "n");
+        assert_eq!(pods.field_label(&pod, "metadata.name").unwrap(), "p");
+        assert_eq!(pods.field_label(&pod, "spec.hostNetwork").unwrap(), "false");
+        assert_eq!(
+            pods.field_label(&pod, "spec.foo").unwrap_err(),
+            "field label not supported: spec.foo"
+        );
+        assert_eq!(
+            resource("apps", "Deployment")
+                .check_field_label("spec.replicas")
+                .unwrap_err(),
+            r#""spec.replicas" is not a known field selector: only "metadata.name", "metadata.namespace""#
+        );
+    }
 }

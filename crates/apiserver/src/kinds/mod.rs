@@ -19,8 +19,15 @@ pub mod openapi;
 pub mod strategic;
 
 mod builtin;
+mod defaults;
+mod prepare;
+mod print;
+mod quantity;
+mod schema;
+mod validate;
+mod value;
 
-pub use builtin::builtin;
+pub use builtin::{Generation, builtin};
 pub use error::{FieldError, Reason, invalid_status};
 
 /// Where the scale subresource finds its numbers (dotted paths).
@@ -90,10 +97,12 @@ pub struct Kind {
     pub status: bool,
     /// Has a scale subresource.
     pub scale: bool,
-    /// Has `metadata.generation`, which counts changes of spec.
-    pub generation: bool,
+    /// What counts up `metadata.generation`.
+    pub generation: Generation,
     /// Group and plural under which objects are stored, when another kind's (events.k8s.io stores core Events).
     pub stored_as: Option<(&'static str, &'static str)>,
+    /// What names must look like.
+    pub(in crate::kinds) names: validate::NameRule,
     /// Fills in what was left out.
     pub default: fn(&mut Value),
     /// Judges an object; `old` is there on update.
@@ -120,6 +129,17 @@ pub struct DecodeError {
     pub path: String,
     /// As Go says it: `json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32`.
     pub message: String,
+}
+
+impl DecodeError {
+    /// The message of the 400 Status.
+    pub fn status_message(&self, resource: &Resource) -> String {
+        let (kind, version) = (resource.kind(), resource.version());
+        format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {}",
+            self.message
+        )
+    }
 }
 
 /// What the server knows of a kind, built in or custom.
@@ -274,7 +294,7 @@ impl Resource {
     /// What the server itself changes on create: drops status, starts the generation, a Pod is Pending.
     pub fn prepare_create(&self, object: &mut Value) {
         match self {
-            Resource::Builtin(k) => builtin::prepare_create(k, object),
+            Resource::Builtin(k) => prepare::create(k, object),
             Resource::Custom(k) => k.prepare_create(object),
         }
     }
@@ -282,7 +302,7 @@ impl Resource {
     /// What the server itself changes on update: keeps status, bumps the generation when spec changed.
     pub fn prepare_update(&self, new: &mut Value, old: &Value) {
         match self {
-            Resource::Builtin(k) => builtin::prepare_update(k, new, old),
+            Resource::Builtin(k) => prepare::update(k, new, old),
             Resource::Custom(k) => k.prepare_update(new, old),
         }
     }
@@ -290,7 +310,7 @@ impl Resource {
     /// On a write to the status subresource: keeps everything but status (and managed metadata).
     pub fn prepare_status_update(&self, new: &mut Value, old: &Value) {
         match self {
-            Resource::Builtin(k) => builtin::prepare_status_update(k, new, old),
+            Resource::Builtin(k) => prepare::status_update(k, new, old),
             Resource::Custom(k) => k.prepare_status_update(new, old),
         }
     }

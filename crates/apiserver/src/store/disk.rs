@@ -40,7 +40,21 @@ type Reply = oneshot::Sender<Result<Arc<Stored>, WriteError>>;
 /// See the module.
 pub(super) struct Disk {
     core: Arc<Core>,
-    writes: mpsc::UnboundedSender<(Write, Reply)>,
+    /// There until the store is dropped.
+    writes: Option<mpsc::UnboundedSender<(Write, Reply)>>,
+    writer: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Disk {
+    /// Waits for the writer, so that the file is closed and free.
+    fn drop(&mut self) {
+        self.writes = None;
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the datastore's writer had panicked");
+        }
+    }
 }
 
 impl Disk {
@@ -63,10 +77,14 @@ impl Disk {
             database,
         };
         let thread = thread::Builder::new().name("datastore".into());
-        thread
+        let writer = thread
             .spawn(move || writer.run(queue))
             .map_err(DiskError::Thread)?;
-        Ok(Disk { core, writes })
+        Ok(Disk {
+            core,
+            writes: Some(writes),
+            writer: Some(writer),
+        })
     }
 }
 
@@ -177,11 +195,16 @@ impl Store for Disk {
 
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Arc<Stored>, WriteError>> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.writes.send((write, reply));
+        let sent = self
+            .writes
+            .as_ref()
+            .is_some_and(|writes| writes.send((write, reply)).is_ok());
         async move {
             let gone = || WriteError::Storage("the writer has ended".to_owned());
-            sent.map_err(|_| gone())?;
-            answer.await.map_err(|_| gone())?
+            match sent {
+                true => answer.await.map_err(|_| gone())?,
+                false => Err(gone()),
+            }
         }
         .boxed()
     }

@@ -10,7 +10,7 @@ mod render;
 mod rule;
 mod socket;
 mod transaction;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

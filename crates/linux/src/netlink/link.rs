@@ -375,7 +375,11 @@ impl<'fd> LinkChange<'fd> {
     pub fn group_members(group: u32) -> Self {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::Group(group));
-        LinkChange { message, what: format!("the links of group {group}"), descriptor: std::marker::PhantomData }
+        LinkChange {
+            message,
+            what: format!("the links of group {group}"),
+            descriptor: std::marker::PhantomData,
+        }
     }
 
     fn with(mut self, attribute: LinkAttribute) -> Self {

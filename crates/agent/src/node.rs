@@ -1,0 +1,266 @@
+//! The loop: what changed is taken in, the state computed, applied, and told.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podnet_core::state::Problem;
+use podnet_core::{Cluster, ClusterConfig, NodeName, NodeState, compute};
+use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
+use tokio::sync::{mpsc, watch};
+
+use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
+use crate::metrics::Metrics;
+use crate::watch::{Synced, Update};
+
+/// So often the kernel is compared with what it should have, though nothing is known to have changed.
+const RESYNC: Duration = Duration::from_secs(30);
+/// After an application that failed; twice as long after each further one, up to [`RESYNC`].
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the loop needs to know from the start.
+#[derive(Debug)]
+pub struct NodeConfig {
+    /// This node.
+    pub name: NodeName,
+    /// What is set for the cluster.
+    pub cluster: ClusterConfig,
+    /// DNS servers for pods.
+    pub dns: Vec<IpAddr>,
+    /// Where the runtime looks for plugins.
+    pub cni_bin_dir: PathBuf,
+    /// Where the runtime looks for its network's configuration.
+    pub cni_conf_dir: PathBuf,
+    /// What the plugin's files say.
+    pub cni: CniServerConfig,
+    /// The plugin's executable.
+    pub plugin: PathBuf,
+}
+
+/// One node's network, kept as its cluster wants it.
+pub struct NodeLoop {
+    config: NodeConfig,
+    kernel: Kernel,
+    metrics: Arc<Metrics>,
+    readiness: watch::Sender<Readiness>,
+    cluster: Cluster,
+    synced: Synced,
+    /// The state in force.
+    applied: Option<NodeState>,
+    told: BTreeSet<Problem>,
+    refused: Vec<String>,
+    installed: bool,
+    /// The last application left something undone.
+    unfinished: bool,
+}
+
+/// Why the loop turns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Cause {
+    Objects,
+    Kernel,
+}
+
+/// What came of a turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Turn {
+    /// There was nothing to apply.
+    Nothing,
+    /// The state is in force.
+    Done,
+    /// Something is left to be tried again.
+    Again,
+}
+
+impl NodeLoop {
+    /// A loop that has seen nothing yet.
+    pub fn new(
+        config: NodeConfig,
+        kernel: Kernel,
+        metrics: Arc<Metrics>,
+        readiness: watch::Sender<Readiness>,
+    ) -> Self {
+        let cluster = Cluster::new(config.cluster.clone());
+        NodeLoop {
+            config,
+            kernel,
+            metrics,
+            readiness,
+            cluster,
+            synced: Synced::default(),
+            applied: None,
+            told: BTreeSet::new(),
+            refused: Vec::new(),
+            installed: false,
+            unfinished: false,
+        }
+    }
+
+    /// Turns until `updates` ends. `disturbed` tells that somebody else changed the kernel's tables.
+    pub async fn run(
+        mut self,
+        mut updates: mpsc::UnboundedReceiver<Update>,
+        mut disturbed: mpsc::Receiver<()>,
+    ) {
+        let mut wait = RETRY;
+        let mut due = tokio::time::Instant::now() + RESYNC;
+        loop {
+            let cause = tokio::select! {
+                update = updates.recv() => {
+                    let Some(update) = update else { return };
+                    update.apply(&mut self.cluster, &mut self.synced);
+                    Cause::Objects
+                }
+                Some(()) = disturbed.recv() => Cause::Kernel,
+                () = tokio::time::sleep_until(due) => Cause::Kernel,
+            };
+            let begin = Instant::now();
+            // What is queued already belongs to the same generation.
+            while let Ok(update) = updates.try_recv() {
+                update.apply(&mut self.cluster, &mut self.synced);
+            }
+            if !self.synced.all() {
+                due = tokio::time::Instant::now() + RESYNC;
+                continue;
+            }
+            // Netlink is quick but blocks.
+            match tokio::task::block_in_place(|| self.turn(cause, begin)) {
+                Turn::Nothing => continue,
+                Turn::Done => wait = RETRY,
+                Turn::Again => wait = (wait * 2).min(RESYNC),
+            }
+            let pause = if self.unfinished { wait } else { RESYNC };
+            due = tokio::time::Instant::now() + pause;
+        }
+    }
+
+    /// Computes and applies.
+    fn turn(&mut self, cause: Cause, begin: Instant) -> Turn {
+        let state = compute(&self.cluster, &self.config.name);
+        self.tell(&state.problems);
+        let same = self
+            .applied
+            .as_ref()
+            .is_some_and(|applied| applied.same_kernel_state(&state));
+        if same && cause == Cause::Objects {
+            return Turn::Nothing;
+        }
+        let before = self.applied.as_ref().map_or(0, |applied| applied.generation);
+        let state = state.numbered(if same { before } else { before + 1 });
+        self.unfinished = match self.kernel.apply(&state) {
+            Ok(applied) => {
+                self.log(&state, &applied, same, begin.elapsed());
+                let installed = self.publish(&state, &applied);
+                self.applied = Some(state);
+                !installed || !applied.refused.is_empty()
+            }
+            Err(error) => {
+                self.fail(&state, &error);
+                true
+            }
+        };
+        if self.unfinished { Turn::Again } else { Turn::Done }
+    }
+
+    fn log(&mut self, state: &NodeState, applied: &Applied, same: bool, took: Duration) {
+        let generation = state.generation;
+        let milliseconds = took.as_secs_f64() * 1000.0;
+        let (routes, services) = (applied.route_changes, applied.service_changes);
+        if !same {
+            self.metrics.applied(generation, took);
+            tracing::info!(generation, routes, services, milliseconds, "applied");
+        } else if !applied.is_nothing() && self.refused.is_empty() {
+            self.metrics.put_back(routes + services);
+            tracing::warn!(
+                generation,
+                routes,
+                services,
+                milliseconds,
+                "put back what somebody else changed"
+            );
+        }
+        if applied.refused != self.refused {
+            for refusal in &applied.refused {
+                self.metrics.failed();
+                tracing::warn!(generation, "the kernel refused: {refusal}");
+            }
+            self.refused.clone_from(&applied.refused);
+        }
+    }
+
+    fn fail(&mut self, state: &NodeState, error: &ApplyError) {
+        self.metrics.failed();
+        let text = error.to_string();
+        if self.refused != [text.clone()] {
+            tracing::error!(generation = state.generation, "not applied, trying again: {text}");
+        }
+        self.refused = vec![text.clone()];
+        // What was ready goes on: what the kernel has is the last generation.
+        if self.applied.is_none() {
+            self.readiness.send_replace(Readiness::NotReady(text));
+        }
+    }
+
+    /// Tells the plugin's server what pods get, and puts the plugin in place once it can be served. False when that
+    /// should be tried again.
+    fn publish(&mut self, state: &NodeState, applied: &Applied) -> bool {
+        let ranges: Vec<_> = state.routing.pod_ranges.iter().copied().collect();
+        let readiness = match applied.pod_mtu {
+            _ if ranges.is_empty() => Readiness::NotReady(format!(
+                "node {} has no spec.podCIDRs yet: the cluster's controller manager must give it a range",
+                state.node
+            )),
+            None => Readiness::NotReady(format!("node {} has no InternalIP in its status yet", state.node)),
+            Some(mtu) => Readiness::Ready(PodNetwork {
+                ranges,
+                mtu,
+                dns: self.config.dns.clone(),
+            }),
+        };
+        let ready = matches!(readiness, Readiness::Ready(_));
+        self.readiness.send_if_modified(|published| {
+            let changed = *published != readiness;
+            if changed {
+                *published = readiness;
+            }
+            changed
+        });
+        !ready || self.install()
+    }
+
+    /// Puts the plugin in place, once; false when that should be tried again.
+    fn install(&mut self) -> bool {
+        if self.installed {
+            return true;
+        }
+        let NodeConfig {
+            cni_bin_dir,
+            cni_conf_dir,
+            cni,
+            plugin,
+            ..
+        } = &self.config;
+        match cni_server::install_from(plugin, cni_bin_dir, cni_conf_dir, cni) {
+            Ok(()) => {
+                self.installed = true;
+                tracing::info!(conf_dir = %cni_conf_dir.display(), "the CNI plugin is in place");
+            }
+            Err(error) => tracing::error!("cannot put the CNI plugin in place, trying again: {error}"),
+        }
+        self.installed
+    }
+
+    /// Says once what is wrong with an object, and once when it is right again.
+    fn tell(&mut self, problems: &[Problem]) {
+        let now: BTreeSet<Problem> = problems.iter().cloned().collect();
+        for problem in now.difference(&self.told) {
+            tracing::warn!(object = %problem.object, "{}", problem.why);
+        }
+        for problem in self.told.difference(&now) {
+            tracing::info!(object = %problem.object, "no longer: {}", problem.why);
+        }
+        self.told = now;
+    }
+}

@@ -1,0 +1,72 @@
+use std::net::IpAddr;
+
+use k8s_openapi::api::discovery::v1 as api;
+use podnet_core::cluster::{
+    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Family, NodeName, ObjectName, ObjectRef, Parsed,
+};
+
+use super::{invalid, object_name, port, protocol};
+
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// An EndpointSlice.
+pub fn slice(object: &api::EndpointSlice) -> (ObjectName, Parsed<EndpointSlice>) {
+    let name = object_name(&object.metadata);
+    let parsed = parse(object).or_else(|why| invalid(ObjectRef::slice(&name), why));
+    (name, parsed)
+}
+
+fn parse(object: &api::EndpointSlice) -> Result<EndpointSlice, String> {
+    let family = match object.address_type.as_str() {
+        "IPv4" => AddressFamily::Ip(Family::V4),
+        "IPv6" => AddressFamily::Ip(Family::V6),
+        "FQDN" => AddressFamily::Fqdn,
+        other => return Err(format!("addressType: {other:?} is none of IPv4, IPv6 and FQDN")),
+    };
+    let service = object
+        .metadata
+        .labels
+        .iter()
+        .flatten()
+        .find(|(label, _)| *label == SERVICE_LABEL);
+    let namespace = object.metadata.namespace.clone().unwrap_or_default();
+    let service = service.map(|(_, name)| ObjectName::new(namespace, name.clone()));
+    let ports = object.ports.iter().flatten().map(|object| {
+        Ok::<_, String>(EndpointPort {
+            name: object.name.clone().unwrap_or_default(),
+            protocol: protocol(object.protocol.as_deref())?,
+            port: object.port.map(port).transpose()?,
+        })
+    });
+    let ports = ports
+        .collect::<Result<_, _>>()
+        .map_err(|why| format!("ports: {why}"))?;
+    let endpoints = match family {
+        // Names are nothing that a packet can be sent to.
+        AddressFamily::Fqdn => Vec::new(),
+        AddressFamily::Ip(_) => object
+            .endpoints
+            .iter()
+            .flatten()
+            .map(endpoint)
+            .collect::<Result<_, _>>()?,
+    };
+    EndpointSlice::new(service, family, ports, endpoints).map_err(|error| error.to_string())
+}
+
+/// Conditions that are not told: ready counts as true, serving as ready, terminating as false (the API's text).
+fn endpoint(object: &api::Endpoint) -> Result<Endpoint, String> {
+    let text = object.addresses.first().ok_or("endpoints: one has no address")?;
+    let address: IpAddr = text
+        .parse()
+        .map_err(|_| format!("endpoints: {text:?} is no IP address"))?;
+    let conditions = object.conditions.clone().unwrap_or_default();
+    let ready = conditions.ready.unwrap_or(true);
+    Ok(Endpoint {
+        address,
+        ready,
+        serving: conditions.serving.unwrap_or(ready),
+        terminating: conditions.terminating.unwrap_or(false),
+        node: object.node_name.clone().and_then(|name| NodeName::new(name).ok()),
+    })
+}

@@ -1,0 +1,164 @@
+use podnet_core::cluster::{Affinity, Family, InternalPolicy};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn from<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+#[test]
+fn a_node_is_read_with_its_ranges_and_addresses() {
+    let (name, parsed) = node(&from(json!({
+        "metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": "a"}},
+        "spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24", "fd00:10:244::/64"]},
+        "status": {
+            "addresses": [
+                {"type": "Hostname", "address": "node1"},
+                {"type": "ExternalIP", "address": "203.0.113.7"},
+                {"type": "InternalIP", "address": "172.30.0.11"},
+                {"type": "InternalIP", "address": "fd30::11"},
+            ],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    })))
+    .unwrap();
+    let node = parsed.unwrap();
+    assert_eq!(
+        (name.as_str(), node.zone(), node.ready),
+        ("node1", Some("a"), true)
+    );
+    assert_eq!(node.pod_ranges.iter().count(), 2);
+    assert_eq!(node.primary, Some(Family::V4));
+    assert_eq!(node.address(Family::V6), Some("fd30::11".parse().unwrap()));
+}
+
+#[test]
+fn a_bad_node_says_what_is_wrong() {
+    for (spec, status, why) in [
+        (
+            json!({"podCIDRs": ["10.244.0.0"]}),
+            json!({}),
+            "spec.podCIDRs: \"10.244.0.0\" is no range such as 10.244.1.0/24",
+        ),
+        (
+            json!({"podCIDRs": ["10.244.0.1/24"]}),
+            json!({}),
+            "spec.podCIDRs: 10.244.0.1/24 has bits set beyond its prefix",
+        ),
+        (
+            json!({}),
+            json!({"addresses": [{"type": "InternalIP", "address": "nowhere"}]}),
+            "status.addresses: \"nowhere\" is no IP address",
+        ),
+    ] {
+        let object = json!({"metadata": {"name": "node1"}, "spec": spec, "status": status});
+        let invalid = node(&from(object)).unwrap().1.unwrap_err();
+        assert_eq!(
+            (invalid.object.to_string().as_str(), invalid.why.as_str()),
+            ("Node node1", why)
+        );
+    }
+}
+
+fn a_service(spec: Value, labels: Value) -> Option<Parsed<podnet_core::cluster::Service>> {
+    service(&from(
+        json!({"metadata": {"name": "web", "namespace": "default", "labels": labels}, "spec": spec}),
+    ))
+    .1
+}
+
+#[test]
+fn services_without_an_address_of_their_own_are_none() {
+    let port = json!([{"port": 80}]);
+    assert!(a_service(json!({"clusterIP": "10.96.0.1", "ports": port}), json!({})).is_some());
+    for spec in [
+        json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": port}),
+        json!({"type": "ExternalName", "externalName": "example.com"}),
+        json!({"clusterIP": "", "ports": port}),
+        json!({"ports": port}),
+    ] {
+        assert!(a_service(spec, json!({})).is_none());
+    }
+    for label in [
+        "service.kubernetes.io/service-proxy-name",
+        "service.kubernetes.io/headless",
+    ] {
+        assert!(
+            a_service(
+                json!({"clusterIP": "10.96.0.1", "ports": port}),
+                json!({label: ""})
+            )
+            .is_none()
+        );
+    }
+}
+
+#[test]
+fn a_service_is_read_with_its_policies() {
+    let spec = json!({
+        "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00:10:96::1"],
+        "ports": [{"name": "dns", "protocol": "UDP", "port": 53}, {"name": "dns-tcp", "port": 53}],
+        "internalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
+    });
+    let service = a_service(spec, json!({})).unwrap().unwrap();
+    assert_eq!(service.cluster_ips().len(), 2);
+    assert_eq!(service.ports()[1].protocol, Protocol::Tcp);
+    assert_eq!(service.internal_policy, InternalPolicy::Local);
+    assert_eq!(service.affinity, Affinity::ClientIp { seconds: 10_800 });
+    for (ports, why) in [
+        (
+            json!([{"port": 0}]),
+            "spec.ports: 0 is no port: ports are from 1 to 65535",
+        ),
+        (
+            json!([{"port": 1, "protocol": "ICMP"}]),
+            "spec.ports: protocol \"ICMP\": supported are TCP, UDP and SCTP",
+        ),
+        (
+            json!([{"port": 1, "name": "a"}, {"port": 1, "name": "b"}]),
+            "spec.ports: tcp port 1 comes twice",
+        ),
+    ] {
+        let invalid = a_service(json!({"clusterIP": "10.96.0.1", "ports": ports}), json!({}))
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(invalid.why, why);
+    }
+}
+
+#[test]
+fn conditions_that_are_not_told_are_as_the_api_says() {
+    let object = json!({
+        "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080}, {"name": "any"}],
+        "endpoints": [
+            {"addresses": ["10.244.0.2", "10.244.0.3"]},
+            {"addresses": ["10.244.0.4"], "conditions": {"ready": false}, "nodeName": "node1"},
+            {"addresses": ["10.244.0.5"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+        ],
+    });
+    let (_, parsed) = slice(&from(object));
+    let parsed = parsed.unwrap();
+    assert_eq!(parsed.service, Some(ObjectName::new("default", "web")));
+    let read: Vec<_> = parsed
+        .endpoints()
+        .iter()
+        .map(|e| (e.ready, e.serving, e.terminating))
+        .collect();
+    assert_eq!(
+        read,
+        [(true, true, false), (false, false, false), (false, true, true)]
+    );
+    assert_eq!(parsed.ports[1].port, None);
+
+    let (_, parsed) = slice(&from(json!({
+        "metadata": {"name": "x", "namespace": "default"}, "addressType": "IPv6",
+        "endpoints": [{"addresses": ["10.244.0.2"]}],
+    })));
+    assert_eq!(
+        parsed.unwrap_err().why,
+        "endpoints: 10.244.0.2 is not of the slice's addressType"
+    );
+}

@@ -1,0 +1,177 @@
+//! The API's objects, as a stream of changes to the model.
+//!
+//! One task a kind lists, watches, parses, and sends [`Change`]s. When the API server is away it goes on asking, and the
+//! objects stay what they were.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::Api;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, Event, watcher};
+use podnet_core::Cluster;
+use podnet_core::cluster::{self, NodeName, ObjectName, Parsed};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::parse;
+
+/// One change to the objects of a kind.
+#[derive(Debug)]
+pub enum Change<K, T> {
+    /// These are all there are.
+    All(Vec<(K, Parsed<T>)>),
+    /// One came or changed.
+    Set(K, Box<Parsed<T>>),
+    /// One went.
+    Gone(K),
+}
+
+/// A change to the cluster.
+#[derive(Debug)]
+pub enum Update {
+    /// Nodes.
+    Nodes(Change<NodeName, cluster::Node>),
+    /// Services.
+    Services(Change<ObjectName, cluster::Service>),
+    /// Endpoint slices.
+    Slices(Change<ObjectName, cluster::EndpointSlice>),
+}
+
+/// The kinds that have been listed once: before all have been, the cluster is not known.
+#[derive(Debug, Default)]
+pub struct Synced {
+    nodes: bool,
+    services: bool,
+    slices: bool,
+}
+
+impl Synced {
+    /// All kinds have been listed.
+    pub fn all(&self) -> bool {
+        self.nodes && self.services && self.slices
+    }
+}
+
+impl Update {
+    /// Makes the change.
+    pub fn apply(self, cluster: &mut Cluster, synced: &mut Synced) {
+        match self {
+            Update::Nodes(change) => change.apply(&mut cluster.nodes, &mut synced.nodes),
+            Update::Services(change) => change.apply(&mut cluster.services, &mut synced.services),
+            Update::Slices(change) => change.apply(&mut cluster.slices, &mut synced.slices),
+        }
+    }
+}
+
+impl<K: Ord, T> Change<K, T> {
+    fn apply(self, objects: &mut std::collections::BTreeMap<K, Parsed<T>>, listed: &mut bool) {
+        match self {
+            Change::All(all) => {
+                *objects = all.into_iter().collect();
+                *listed = true;
+            }
+            Change::Set(key, object) => _ = objects.insert(key, *object),
+            Change::Gone(key) => _ = objects.remove(&key),
+        }
+    }
+}
+
+/// Starts watching; the tasks end with the set. `updates` never closes while they live.
+pub fn start(client: &kube::Client, updates: &mpsc::UnboundedSender<Update>, tasks: &mut JoinSet<()>) {
+    let node = |object: &Node| parse::node(object).map(|(name, parsed)| (name, Some(parsed)));
+    let slice = |object: &EndpointSlice| {
+        let (name, parsed) = parse::slice(object);
+        Some((name, Some(parsed)))
+    };
+    tasks.spawn(follow(client.clone(), node, Update::Nodes, updates.clone()));
+    tasks.spawn(follow(
+        client.clone(),
+        |object: &Service| Some(parse::service(object)),
+        Update::Services,
+        updates.clone(),
+    ));
+    tasks.spawn(follow(client.clone(), slice, Update::Slices, updates.clone()));
+}
+
+async fn follow<O, K, T>(
+    client: kube::Client,
+    parse: impl Fn(&O) -> Option<(K, Option<Parsed<T>>)>,
+    wrap: impl Fn(Change<K, T>) -> Update,
+    updates: mpsc::UnboundedSender<Update>,
+) where
+    O: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let kind = O::kind(&()).into_owned();
+    let mut stream =
+        std::pin::pin!(watcher(Api::<O>::all(client), watcher::Config::default()).backoff(Retry::default()));
+    let mut listing = Vec::new();
+    let mut away = false;
+    while let Some(event) = stream.next().await {
+        let change = match event {
+            Err(error) => {
+                // Once when it goes away, not at every attempt.
+                if !std::mem::replace(&mut away, true) {
+                    tracing::warn!(kind, %error, "cannot watch; keeping what is known and trying again");
+                }
+                continue;
+            }
+            Ok(Event::Init) => {
+                listing.clear();
+                continue;
+            }
+            Ok(Event::InitApply(object)) => {
+                if let Some((key, Some(parsed))) = parse(&object) {
+                    listing.push((key, parsed));
+                }
+                continue;
+            }
+            Ok(Event::InitDone) => Some(Change::All(std::mem::take(&mut listing))),
+            Ok(Event::Apply(object)) => parse(&object).map(|(key, parsed)| match parsed {
+                Some(parsed) => Change::Set(key, Box::new(parsed)),
+                None => Change::Gone(key),
+            }),
+            Ok(Event::Delete(object)) => parse(&object).map(|(key, _)| Change::Gone(key)),
+        };
+        if std::mem::take(&mut away) {
+            tracing::info!(kind, "watching again");
+        }
+        if let Some(change) = change
+            && updates.send(wrap(change)).is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// How long to wait before asking again: doubling from 100 ms to 5 s, so that an API server that was away is found again
+/// soon, and one that struggles is not asked more than this.
+#[derive(Debug)]
+struct Retry(Duration);
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry(Duration::from_millis(100))
+    }
+}
+
+impl Iterator for Retry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = self.0;
+        self.0 = (self.0 * 2).min(Duration::from_secs(5));
+        Some(now)
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        *self = Retry::default();
+    }
+}

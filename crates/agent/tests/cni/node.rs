@@ -1,0 +1,355 @@
+//! A node in a network namespace: its underlay address, the CNI server in this process, and the real plugin.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, serve};
+use podnet_linux::netlink::{Address, Netlink, NewLink};
+use podnet_linux::ns::{Kind, Namespace};
+use serde_json::{Value, json};
+use tokio::sync::{oneshot, watch};
+
+/// The plugin, built with the profile of this test.
+fn plugin() -> &'static PathBuf {
+    static PLUGIN: OnceLock<PathBuf> = OnceLock::new();
+    PLUGIN.get_or_init(|| {
+        // target/TARGET/PROFILE/deps/THIS
+        let executable = std::env::current_exe().unwrap();
+        let path = executable.parent().unwrap().parent().unwrap().join("podnet-cni");
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", "podnet-cni"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(status.success(), "the plugin does not build");
+        assert!(path.exists(), "{} is missing", path.display());
+        path
+    })
+}
+
+/// A pod's network namespace, as a runtime would hold it.
+pub(crate) struct Pod {
+    pub(crate) id: String,
+    pub(crate) netns: Namespace,
+}
+
+impl Pod {
+    pub(crate) fn new(id: &str) -> Self {
+        Pod {
+            id: id.into(),
+            netns: Namespace::create(Kind::Net).unwrap(),
+        }
+    }
+
+    pub(crate) fn netns_path(&self) -> PathBuf {
+        path_of(&self.netns)
+    }
+}
+
+fn path_of(namespace: &Namespace) -> PathBuf {
+    format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        namespace.as_fd().as_raw_fd()
+    )
+    .into()
+}
+
+pub(crate) struct Node {
+    pub(crate) netns: Namespace,
+    dir: tempfile::TempDir,
+    ready: watch::Sender<Readiness>,
+    server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Node {
+    pub(crate) fn start() -> Self {
+        plugin();
+        let netns = Namespace::create(Kind::Net).unwrap();
+        netns
+            .run(|| {
+                let mut netlink = Netlink::open().unwrap();
+                let link = netlink
+                    .apply_and_get([NewLink::veth("eth0", "far", None).create()], "eth0")
+                    .unwrap();
+                let far = netlink.link("far").unwrap().unwrap();
+                let lo = netlink.link("lo").unwrap().unwrap();
+                let mut requests: Vec<_> = [&link, &far, &lo]
+                    .map(|link| link.change().up(true).apply())
+                    .into_iter()
+                    .collect();
+                for net in ["172.30.0.10/24", "fd30::a/64"] {
+                    let mut address = Address::new(link.index, net.parse().unwrap());
+                    address.flags.nodad = true;
+                    requests.push(address.add());
+                }
+                netlink.apply(requests).unwrap();
+            })
+            .unwrap();
+        let mut node = Node {
+            netns,
+            dir: tempfile::tempdir().unwrap(),
+            ready: watch::channel(Readiness::NotReady("starting".into())).0,
+            server: None,
+        };
+        node.set_ranges(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
+        node.restart();
+        node
+    }
+
+    pub(crate) fn addresses(&self) -> [IpAddr; 2] {
+        ["172.30.0.10".parse().unwrap(), "fd30::a".parse().unwrap()]
+    }
+
+    pub(crate) fn set(&self, readiness: Readiness) {
+        self.ready.send_replace(readiness);
+    }
+
+    pub(crate) fn set_ranges(&self, ranges: &[&str]) {
+        self.set(Readiness::Ready(PodNetwork {
+            ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            mtu: 1450,
+            dns: vec!["10.96.0.10".parse().unwrap()],
+        }));
+    }
+
+    pub(crate) fn config(&self) -> CniServerConfig {
+        CniServerConfig {
+            socket: self.dir.path().join("cni.sock"),
+            state_dir: self.dir.path().join("state"),
+            node: "node1".into(),
+        }
+    }
+
+    pub(crate) fn restart(&mut self) {
+        let (stop, stopped) = oneshot::channel();
+        let (config, ready) = (self.config(), self.ready.subscribe());
+        let socket = config.socket.clone();
+        let _ = std::fs::remove_file(&socket);
+        let netns = Namespace::from(self.netns.as_fd().try_clone_to_owned().unwrap());
+        let thread = std::thread::spawn(move || {
+            netns.enter().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                tokio::select! {
+                    outcome = serve(config, ready) => panic!("{outcome:?}"),
+                    _ = stopped => {}
+                }
+            });
+        });
+        self.server = Some((stop, thread));
+        self.wait_until("the server listens", || socket.exists());
+    }
+
+    pub(crate) fn stop(&mut self) {
+        if let Some((stop, thread)) = self.server.take() {
+            let _ = stop.send(());
+            let outcome = thread.join();
+            assert!(outcome.is_ok() || std::thread::panicking());
+        }
+    }
+
+    /// Calls the plugin in the node's namespace, as a runtime would.
+    pub(crate) fn raw(&self, environment: &[(&str, &str)], document: &[u8]) -> Output {
+        self.netns
+            .run(|| {
+                let mut child = Command::new(plugin())
+                    .env_clear()
+                    .envs(environment.iter().copied())
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                child.stdin.take().unwrap().write_all(document).unwrap();
+                child.wait_with_output().unwrap()
+            })
+            .unwrap()
+    }
+
+    fn document(&self, version: &str, more: Value) -> Vec<u8> {
+        let config = self.config();
+        let mut document = json!({
+            "cniVersion": version, "name": "podnet", "type": "podnet-cni",
+            "socket": config.socket, "stateDir": config.state_dir, "of-somebody-else": [1, 2],
+        });
+        for (key, value) in more.as_object().unwrap() {
+            document[key] = value.clone();
+        }
+        document.to_string().into_bytes()
+    }
+
+    pub(crate) fn cni(&self, command: &str, pod: &Pod, version: &str, previous: Option<&Value>) -> Output {
+        self.cni_with(
+            command,
+            pod,
+            version,
+            previous.map_or(json!({}), |result| json!({ "prevResult": result })),
+        )
+    }
+
+    pub(crate) fn cni_with(&self, command: &str, pod: &Pod, version: &str, more: Value) -> Output {
+        let netns = pod.netns_path();
+        self.attachment(
+            command,
+            &pod.id,
+            netns.to_str().unwrap(),
+            &self.document(version, more),
+        )
+    }
+
+    pub(crate) fn cni_in(&self, command: &str, id: &str, netns: &str, version: &str) -> Output {
+        self.attachment(command, id, netns, &self.document(version, json!({})))
+    }
+
+    fn attachment(&self, command: &str, id: &str, netns: &str, document: &[u8]) -> Output {
+        let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={id};K8S_POD_UID=u-{id}");
+        self.raw(
+            &[
+                ("CNI_COMMAND", command),
+                ("CNI_CONTAINERID", id),
+                ("CNI_NETNS", netns),
+                ("CNI_IFNAME", "eth0"),
+                ("CNI_ARGS", &args),
+                ("CNI_PATH", "/opt/cni/bin"),
+            ],
+            document,
+        )
+    }
+
+    /// A verb without an attachment.
+    pub(crate) fn bare(&self, command: &str, version: &str, more: Value) -> Output {
+        self.raw(
+            &[("CNI_COMMAND", command), ("CNI_PATH", "/opt/cni/bin")],
+            &self.document(version, more),
+        )
+    }
+
+    pub(crate) fn netns_path(&self) -> String {
+        path_of(&self.netns).to_str().unwrap().to_owned()
+    }
+
+    fn files(&self, directory: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.path().join("state").join(directory)).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+
+    pub(crate) fn leases(&self) -> usize {
+        self.files("leases").len()
+    }
+
+    pub(crate) fn pod_links(&self) -> usize {
+        let links = self
+            .netns
+            .run(|| Netlink::open().unwrap().links().unwrap())
+            .unwrap();
+        links
+            .iter()
+            .filter(|link| link.name.starts_with("podnet"))
+            .count()
+    }
+
+    /// Links, routes, leases and notes of pods.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut found = self.files("leases");
+        found.extend(self.files("released"));
+        self.netns
+            .run(|| {
+                let mut netlink = Netlink::open().unwrap();
+                let links = netlink.links().unwrap();
+                found.extend(
+                    links
+                        .into_iter()
+                        .map(|link| link.name)
+                        .filter(|name| name.starts_with("podnet")),
+                );
+                let routes = netlink.routes(Default::default()).unwrap();
+                found.extend(
+                    routes
+                        .iter()
+                        .filter(|route| route.protocol == 113)
+                        .map(|route| route.destination.to_string()),
+                );
+            })
+            .unwrap();
+        found
+    }
+
+    /// Waits until the reaper has nothing left to do.
+    pub(crate) fn settle(&self) {
+        self.wait_until("the reaper is done", || self.files("released").is_empty());
+    }
+
+    pub(crate) fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !done() {
+            assert!(
+                begin.elapsed() < Duration::from_secs(20),
+                "waited too long until {what}"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The result on standard output.
+pub(crate) fn answer(output: &Output) -> Value {
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The code of the error on standard output.
+pub(crate) fn error_code(output: &Output) -> u64 {
+    assert!(!output.status.success(), "{output:?}");
+    let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        error["msg"].is_string() && error["cniVersion"].is_string(),
+        "{error}"
+    );
+    error["code"].as_u64().unwrap()
+}
+
+/// Connects over TCP from one namespace to another; returns the address that the server saw.
+pub(crate) fn connect(from: &Namespace, to: &Namespace, server: SocketAddr) -> IpAddr {
+    let listener = to.run(|| TcpListener::bind(server).unwrap()).unwrap();
+    let mut client = from
+        .run(|| TcpStream::connect_timeout(&server, Duration::from_secs(5)).unwrap())
+        .unwrap();
+    let (mut stream, peer) = listener.accept().unwrap();
+    client.write_all(b"hello").unwrap();
+    let mut bytes = [0; 5];
+    stream.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"hello");
+    peer.ip()
+}
+
+/// One echo request, answered.
+pub(crate) fn ping(address: IpAddr) {
+    let output = Command::new("ping")
+        .args(["-c1", "-W2", "-n"])
+        .arg(address.to_string())
+        .output();
+    match output {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        // TCP has shown as much.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => panic!("{error}"),
+    }
+}

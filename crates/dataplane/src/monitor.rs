@@ -1,0 +1,120 @@
+//! Others' changes to what is ours, as the kernel announces them.
+
+use std::io;
+
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::os::fd::AsFd;
+
+use crate::nftables::wire::{self, Reader};
+use crate::route::{ROUTE_PROTOCOL, TUNNEL_LINK};
+
+const NFNLGRP_NFTABLES: u32 = 7;
+const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV4_ROUTE: u32 = 7;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
+/// NFT_MSG_NEWGEN of nftables' subsystem: a transaction is through.
+const NEW_GENERATION: u16 = 10 << 8 | 15;
+const NEW_LINK: u16 = 16;
+const DELETE_LINK: u16 = 17;
+const DELETE_ROUTE: u16 = 25;
+const IFLA_IFNAME: u16 = 3;
+/// Lengths of `struct ifinfomsg` and the place of the protocol in `struct rtmsg`.
+const LINK_HEADER: usize = 16;
+const ROUTE_PROTOCOL_AT: usize = 5;
+
+/// Waits for changes. It belongs to the network namespace of the thread that opened it.
+pub struct Monitor {
+    nftables: Socket,
+    routes: Socket,
+    buffer: Vec<u8>,
+}
+
+impl std::fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Monitor").finish_non_exhaustive()
+    }
+}
+
+impl Monitor {
+    /// Hears what happens from now on.
+    pub fn open() -> io::Result<Self> {
+        let open = |protocol, groups: &[u32]| {
+            let mut socket = Socket::new(protocol)?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            groups
+                .iter()
+                .try_for_each(|group| socket.add_membership(*group))?;
+            socket.set_non_blocking(true)?;
+            io::Result::Ok(socket)
+        };
+        Ok(Monitor {
+            nftables: open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?,
+            routes: open(
+                NETLINK_ROUTE,
+                &[RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE],
+            )?,
+            buffer: vec![0; 64 << 10],
+        })
+    }
+
+    /// Returns when something was changed that may be ours: another process changed nftables, a route with our protocol
+    /// number went, the tunnel's link changed, or so much happened that some of it was lost.
+    pub fn wait(&mut self) -> io::Result<()> {
+        loop {
+            let mut sockets = [
+                PollFd::from_borrowed_fd(self.nftables.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.routes.as_fd(), PollFlags::IN),
+            ];
+            match poll(&mut sockets, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => _ = other?,
+            }
+            let nftables = drain(&self.nftables, &mut self.buffer, nftables_disturbed)?;
+            let routes = drain(&self.routes, &mut self.buffer, routes_disturbed)?;
+            if nftables || routes {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Reads all that is there; whether any of it is a disturbance.
+fn drain(
+    socket: &Socket,
+    buffer: &mut [u8],
+    disturbance: fn(&wire::Received<'_>) -> bool,
+) -> io::Result<bool> {
+    let mut disturbed = false;
+    loop {
+        match socket.recv(&mut &mut buffer[..], 0) {
+            Ok(length) => disturbed |= wire::messages(&buffer[..length]).any(|message| disturbance(&message)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(disturbed),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The buffer overflowed, and what was announced is not known.
+            Err(error) if error.raw_os_error() == Some(ENOBUFS) => disturbed = true,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+const ENOBUFS: i32 = 105;
+
+fn nftables_disturbed(message: &wire::Received<'_>) -> bool {
+    const PROCESS: u16 = 2;
+    message.kind == NEW_GENERATION && message.attributes().u32(PROCESS) != Some(std::process::id())
+}
+
+fn routes_disturbed(message: &wire::Received<'_>) -> bool {
+    match message.kind {
+        DELETE_ROUTE => message.payload.get(ROUTE_PROTOCOL_AT) == Some(&ROUTE_PROTOCOL),
+        NEW_LINK | DELETE_LINK => {
+            let attributes = Reader::new(message.payload.get(LINK_HEADER..).unwrap_or_default());
+            attributes.text(IFLA_IFNAME).as_deref() == Some(TUNNEL_LINK)
+        }
+        _ => false,
+    }
+}

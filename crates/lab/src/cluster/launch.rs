@@ -1,0 +1,179 @@
+//! `podnet lab up`: checks, starts init, applies manifests, waits.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use miette::{Context, IntoDiagnostic, miette};
+
+use super::api::Api;
+use super::init::Word;
+use super::layout::LabDir;
+use super::manifest::{self, Manifest};
+use super::plan::Request;
+use super::precondition;
+use super::ready::{self, Workloads};
+use super::record::{Lab, ProcessIdentity, Record, write_json};
+use super::teardown;
+
+/// A lab that is up.
+#[derive(Debug)]
+pub struct Raised {
+    /// Its files.
+    pub dir: LabDir,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Raises the lab that `request` asks for and applies `files`.
+///
+/// When it cannot be raised, or a manifest is refused, or `up` is interrupted, nothing of it is left. Only when
+/// the lab stands and a pod does not come up, the lab is kept for looking into.
+pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result<Raised> {
+    let began = Instant::now();
+    precondition::check()?;
+    let mut manifests = Vec::new();
+    for file in files {
+        manifests.extend(manifest::read(file)?);
+    }
+    let dir = LabDir::of(&request.name);
+    make_room(&request, &dir)?;
+    dir.create().into_diagnostic().wrap_err_with(|| format!("creating {}", dir.root().display()))?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().into_diagnostic()?;
+    let raised = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            signal = interrupted() => Err(Failure::Undo(miette!("interrupted by {signal}; nothing is left of the lab"))),
+            outcome = raise(&dir, &request, &manifests, wait) => outcome,
+        }
+    });
+    // A thread may still wait for init to say something; it ends with init.
+    runtime.shutdown_background();
+    match raised {
+        Ok(()) => Ok(Raised { dir, took: began.elapsed() }),
+        Err(Failure::Keep(report)) => Err(report),
+        Err(Failure::Undo(report)) => {
+            teardown::remove(&dir).into_diagnostic().wrap_err("removing the lab that did not come up")?;
+            Err(report)
+        }
+    }
+}
+
+enum Failure {
+    /// The lab cannot be; remove what there is.
+    Undo(miette::Report),
+    /// The lab stands, what runs in it does not.
+    Keep(miette::Report),
+}
+
+/// A name is taken by a lab that lives; what a dead one left is removed.
+fn make_room(request: &Request, dir: &LabDir) -> miette::Result<()> {
+    match Lab::find(dir).into_diagnostic()? {
+        Lab::None => Ok(()),
+        Lab::Alive(_) => Err(miette!(
+            help = "use it (podnet lab status), remove it (podnet lab down --name {0}), or choose another --name",
+            "there is already a lab named {}",
+            request.name
+        )),
+        Lab::Dead => {
+            eprintln!("removing what is left of a lab named {} that died", request.name);
+            teardown::remove(dir).map(drop).into_diagnostic()
+        }
+    }
+}
+
+async fn raise(
+    dir: &LabDir,
+    request: &Request,
+    manifests: &[Manifest],
+    wait: Duration,
+) -> Result<(), Failure> {
+    let (thread_dir, thread_request) = (dir.clone(), request.clone());
+    tokio::task::spawn_blocking(move || start_init(&thread_dir, thread_request))
+        .await
+        .into_diagnostic()
+        .and_then(|outcome| outcome)
+        .map_err(Failure::Undo)?;
+    let api = Api::connect(&dir.kubeconfig()).await.map_err(Failure::Undo)?;
+    let mut workloads = Workloads::default();
+    for manifest in manifests {
+        let created = manifest.create(&api).await.map_err(|error| Failure::Undo(error.into()))?;
+        workloads.add(&created);
+    }
+    if wait.is_zero() {
+        return Ok(());
+    }
+    ready::wait(&api, request.nodes.into(), &workloads, wait).await.map_err(Failure::Keep)
+}
+
+/// Starts init and returns when the lab's processes are started.
+fn start_init(dir: &LabDir, request: Request) -> miette::Result<()> {
+    let exe = std::env::current_exe().into_diagnostic()?;
+    let log = std::fs::File::create(dir.log("init")).into_diagnostic()?;
+    let mut launcher = Command::new(exe)
+        .args(["lab-init", "--launch", "--dir"])
+        .arg(dir.root())
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .into_diagnostic()
+        .wrap_err("starting the lab's init")?;
+    let (Some(mut ask), Some(answer)) = (launcher.stdin.take(), launcher.stdout.take()) else {
+        return Err(miette!("the lab's init has no pipes"));
+    };
+    let mut words = BufReader::new(answer);
+    let said = go(dir, request, &mut ask, &mut words);
+    launcher.wait().into_diagnostic()?;
+    said
+}
+
+fn go(
+    dir: &LabDir,
+    request: Request,
+    ask: &mut ChildStdin,
+    words: &mut BufReader<ChildStdout>,
+) -> miette::Result<()> {
+    let Word::Pid(pid) = next_word(dir, words)? else {
+        return Err(miette!("the lab's init did not say its PID"));
+    };
+    let init = ProcessIdentity::of(pid).into_diagnostic()?;
+    let record = Record { request, init, nodes: Default::default(), underlay: None };
+    write_json(&dir.record(), &record).into_diagnostic()?;
+    ask.write_all(b"go\n").into_diagnostic()?;
+    match next_word(dir, words)? {
+        Word::Up => Ok(()),
+        Word::Failed(why) => Err(miette!("the lab cannot be raised: {why}")),
+        Word::Pid(_) => Err(miette!("the lab's init says its PID twice")),
+    }
+}
+
+fn next_word(dir: &LabDir, words: &mut BufReader<ChildStdout>) -> miette::Result<Word> {
+    let mut line = String::new();
+    words.read_line(&mut line).into_diagnostic()?;
+    serde_json::from_str(&line)
+        .map_err(|_| miette!("the lab's init ended early; its log says:\n{}", super::init::tail(&dir.log("init"))))
+}
+
+/// Resolves with the name of the signal that asks this command to stop.
+async fn interrupted() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut streams = Vec::new();
+    for (kind, name) in
+        [(SignalKind::interrupt(), "^C"), (SignalKind::terminate(), "SIGTERM"), (SignalKind::hangup(), "SIGHUP")]
+    {
+        if let Ok(stream) = signal(kind) {
+            streams.push((stream, name));
+        }
+    }
+    let waits = streams.iter_mut().map(|(stream, name)| {
+        Box::pin(async move {
+            stream.recv().await;
+            *name
+        })
+    });
+    futures::future::select_all(waits).await.0
+}

@@ -1,0 +1,82 @@
+//! `podnet lab down`: ends the lab and removes its files, whatever state it is in.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::layout::LabDir;
+use super::record::{Record, read_json};
+
+/// What was found and removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Removed {
+    /// A running lab was ended.
+    Running,
+    /// Files of a lab that had died.
+    Remains,
+    /// There was nothing.
+    Nothing,
+}
+
+/// Ends the lab in `dir` and removes its files. Repeating it does no harm.
+pub fn remove(dir: &LabDir) -> io::Result<Removed> {
+    if !dir.exists() {
+        return Ok(Removed::Nothing);
+    }
+    let mut removed = Removed::Remains;
+    if let Ok(record) = read_json::<Record>(&dir.record()) {
+        if record.init.is_alive() {
+            removed = Removed::Running;
+        }
+        // With init, the kernel ends every process of the lab before the wait returns.
+        record.init.kill_and_wait()?;
+    }
+    remove_tree(dir.root())?;
+    if let Some(base) = dir.root().parent() {
+        // Gone with its last lab; another lab in it is no error.
+        let _ = fs::remove_dir(base);
+    }
+    Ok(removed)
+}
+
+/// `remove_dir_all` that also enters directories which their owner may not, such as overlayfs' work directories.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn open_up(dir: &Path) -> io::Result<()> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closed_directories_are_removed_and_a_second_time_is_fine() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = LabDir::at(base.path().join("labs/x"));
+        fs::create_dir_all(dir.root().join("work/work")).unwrap();
+        fs::set_permissions(dir.root().join("work/work"), fs::Permissions::from_mode(0o000)).unwrap();
+        fs::set_permissions(dir.root().join("work"), fs::Permissions::from_mode(0o500)).unwrap();
+        assert_eq!(remove(&dir).unwrap(), Removed::Remains);
+        assert!(!base.path().join("labs").exists());
+        assert_eq!(remove(&dir).unwrap(), Removed::Nothing);
+    }
+}
