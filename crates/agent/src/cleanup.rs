@@ -34,6 +34,14 @@ pub struct Args {
 /// Removes and says what. Goes on after a failure, and reports them all at the end.
 pub fn run(args: Args) -> miette::Result<()> {
     crate::cli::logging();
+    let socket = args.run_dir.join("cni.sock");
+    if !args.dry_run && std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        return Err(miette!(
+            help = "stop `podnet agent` first: it would put back what is removed",
+            "an agent is running on this node: it answers at {}",
+            socket.display()
+        ));
+    }
     let mut sweep = Sweep {
         dry_run: args.dry_run,
         removed: 0,

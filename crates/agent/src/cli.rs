@@ -1,5 +1,6 @@
 //! Command line of the agent.
 
+use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -123,13 +124,14 @@ pub fn run(args: Args) -> miette::Result<()> {
         .block_on(agent(args))
 }
 
-/// To stderr, at level info unless RUST_LOG says otherwise.
+/// To stderr, at level info unless RUST_LOG says otherwise; kube says at every attempt what we say once.
 pub(crate) fn logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off"));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // Only the first of a process counts.
     let _ = subscriber.try_init();
 }

@@ -4,7 +4,7 @@
 //! objects stay what they were.
 
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -152,11 +152,20 @@ async fn follow<O, K, T>(
 /// How long to wait before asking again: doubling from 100 ms to 5 s, so that an API server that was away is found again
 /// soon, and one that struggles is not asked more than this.
 #[derive(Debug)]
-struct Retry(Duration);
+struct Retry {
+    next: Duration,
+    last: Option<Instant>,
+}
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
 
 impl Default for Retry {
     fn default() -> Self {
-        Retry(Duration::from_millis(100))
+        Retry {
+            next: FIRST_RETRY,
+            last: None,
+        }
     }
 }
 
@@ -164,14 +173,18 @@ impl Iterator for Retry {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let now = self.0;
-        self.0 = (self.0 * 2).min(Duration::from_secs(5));
+        // A while without failures begins anew.
+        if self.last.is_some_and(|last| last.elapsed() > 2 * LAST_RETRY) {
+            self.next = FIRST_RETRY;
+        }
+        self.last = Some(Instant::now());
+        let now = self.next;
+        self.next = (self.next * 2).min(LAST_RETRY);
         Some(now)
     }
 }
 
 impl Backoff for Retry {
-    fn reset(&mut self) {
-        *self = Retry::default();
-    }
+    /// Nothing: kube calls it at every attempt that begins, which is no success yet.
+    fn reset(&mut self) {}
 }

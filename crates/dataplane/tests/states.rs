@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{Lab, Machine, ask, node_name};
-use podnet_core::cluster::{Cluster, Family, Routing};
+use podnet_core::cluster::{Cluster, Family, Protocol, Routing};
 use podnet_core::compute;
+use podnet_core::service::{Backend, Frontend};
 use podnet_dataplane::{Dataplane, Dump, Kernel};
 
 /// Small numbers that look random, the same in every run.
@@ -219,6 +220,51 @@ fn agents_that_come_and_go_lose_no_packet() {
             asked.load(Ordering::Relaxed) > 20,
             "{}",
             asked.load(Ordering::Relaxed)
+        );
+    }
+}
+
+#[test]
+fn thousands_of_services_go_in_at_once() {
+    let mut lab = Lab::new(1, Routing::default(), Family::V4, 1500);
+    let state = |last: u8| {
+        let mut state = compute(&lab.cluster, &node_name(0));
+        for number in 0..5000_u16 {
+            let [high, low] = number.to_be_bytes();
+            let address = std::net::IpAddr::from([10, 96, high + 1, low]);
+            let endpoints = (2..7).map(|pod| {
+                std::net::SocketAddr::from(([10, 244, high, if pod == 6 { last } else { pod }], 80))
+            });
+            let backend = Backend::Balance {
+                endpoints: endpoints.collect(),
+                draining: Default::default(),
+            };
+            let port = std::num::NonZeroU16::new(80).unwrap();
+            state.services.cluster_ips.insert(address);
+            state.services.frontends.insert(
+                Frontend {
+                    address,
+                    protocol: Protocol::Tcp,
+                    port,
+                },
+                backend,
+            );
+        }
+        state
+    };
+    let (before, after) = (state(6), state(7));
+    lab.cluster.services.clear();
+    let mut kernel = lab.nodes[0].run(|| Kernel::open(None).unwrap());
+    for state in [&before, &after] {
+        let begin = std::time::Instant::now();
+        let applied = lab.nodes[0].run(|| kernel.apply(state).unwrap());
+        println!("{} changes in {:?}", applied.service_changes, begin.elapsed());
+        assert!(applied.service_changes >= 5000);
+        // Read back by one that knows nothing.
+        assert!(
+            lab.nodes[0]
+                .run(|| Kernel::open(None).unwrap().apply(state).unwrap())
+                .is_nothing()
         );
     }
 }

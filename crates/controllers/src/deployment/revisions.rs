@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, ReplicaSetSpec};
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::api::core::v1::{PodSecurityContext, PodTemplateSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::View;
@@ -35,7 +35,7 @@ const HISTORY_LENGTH: usize = 2000;
 pub fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut hash: u32 = 0x811c_9dc5;
-    let bytes = serde_json::to_vec(template).unwrap_or_default();
+    let bytes = serde_json::to_vec(&canonical(template)).unwrap_or_default();
     let salt = collisions.map(i32::to_le_bytes);
     for byte in bytes.iter().chain(salt.iter().flatten()) {
         hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
@@ -64,19 +64,38 @@ pub(super) fn new_name(deployment: &Deployment, spec: &DeploymentSpec) -> (Strin
 /// hash that we gave it, should the server have completed the two templates differently.
 pub(super) fn is_of(set: &ReplicaSet, deployment: &Deployment, spec: &DeploymentSpec) -> bool {
     let template = set.spec.as_ref().and_then(|s| s.template.as_ref());
-    let same = template.is_some_and(|template| without_hash(template) == without_hash(&spec.template));
+    let same = template.is_some_and(|template| canonical(template) == canonical(&spec.template));
     same || set.metadata.name.as_deref() == Some(&new_name(deployment, spec).0)
 }
 
-fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
+/// The template as it means: without our hash, and without the empty values that Go's clients write out and others
+/// leave out.
+fn canonical(template: &PodTemplateSpec) -> PodTemplateSpec {
     let mut template = template.clone();
-    let labels = template.metadata.as_mut().and_then(|m| m.labels.as_mut());
-    if let Some(labels) = labels {
+    let metadata = template.metadata.get_or_insert_default();
+    metadata.creation_timestamp = None;
+    if let Some(labels) = &mut metadata.labels {
         labels.remove(HASH);
     }
-    let metadata = template.metadata.get_or_insert_default();
-    metadata.labels = metadata.labels.take().filter(|l| !l.is_empty());
-    metadata.creation_timestamp = None;
+    metadata.labels = metadata.labels.take().filter(|labels| !labels.is_empty());
+    metadata.annotations = metadata
+        .annotations
+        .take()
+        .filter(|annotations| !annotations.is_empty());
+    if let Some(spec) = &mut template.spec {
+        spec.security_context = spec
+            .security_context
+            .take()
+            .filter(|c| *c != PodSecurityContext::default());
+        for container in spec
+            .containers
+            .iter_mut()
+            .chain(spec.init_containers.iter_mut().flatten())
+        {
+            let resources = container.resources.take();
+            container.resources = resources.filter(|r| *r != ResourceRequirements::default());
+        }
+    }
     template
 }
 
@@ -162,4 +181,31 @@ pub(super) fn proportions(view: &View<'_>, set: &mut ReplicaSet) {
     let annotations = set.metadata.annotations.get_or_insert_default();
     annotations.insert(DESIRED.into(), view.replicas().to_string());
     annotations.insert(MAX.into(), (view.replicas() + fences(view.spec).0).to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn template(value: serde_json::Value) -> PodTemplateSpec {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn what_kubectl_writes_out_makes_no_new_template() {
+        let plain =
+            template(json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c"}]}}));
+        let rolled_back = template(json!({
+            "metadata": {"creationTimestamp": null, "labels": {"a": "b", HASH: "x"}},
+            "spec": {"containers": [{"name": "c", "resources": {}}], "securityContext": {}},
+        }));
+        assert_eq!(canonical(&plain), canonical(&rolled_back));
+        assert_eq!(template_hash(&plain, None), template_hash(&rolled_back, None));
+        let other =
+            template(json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "d"}]}}));
+        assert_ne!(template_hash(&plain, None), template_hash(&other, None));
+        assert_ne!(template_hash(&plain, None), template_hash(&plain, Some(1)));
+    }
 }

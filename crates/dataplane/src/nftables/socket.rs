@@ -39,6 +39,14 @@ pub enum NetfilterError {
         /// The cause.
         source: io::Error,
     },
+    /// One transaction does not fit into the socket.
+    #[error(
+        "{bytes} bytes of changes at once are more than the socket takes: raise net.core.wmem_max on the machine"
+    )]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
     /// The kernel refused a message of a batch, and so the whole batch.
     #[error("cannot {what}: {source}")]
     Refused {
@@ -94,8 +102,9 @@ impl Netfilter {
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         // Refusals need not carry the refused message.
         socket.set_cap_ack(true).map_err(failed)?;
-        // Only a wish: without the capability over the namespace's owner the system's limit stands, and a first sync
-        // of thousands of services fails with a message that says so.
+        // Only a wish: without root the system's limit stands, and a change beyond it fails and says so
+        // (the limit is net.core.wmem_max; the forced size needs the capability over the machine's own namespaces).
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket.as_fd(), SEND_BUFFER);
         let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(socket.as_fd(), SEND_BUFFER);
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket.as_fd(), RECEIVE_BUFFER);
         rustix::net::sockopt::set_socket_timeout(

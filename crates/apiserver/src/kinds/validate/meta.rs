@@ -132,7 +132,11 @@ pub(super) fn finalizer(errors: &mut Errors, path: &str, value: &Value) {
     let messages = names::qualified_name(name);
     let malformed = !messages.is_empty();
     invalid_each(errors, path, value, messages);
-    let standard = matches!(name, "kubernetes" | "orphan" | "foregroundDeletion");
+    // The last one is the API server's own, of CustomResourceDefinitions.
+    let standard = matches!(
+        name,
+        "kubernetes" | "orphan" | "foregroundDeletion" | "customresourcecleanup.apiextensions.k8s.io"
+    );
     if !malformed && !standard && !name.contains('/') {
         let message = "name is neither a standard finalizer name nor is it fully qualified";
         errors.push(FieldError::invalid(path, name, message));
