@@ -97,6 +97,11 @@ async fn raise(
         .and_then(|outcome| outcome)
         .map_err(Failure::Undo)?;
     let api = Api::connect(&dir.kubeconfig()).await.map_err(Failure::Undo)?;
+    let nodes = request.nodes.into();
+    // The scheduler can spread pods only over nodes that are there.
+    if !wait.is_zero() {
+        ready::wait(&api, nodes, &Workloads::default(), wait).await.map_err(Failure::Keep)?;
+    }
     let mut workloads = Workloads::default();
     for manifest in manifests {
         let created = manifest.create(&api).await.map_err(|error| Failure::Undo(error.into()))?;
@@ -105,7 +110,7 @@ async fn raise(
     if wait.is_zero() {
         return Ok(());
     }
-    ready::wait(&api, request.nodes.into(), &workloads, wait).await.map_err(Failure::Keep)
+    ready::wait(&api, nodes, &workloads, wait).await.map_err(Failure::Keep)
 }
 
 /// Starts init and returns when the lab's processes are started.

@@ -23,6 +23,8 @@ pub struct PodView {
     pub uid: String,
     /// The pod's sandbox while it is there.
     pub sandbox: Option<Sandbox>,
+    /// The container meant when none is named.
+    pub default_container: String,
     /// Its containers, those too that never ran.
     pub containers: HashMap<String, ContainerView>,
 }
@@ -87,6 +89,7 @@ impl Registry {
         let view = pods
             .get(&(namespace.to_owned(), pod.to_owned()))
             .ok_or_else(|| Refusal::no_pod(pod))?;
+        let container = if container.is_empty() { &view.default_container } else { container };
         let found = view
             .containers
             .get(container)

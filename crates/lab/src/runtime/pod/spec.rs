@@ -123,6 +123,14 @@ pub fn name(pod: &Pod) -> &str {
     pod.metadata.name.as_deref().unwrap_or_default()
 }
 
+/// The container meant when none is named: the annotated one, else the first.
+pub fn default_container(pod: &Pod) -> &str {
+    let annotations = pod.metadata.annotations.as_ref();
+    let annotated = annotations.and_then(|all| all.get("kubectl.kubernetes.io/default-container"));
+    let first = || pod.spec.as_ref()?.containers.first().map(|container| &container.name);
+    annotated.or_else(first).map(String::as_str).unwrap_or_default()
+}
+
 /// The pod's UID.
 pub fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()

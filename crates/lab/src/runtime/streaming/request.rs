@@ -86,12 +86,10 @@ pub(super) fn parse(method: &Method, uri: &Uri, now: Timestamp) -> Result<Asked,
     }
 }
 
+/// A container that is not named is the pod's default one: what `podnet lab exec` asks for. (A kubelet refuses it;
+/// API servers always name one.)
 fn target(namespace: &str, pod: &str, container: &str) -> Result<Target, Refusal> {
-    for (name, what) in [
-        (namespace, "podNamespace"),
-        (pod, "podID"),
-        (container, "containerName"),
-    ] {
+    for (name, what) in [(namespace, "podNamespace"), (pod, "podID")] {
         if name.is_empty() {
             return Err(bad(format!("Missing {what}.")));
         }

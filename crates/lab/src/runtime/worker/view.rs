@@ -47,6 +47,7 @@ impl Worker {
         let view = PodView {
             uid: self.state.record.uid.clone(),
             sandbox: self.sandbox.clone(),
+            default_container: spec::default_container(&self.pod).to_owned(),
             containers,
         };
         self.host
