@@ -7,6 +7,7 @@
 )]
 
 pub mod bootid;
+pub mod datagram;
 pub mod enter;
 pub mod fdpass;
 mod mac;

@@ -4,6 +4,8 @@ mod archive;
 mod layer;
 mod name;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 

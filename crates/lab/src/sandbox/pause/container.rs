@@ -149,7 +149,15 @@ impl Sandbox {
             true => Ok(()),
             false => container.first.enter(Kind::Pid.flag()),
         };
-        let pid = match self.fork(enter).map_err(failed)? {
+        // A PID namespace whose first process ends takes no further one.
+        let ending = |error: &io::Error| {
+            error.kind() == io::ErrorKind::OutOfMemory
+                || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+        };
+        let pid = match self.fork(enter).map_err(|error| match ending(&error) {
+            true => Refusal::NotRunning(container.spec.id.clone()),
+            false => failed(error),
+        })? {
             Fork::Parent(pid) => pid,
             Fork::Child => launch::further(
                 launch::Further {

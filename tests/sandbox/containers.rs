@@ -1,167 +1,14 @@
-//! Pod sandboxes through the real executable: containers, logs, exec, ends. Needs root.
+//! Containers, logs, exec, ends. All of it holds with root and, in a user namespace, without.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use podnet_lab::image::{Image, Store};
-use podnet_lab::sandbox::{
-    Attachment, ContainerSpec, ContainerState, ExecSpec, Mount, Sandbox, SandboxError, SandboxSpec,
-};
+use podnet_lab::sandbox::{Attachment, ContainerSpec, ExecSpec, Mount, Sandbox, SandboxError, SandboxSpec};
 
-const PODNET: &str = env!("CARGO_BIN_EXE_podnet");
-
-/// A sandbox in a directory of its own; ends with the test, however that ends.
-struct Pod {
-    sandbox: Sandbox,
-    dir: tempfile::TempDir,
-    started: std::cell::Cell<u32>,
-}
-
-impl Pod {
-    async fn new() -> Pod {
-        Pod::with(|_| {}).await
-    }
-
-    async fn with(change: impl FnOnce(&mut SandboxSpec)) -> Pod {
-        let dir = tempfile::tempdir().unwrap();
-        let mut spec = SandboxSpec {
-            dir: dir.path().join("pod"),
-            hostname: "web-0".into(),
-            ..SandboxSpec::default()
-        };
-        change(&mut spec);
-        let sandbox = Sandbox::create_with(Path::new(PODNET), &spec).await.unwrap();
-        Pod {
-            sandbox,
-            dir,
-            started: 0.into(),
-        }
-    }
-
-    /// A container of the machine's root that runs a shell script.
-    fn shell(&self, script: &str) -> ContainerSpec {
-        let number = self.started.replace(self.started.get() + 1);
-        ContainerSpec {
-            id: format!("{number:064x}"),
-            name: format!("c{number}"),
-            image: host(),
-            command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
-            log_path: self.log(number),
-            ..ContainerSpec::default()
-        }
-    }
-
-    fn log(&self, number: u32) -> PathBuf {
-        self.dir.path().join(format!("logs/{number}.log"))
-    }
-
-    async fn run(&self, script: &str) -> ContainerState {
-        self.sandbox.start_container(&self.shell(script)).await.unwrap()
-    }
-
-    /// Runs a script to its end; gives its state and what it printed.
-    async fn output(&self, script: &str) -> (ContainerState, String) {
-        self.output_of(self.shell(script)).await
-    }
-
-    async fn output_of(&self, spec: ContainerSpec) -> (ContainerState, String) {
-        self.sandbox.start_container(&spec).await.unwrap();
-        let state = self.finished(&spec.id).await;
-        (state, printed(&spec.log_path))
-    }
-
-    async fn finished(&self, id: &str) -> ContainerState {
-        let watch = self.sandbox.clone();
-        loop {
-            let state = self.state(id).await;
-            if state.finished.is_some() {
-                return state;
-            }
-            tokio::time::timeout(Duration::from_secs(20), watch.changed())
-                .await
-                .expect("it ends")
-                .unwrap();
-        }
-    }
-
-    async fn state(&self, id: &str) -> ContainerState {
-        let states = self.sandbox.containers().await.unwrap();
-        states
-            .into_iter()
-            .find(|state| state.id == id)
-            .expect("a container that was started is listed")
-    }
-
-    async fn exec(&self, id: &str, script: &str) -> (i32, String) {
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        let spec = ExecSpec {
-            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
-            stdout: Some(writer.into()),
-            ..ExecSpec::default()
-        };
-        let mut exec = self.sandbox.exec(id, &spec).await.unwrap();
-        drop(spec);
-        let code = exec.wait().await.unwrap();
-        let mut out = String::new();
-        reader.read_to_string(&mut out).unwrap();
-        (code, out)
-    }
-}
-
-impl Drop for Pod {
-    fn drop(&mut self) {
-        signal(self.sandbox.pid(), "KILL");
-        until("pause is gone", || !alive(self.sandbox.pid()));
-    }
-}
-
-fn host() -> Image {
-    Store::new("/nowhere").resolve("host").unwrap()
-}
-
-/// A log without time stamps: `stdout F line`.
-fn printed(log: &Path) -> String {
-    let log = std::fs::read_to_string(log).unwrap();
-    log.lines()
-        .map(|line| line.split_once(' ').unwrap().1.to_owned() + "\n")
-        .collect()
-}
-
-fn signal(pid: u32, name: &str) {
-    // kill(1) fails when the process is gone, which is as well.
-    let _ = std::process::Command::new("kill")
-        .arg(format!("-{name}"))
-        .arg(pid.to_string())
-        .output()
-        .unwrap();
-}
-
-/// A zombie is not alive.
-fn alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "waited in vain: {what}"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn namespaces(pid: u32) -> BTreeSet<String> {
-    let links = ["net", "ipc", "uts", "pid", "mnt"].map(|kind| format!("/proc/{pid}/ns/{kind}"));
-    links
-        .iter()
-        .map(|link| std::fs::read_link(link).unwrap().to_string_lossy().into_owned())
-        .collect()
-}
+use crate::pod::{Pod, alive, namespaces, podnet, printed, signal, until};
 
 #[tokio::test]
 async fn containers_share_network_ipc_and_hostname_but_not_processes_and_files() {
@@ -316,22 +163,6 @@ async fn volumes_files_user_and_directory_are_as_asked() {
     assert_eq!(lines, expected, "{out}");
     assert_eq!(state.finished.unwrap().exit_code, 0);
     assert!(volume.join("made").exists());
-
-    spec.id = "u".into();
-    spec.command = [
-        "/bin/sh",
-        "-c",
-        "id -u; id -g; echo to >/dev/stdout; cat /proc/self/status",
-    ]
-    .map(String::from)
-    .into();
-    (spec.run_as_user, spec.run_as_group, spec.log_path) = (Some(1234), Some(567), pod.log(99));
-    let (_, out) = pod.output_of(spec).await;
-    assert!(
-        out.starts_with("stdout F 1234\nstdout F 567\nstdout F to\n"),
-        "{out}"
-    );
-    assert!(out.contains("CapEff:\t0000000000000000"), "{out}");
 }
 
 #[tokio::test]
@@ -382,6 +213,7 @@ async fn exec_runs_inside_the_container_and_gives_its_exit_code() {
     let mut exec = pod.sandbox.exec(&state.id, &spec).await.unwrap();
     pod.sandbox.signal(&state.id, 9).await.unwrap();
     assert_eq!(exec.wait().await.unwrap(), 137);
+    pod.finished(&state.id).await;
     assert!(matches!(
         pod.sandbox.exec(&state.id, &spec).await,
         Err(SandboxError::NotRunning(_))
@@ -572,12 +404,12 @@ async fn a_bad_sysctl_is_told() {
         hostname: "x".into(),
         ..SandboxSpec::default()
     };
-    let error = Sandbox::create_with(Path::new(PODNET), &spec(&[("net.no.such", "1")]))
+    let error = Sandbox::create_with(&podnet(), &spec(&[("net.no.such", "1")]))
         .await
         .unwrap_err();
     assert!(error.to_string().contains("net/no/such"), "{error}");
     let good = spec(&[("net.ipv4.ip_forward", "1")]);
-    let sandbox = Sandbox::create_with(Path::new(PODNET), &good).await.unwrap();
+    let sandbox = Sandbox::create_with(&podnet(), &good).await.unwrap();
     sandbox.stop().await.unwrap();
 }
 
