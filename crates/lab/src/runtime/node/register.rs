@@ -66,8 +66,13 @@ impl NodeApi {
 
     async fn write_status(&self, known: Option<&NodeStatus>, network: &NetworkState) -> kube::Result<()> {
         let status = node_status(&self.facts, known, network.clone(), Timestamp::now());
-        // Not a strategic merge: its key for addresses is their type, and a node has one InternalIP per family.
-        let patch = Patch::Merge(json!({"status": status}));
+        let mut patch = json!({"status": status});
+        // Addresses are merged by their type, and a node has one InternalIP per family: kubelet, too, has the list
+        // replaced. Conditions are merged, as others write theirs beside these.
+        if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+            addresses.insert(0, json!({"$patch": "replace"}));
+        }
+        let patch = Patch::Strategic(patch);
         self.nodes
             .patch_status(&self.facts.name, &PatchParams::default(), &patch)
             .await?;
