@@ -10,7 +10,10 @@ pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// The workspace's root.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_owned)
+        .unwrap_or_default()
 }
 
 /// Where release builds are.
@@ -26,16 +29,38 @@ pub(crate) fn bin() -> PathBuf {
 /// Runs a command line in the workspace; its failure is the recipe's.
 pub(crate) fn run(words: &[&str]) -> miette::Result<()> {
     println!("+ {}", words.join(" "));
-    let [program, args @ ..] = words else { return Err(miette!("no command")) };
-    let path = format!("{}:{}", bin().display(), std::env::var("PATH").unwrap_or_default());
-    let status =
-        Command::new(program).args(args).current_dir(root()).env("PATH", path).status().into_diagnostic()?;
-    if status.success() { Ok(()) } else { Err(miette!("`{}` failed: {status}", words.join(" "))) }
+    let [program, args @ ..] = words else {
+        return Err(miette!("no command"));
+    };
+    let path = format!(
+        "{}:{}",
+        bin().display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let status = Command::new(program)
+        .args(args)
+        .current_dir(root())
+        .env("PATH", path)
+        .status()
+        .into_diagnostic()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(miette!("`{}` failed: {status}", words.join(" ")))
+    }
 }
 
 /// Builds the executables that ship and puts links to them into [`bin`].
 pub(crate) fn build() -> miette::Result<()> {
-    run(&["cargo", "build", "--release", "--package", "podnet", "--package", "podnet-cni"])?;
+    run(&[
+        "cargo",
+        "build",
+        "--release",
+        "--package",
+        "podnet",
+        "--package",
+        "podnet-cni",
+    ])?;
     for name in ["podnet", "podnet-cni"] {
         let link = bin().join(name);
         let _ = std::fs::remove_file(&link);

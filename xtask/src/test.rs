@@ -9,9 +9,33 @@ use crate::{edges, recipe};
 pub(crate) fn run() -> miette::Result<()> {
     recipe::run(&["./.ci/setup"])?;
     recipe::run(&["cargo", "fmt", "--all", "--check"])?;
-    recipe::run(&["cargo", "deny", "--offline", "check", "licenses", "bans", "sources"])?;
+    recipe::run(&[
+        "cargo",
+        "deny",
+        "--offline",
+        "check",
+        "licenses",
+        "bans",
+        "sources",
+    ])?;
     edges::run()?;
     recipe::build()?;
-    recipe::run(&["cargo", "clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
-    recipe::run(&["cargo", "nextest", "run", "--release", "--workspace", "--no-fail-fast"])
+    recipe::run(&[
+        "cargo",
+        "clippy",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ])?;
+    recipe::run(&[
+        "cargo",
+        "nextest",
+        "run",
+        "--release",
+        "--workspace",
+        "--no-fail-fast",
+    ])
 }
