@@ -1,5 +1,7 @@
 //! The controllers against the embedded API server: both real processes, on loopback. The nodes' part is played here.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -26,7 +26,7 @@ use crate::world::{Kind, Observation};
 const CONCURRENT: usize = 16;
 
 enum News {
-    Watch(Observation),
+    Watch(Box<Observation>),
     Outcome(u64, Result<Answer, Refusal>),
 }
 
@@ -57,7 +57,7 @@ fn take_in(engine: &mut Engine, first: News, news: &mut UnboundedReceiver<News>)
     let mut next = Some(first);
     while let Some(one) = next {
         match one {
-            News::Watch(observation) => engine.observe(observation),
+            News::Watch(observation) => engine.observe(*observation),
             News::Outcome(ticket, outcome) => engine.finished(ticket, outcome, Timestamp::now()),
         }
         next = news.try_recv().ok();
@@ -141,7 +141,7 @@ async fn watch<K>(
                 pause = Pause::default();
                 // Managed fields are half of an object's size and nobody here reads them.
                 let event = event.modify(|object| object.managed_fields_mut().clear());
-                if sender.send(News::Watch(observation(event))).is_err() {
+                if sender.send(News::Watch(Box::new(observation(event)))).is_err() {
                     return;
                 }
             }
@@ -185,7 +185,7 @@ async fn watch_everything(client: Client, full: Vec<Resource>, sender: Unbounded
         };
         pause = Duration::from_millis(25);
         if sender
-            .send(News::Watch(Observation::Resources(resources.clone())))
+            .send(News::Watch(Box::new(Observation::Resources(resources.clone()))))
             .is_err()
         {
             return;
@@ -231,7 +231,7 @@ async fn watch_other(
                     definitions_changed.notify_one();
                 }
                 if sender
-                    .send(News::Watch(Observation::Other(resource.clone(), event)))
+                    .send(News::Watch(Box::new(Observation::Other(resource.clone(), event))))
                     .is_err()
                 {
                     return;

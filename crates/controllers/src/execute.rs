@@ -86,13 +86,18 @@ fn object(answer: kube::Result<DynamicObject>) -> Result<Answer, Refusal> {
     })
 }
 
-/// Not found and conflict mean that the view was behind what is.
+/// Not found and conflict mean that the view was behind what is; so does a namespace that has begun to go.
 fn refusal(error: Error) -> Refusal {
     match &error {
-        Error::Api(status) => Refusal {
-            stale: matches!(status.code, 404 | 409),
-            message: status.message.clone(),
-        },
+        Error::Api(status) => {
+            let mut causes = status.details.iter().flat_map(|details| &details.causes);
+            let going = causes.any(|cause| cause.reason == "NamespaceTerminating");
+            let stale = going || matches!(status.code, 404 | 409);
+            Refusal {
+                stale,
+                message: status.message.clone(),
+            }
+        }
         _ => Refusal {
             stale: false,
             message: error.to_string(),

@@ -1,5 +1,7 @@
 //! The controllers together against a simulated server, in any order of watches, answers and nodes.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod simulated;
 
 use podnet_controllers::action::Propagation;
