@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use crate::cni_server::{self, CniServerConfig, Readiness};
 use crate::metrics::{self, Metrics};
 use crate::node::{NodeConfig, NodeLoop};
+use crate::report;
 
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
@@ -227,6 +228,8 @@ async fn agent(args: Args) -> miette::Result<()> {
 
     let (updates, changes) = mpsc::unbounded_channel();
     crate::watch::start(&client, &updates, &mut tasks);
+    let (problems, reported) = watch::channel(Default::default());
+    tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
     tasks.spawn(greet(client, url, args.kubeconfig.clone()));
     let server = cni_server::serve(cni.clone(), ready);
     let config = NodeConfig {
@@ -242,7 +245,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         cni,
         plugin,
     };
-    let node = NodeLoop::new(config, kernel, metrics, readiness);
+    let node = NodeLoop::new(config, kernel, metrics, readiness, problems);
     let (mut interrupt, mut terminate) = (
         stopped(SignalKind::interrupt())?,
         stopped(SignalKind::terminate())?,

@@ -7,5 +7,6 @@ pub mod ipam;
 pub mod metrics;
 pub mod node;
 pub mod parse;
+pub mod report;
 pub mod watch;
 pub mod wiring;

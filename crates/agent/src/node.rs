@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
 use crate::metrics::Metrics;
+use crate::report;
 use crate::watch::{Synced, Update};
 
 /// So often the kernel is compared with what it should have, though nothing is known to have changed.
@@ -45,6 +46,7 @@ pub struct NodeLoop {
     kernel: Kernel,
     metrics: Arc<Metrics>,
     readiness: watch::Sender<Readiness>,
+    problems: watch::Sender<BTreeSet<Problem>>,
     cluster: Cluster,
     synced: Synced,
     /// The state in force.
@@ -81,6 +83,7 @@ impl NodeLoop {
         kernel: Kernel,
         metrics: Arc<Metrics>,
         readiness: watch::Sender<Readiness>,
+        problems: watch::Sender<BTreeSet<Problem>>,
     ) -> Self {
         let cluster = Cluster::new(config.cluster.clone());
         NodeLoop {
@@ -88,6 +91,7 @@ impl NodeLoop {
             kernel,
             metrics,
             readiness,
+            problems,
             cluster,
             synced: Synced::default(),
             applied: None,
@@ -261,6 +265,15 @@ impl NodeLoop {
         for problem in self.told.difference(&now) {
             tracing::info!(object = %problem.object, "no longer: {}", problem.why);
         }
+        let ours = now
+            .iter()
+            .filter(|problem| report::is_ours(problem, &self.cluster, &self.config.name));
+        let ours: BTreeSet<Problem> = ours.cloned().collect();
+        self.problems.send_if_modified(|published| {
+            let changed = *published != ours;
+            *published = ours;
+            changed
+        });
         self.told = now;
     }
 }

@@ -23,6 +23,10 @@ pub async fn watch_directory<T: PartialEq>(
         | WatchFlags::MOVED_FROM
         | WatchFlags::DELETE;
     inotify::add_watch(&fd, dir, flags)?;
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, for owners that hand out foreign descriptors; OwnedFd does not"
+    )]
     let fd = AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)?;
     // The watch is there before the first look, so nothing is missed in between.
     while !found.is_closed() {

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Container;
 
 use super::Worker;
 use super::network::new_id;
+use crate::image::{Image, ImageRef};
 use crate::runtime::pod::backoff::Backoff;
 use crate::runtime::pod::state::{Finished, Run, Stopping, Unhealthy, Waiting};
 use crate::runtime::pod::{env, files, identity, service_env, spec};
@@ -189,15 +190,13 @@ impl Worker {
             |words: &Option<Vec<String>>| env::expand_all(words.as_deref().unwrap_or_default(), &environment);
         let user = self.user(container)?;
         let context = container.security_context.as_ref();
-        let mut env = vec![("HOSTNAME".to_owned(), self.names()?.hostname)];
-        env.extend(environment.clone());
         Ok(ContainerSpec {
             id: new_id(),
             name: container.name.clone(),
             attempt,
             command: expand(&container.command),
             args: expand(&container.args),
-            env,
+            env: self.given_environment(&image, environment.clone())?,
             working_dir: container.working_dir.clone().filter(|it| !it.is_empty()),
             mounts,
             files: self.files(container)?,
@@ -218,6 +217,24 @@ impl Worker {
             ),
             image,
         })
+    }
+
+    /// The pod's own variables after those that the runtime gives, where the pod does not set them itself.
+    fn given_environment(
+        &self,
+        image: &Image,
+        own: Vec<(String, String)>,
+    ) -> Result<Vec<(String, String)>, Refused> {
+        let mut given = vec![("HOSTNAME", self.names()?.hostname)];
+        if image.reference == ImageRef::Echo {
+            // What the echo server tells of itself.
+            given.push(("POD_NAME", spec::name(&self.pod).to_owned()));
+            given.push(("POD_NAMESPACE", spec::namespace(&self.pod).to_owned()));
+            given.push(("NODE_NAME", self.host.node.clone()));
+        }
+        given.retain(|(name, _)| own.iter().all(|(known, _)| known != name));
+        let given = given.into_iter().map(|(name, value)| (name.to_owned(), value));
+        Ok(given.chain(own).collect())
     }
 
     fn names(&self) -> Result<identity::Identity, Refused> {

@@ -170,6 +170,7 @@ impl Worker {
         self.adopt().await;
         let mut network = self.host.network_ready.clone();
         let mut images = self.host.images_changed.clone();
+        images.mark_unchanged();
         while !self.finished {
             self.state.network_ready = network.borrow_and_update().is_ok();
             let now = Timestamp::now();

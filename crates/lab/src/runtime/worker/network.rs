@@ -135,15 +135,15 @@ impl Worker {
             Some(sandbox) => Some(sandbox),
             None => Sandbox::attach(&dir).await.ok(),
         };
-        if let Some(sandbox) = sandbox {
-            if let Err(error) = sandbox.stop().await {
-                let message = format!("error killing pod: {error}");
-                self.host
-                    .events
-                    .warning(&self.pod, None, "FailedKillPod", message);
-                self.sandbox = Some(sandbox);
-                return self.retry_later();
-            }
+        if let Some(sandbox) = sandbox
+            && let Err(error) = sandbox.stop().await
+        {
+            let message = format!("error killing pod: {error}");
+            self.host
+                .events
+                .warning(&self.pod, None, "FailedKillPod", message);
+            self.sandbox = Some(sandbox);
+            return self.retry_later();
         }
         self.end_all_runs();
         if let Some(follower) = self.follower.take() {
@@ -228,7 +228,7 @@ impl Worker {
             if self.state.running(&name).is_some() {
                 let finished = Finished {
                     exit_code: 137,
-                    signal: Some(9),
+                    signal: None,
                     at: now,
                     reason: "Error".into(),
                     message: String::new(),

@@ -1,0 +1,89 @@
+//! What is wrong with an object is told to its owner: as an Event on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use podnet_core::state::Problem;
+use podnet_core::{Cluster, NodeName};
+use tokio::sync::watch;
+
+/// A problem must last so long: what is still on its way (a new node's range, say) is not worth an Event.
+const LASTING: Duration = Duration::from_secs(10);
+
+/// Whether this node's agent is the one that reports a problem: every agent sees most problems, and one Event suffices.
+/// A node speaks for itself; for all else the first Ready node by name does.
+pub fn is_ours(problem: &Problem, cluster: &Cluster, me: &NodeName) -> bool {
+    if problem.object.kind == "Node" && problem.object.name == me.as_str() {
+        return true;
+    }
+    cluster
+        .valid_nodes()
+        .find(|node| node.ready)
+        .is_some_and(|first| first.name == *me)
+}
+
+/// Publishes an Event for each problem that lasts, once, until the sender goes.
+pub async fn publish(client: kube::Client, me: NodeName, mut problems: watch::Receiver<BTreeSet<Problem>>) {
+    let reporter = Reporter {
+        controller: "podnet-agent".into(),
+        instance: Some(me.to_string()),
+    };
+    let recorder = Recorder::new(client.clone(), reporter);
+    let mut since: BTreeMap<Problem, (Instant, bool)> = BTreeMap::new();
+    loop {
+        let now = problems.borrow_and_update().clone();
+        since.retain(|problem, _| now.contains(problem));
+        for problem in now {
+            since.entry(problem).or_insert((Instant::now(), false));
+        }
+        let lasting = since
+            .iter_mut()
+            .filter(|(_, (first, told))| !told && first.elapsed() >= LASTING);
+        for (problem, (_, told)) in lasting {
+            match event(&client, &recorder, problem).await {
+                Ok(()) => *told = true,
+                // An Event is a courtesy: the log has said it, and the next round tries again.
+                Err(error) => tracing::debug!(object = %problem.object, %error, "no Event"),
+            }
+        }
+        let idle = since.values().all(|(_, told)| *told);
+        tokio::select! {
+            changed = problems.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LASTING / 5), if !idle => {}
+        }
+    }
+}
+
+async fn event(client: &kube::Client, recorder: &Recorder, problem: &Problem) -> Result<(), kube::Error> {
+    let object = &problem.object;
+    let (group, version) = match object.kind {
+        "EndpointSlice" => ("discovery.k8s.io", "v1"),
+        _ => ("", "v1"),
+    };
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, object.kind));
+    let api: Api<DynamicObject> = match &object.namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &kind),
+        None => Api::all_with(client.clone(), &kind),
+    };
+    // `kubectl describe` finds an object's Events by its UID.
+    let uid = api.get_metadata(&object.name).await?.metadata.uid;
+    let reference = ObjectReference {
+        api_version: Some(kind.api_version),
+        kind: Some(object.kind.into()),
+        namespace: object.namespace.clone(),
+        name: Some(object.name.clone()),
+        uid,
+        ..ObjectReference::default()
+    };
+    let event = Event {
+        type_: EventType::Warning,
+        reason: "NetworkNotApplied".into(),
+        note: Some(problem.why.clone()),
+        action: "Compute".into(),
+        secondary: None,
+    };
+    recorder.publish(&event, &reference).await
+}
