@@ -105,7 +105,7 @@ impl Api {
         query: WatchQuery,
     ) -> Result<WatchStream, Refusal> {
         let now = Instant::now();
-        let (deadline, bookmark) = (now + query.timeout, now + BOOKMARK_EVERY.min(query.timeout));
+        let (deadline, bookmark) = (now + query.timeout, now + BOOKMARK_EVERY);
         let mut stream = WatchStream {
             resource: resource.clone(),
             query,

@@ -348,6 +348,10 @@ pub(super) fn decode(kind: &Kind, object: &mut Value) -> Result<Vec<String>, Dec
 
 pub(super) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = validate::object_meta(&new["metadata"], kind.namespaced, kind.names);
+    if kind.group != "apiextensions.k8s.io" {
+        let finalizers = &new["metadata"]["finalizers"];
+        validate::standard_finalizers(&mut errors, "metadata.finalizers", finalizers);
+    }
     errors.extend((kind.validate)(new, old));
     errors
 }

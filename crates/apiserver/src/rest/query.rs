@@ -37,10 +37,10 @@ impl Query {
             .map(|(_, value)| value.as_str())
     }
 
-    /// `true`, `1` or the bare name.
+    /// Anything but `false` and `0`, as in Kubernetes: the bare name, `1`, the Python client's `True`.
     pub fn is_true(&self, name: &str) -> bool {
         self.get(name)
-            .is_some_and(|value| matches!(value, "true" | "1" | ""))
+            .is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 }
 
@@ -95,6 +95,9 @@ mod tests {
         let query = Query::parse("labelSelector=a%3Db%2Cc&watch&command=ls&command=-l+x&bad=%zz%4");
         assert_eq!(query.get("labelSelector"), Some("a=b,c"));
         assert!(query.is_true("watch"));
+        assert!(Query::parse("watch=True").is_true("watch"));
+        assert!(!Query::parse("watch=False").is_true("watch"));
+        assert!(!query.is_true("limit"));
         assert_eq!(query.all("command").collect::<Vec<_>>(), ["ls", "-l x"]);
         assert_eq!(query.get("bad"), Some("%zz%4"));
         assert_eq!(percent_decode(&percent_encode("ä b/c%")), "ä b/c%");

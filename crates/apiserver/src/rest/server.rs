@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -16,6 +17,11 @@ use tokio_rustls::TlsAcceptor;
 
 use super::auth::user_of_certificate;
 use super::handler::Handler;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// A client that vanished without a word is noticed, and its watches end.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Where the server's keys are.
 #[derive(Clone, Debug)]
@@ -97,7 +103,8 @@ pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, handle
 
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, handler: Handler) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let stream = acceptor.accept(stream).await?;
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let stream = handshake.await.map_err(io::Error::other)??;
     let certificate = stream
         .get_ref()
         .1
@@ -106,7 +113,12 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, handler: Handler) 
     let user = certificate.and_then(user_of_certificate).map(Arc::new);
     let service = service_fn(move |request| handler.clone().answer(user.clone(), request));
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new());
+    // The time between two requests counts too: clients keep connections for long.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_TIMEOUT);
+    builder.http2().keep_alive_interval(KEEP_ALIVE);
     builder
         .http2()
         .timer(TokioTimer::new())

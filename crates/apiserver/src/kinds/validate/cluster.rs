@@ -9,9 +9,7 @@ use crate::kinds::value::{list, text, unset};
 /// Judges a Namespace.
 pub(in crate::kinds) fn namespace(new: &Value, _old: Option<&Value>) -> Errors {
     let mut errors = Vec::new();
-    for finalizer in list(&new["spec"]["finalizers"]) {
-        meta::finalizer(&mut errors, "spec.finalizers", finalizer);
-    }
+    meta::standard_finalizers(&mut errors, "spec.finalizers", &new["spec"]["finalizers"]);
     errors
 }
 

@@ -29,7 +29,7 @@ impl NameRule {
 /// Total size of annotations.
 const MAX_ANNOTATIONS: usize = 256 * 1024;
 
-/// Judges `metadata`.
+/// Judges `metadata` as every kind's is judged.
 pub(in crate::kinds) fn object_meta(meta: &Value, namespaced: bool, rule: NameRule) -> Errors {
     let mut errors = Vec::new();
     let prefix = text(&meta["generateName"]);
@@ -67,8 +67,26 @@ pub(in crate::kinds) fn object_meta(meta: &Value, namespaced: bool, rule: NameRu
     labels(&mut errors, "metadata.labels", &meta["labels"]);
     annotations(&mut errors, "metadata.annotations", &meta["annotations"]);
     owner_references(&mut errors, &meta["ownerReferences"]);
-    for (i, finalizer) in list(&meta["finalizers"]).iter().enumerate() {
-        self::finalizer(&mut errors, &format!("metadata.finalizers[{i}]"), finalizer);
+    let finalizers = list(&meta["finalizers"]);
+    for (i, finalizer) in finalizers.iter().enumerate() {
+        let messages = names::qualified_name(text(finalizer));
+        invalid_each(
+            &mut errors,
+            &format!("metadata.finalizers[{i}]"),
+            finalizer,
+            messages,
+        );
+    }
+    if ["orphan", "foregroundDeletion"]
+        .iter()
+        .all(|f| finalizers.iter().any(|have| have == f))
+    {
+        let detail = "finalizer orphan and foregroundDeletion cannot be both set";
+        errors.push(FieldError::invalid(
+            "metadata.finalizers",
+            json!(finalizers),
+            detail,
+        ));
     }
     errors
 }
@@ -127,18 +145,14 @@ fn owner_references(errors: &mut Errors, owners: &Value) {
     }
 }
 
-pub(super) fn finalizer(errors: &mut Errors, path: &str, value: &Value) {
-    let name = text(value);
-    let messages = names::qualified_name(name);
-    let malformed = !messages.is_empty();
-    invalid_each(errors, path, value, messages);
-    // The last one is the API server's own, of CustomResourceDefinitions.
-    let standard = matches!(
-        name,
-        "kubernetes" | "orphan" | "foregroundDeletion" | "customresourcecleanup.apiextensions.k8s.io"
-    );
-    if !malformed && !standard && !name.contains('/') {
-        let message = "name is neither a standard finalizer name nor is it fully qualified";
-        errors.push(FieldError::invalid(path, name, message));
+/// On the kinds that Kubernetes compiles in, a finalizer is a standard one or has a domain.
+pub(in crate::kinds) fn standard_finalizers(errors: &mut Errors, path: &str, finalizers: &Value) {
+    for (i, finalizer) in list(finalizers).iter().enumerate() {
+        let name = text(finalizer);
+        let standard = matches!(name, "kubernetes" | "orphan" | "foregroundDeletion");
+        if !standard && !name.contains('/') {
+            let message = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(format!("{path}[{i}]"), name, message));
+        }
     }
 }

@@ -22,7 +22,7 @@ pub(super) use cluster::{lease, namespace, node};
 pub(super) use config::{config_map, event, new_event, secret};
 pub(super) use crd::crd;
 pub(super) use endpoints::{endpoint_slice, endpoints};
-pub(super) use meta::{NameRule, object_meta};
+pub(super) use meta::{NameRule, object_meta, standard_finalizers};
 pub(super) use network_policy::network_policy;
 pub(super) use pod::pod;
 pub(super) use service::service;

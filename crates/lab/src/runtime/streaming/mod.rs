@@ -18,8 +18,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -72,6 +72,11 @@ pub trait Execute: Send + Sync {
     /// Starts `command` on `stdio`. The error is what the caller is told, such as `exec: "x": executable file not
     /// found in $PATH`.
     fn exec(&self, command: Vec<String>, stdio: Stdio) -> BoxFuture<'_, Result<Box<dyn Process>, String>>;
+
+    /// The `ptmx` of the container's own devpts, if it has one: a terminal made there has a name in the container.
+    fn terminals(&self) -> BoxFuture<'_, Option<PathBuf>> {
+        std::future::ready(None).boxed()
+    }
 
     /// Copies what the container writes from now on to `stdout` and `stderr`, until it ends or nobody reads.
     fn attach(

@@ -1,6 +1,7 @@
 //! The containers of pod sandboxes, as exec and attach need them.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -39,6 +40,15 @@ impl Execute for InSandbox {
                 .map_err(|error| error.to_string())
         };
         started.boxed()
+    }
+
+    fn terminals(&self) -> BoxFuture<'_, Option<PathBuf>> {
+        let found = async {
+            let states = self.sandbox.containers().await.ok()?;
+            let pid = states.into_iter().find(|state| state.id == self.container)?.pid?;
+            Some(PathBuf::from(format!("/proc/{pid}/root/dev/pts/ptmx")))
+        };
+        found.boxed()
     }
 
     fn attach(

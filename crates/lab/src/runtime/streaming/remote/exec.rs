@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -60,7 +61,9 @@ async fn on_pipes(container: Container, asked: ExecOptions, mut ends: SessionEnd
 }
 
 async fn on_terminal(container: Container, asked: ExecOptions, mut ends: SessionEnds) -> Result<i32, String> {
-    let (terminal, stdio) = terminal().map_err(|error| format!("cannot make a terminal: {error}"))?;
+    let ptmx = container.exec.terminals().await;
+    let (terminal, stdio) =
+        terminal(ptmx.as_deref()).map_err(|error| format!("cannot make a terminal: {error}"))?;
     if let Ok(Some(size)) = tokio::time::timeout(FIRST_SIZE, ends.resize.recv()).await {
         resize_to(&terminal, size);
     }
@@ -128,8 +131,8 @@ fn pipes(asked: &ExecOptions) -> io::Result<(Pipes, Stdio)> {
     ))
 }
 
-fn terminal() -> io::Result<(Terminal, Stdio)> {
-    let (terminal, slave) = Terminal::open()?;
+fn terminal(ptmx: Option<&Path>) -> io::Result<(Terminal, Stdio)> {
+    let (terminal, slave) = Terminal::open(ptmx)?;
     let (stdin, stdout) = (slave.try_clone()?, slave.try_clone()?);
     Ok((
         terminal,

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
@@ -18,10 +19,21 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    /// A new terminal, and its slave for the command.
-    pub(super) fn open() -> io::Result<(Terminal, OwnedFd)> {
+    /// A new terminal, and its slave for the command. It is made where `ptmx` is, or else in our own devpts: then it
+    /// works as well, but a container cannot see its name.
+    pub(super) fn open(ptmx: Option<&Path>) -> io::Result<(Terminal, OwnedFd)> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = openpt(flags)?;
+        let there = |path| {
+            open(
+                path,
+                OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+        };
+        let master = match ptmx.map(there) {
+            Some(Ok(master)) => master,
+            _ => openpt(flags)?,
+        };
         grantpt(&master)?;
         unlockpt(&master)?;
         let slave = ioctl_tiocgptpeer(&master, flags)?;

@@ -1,7 +1,7 @@
 //! The whole server on a unix socket, with real processes behind it and hand-made clients before it.
 
 mod client;
-mod kubectl;
+mod real_clients;
 
 use std::path::PathBuf;
 use std::process::Stdio as ChildStdio;

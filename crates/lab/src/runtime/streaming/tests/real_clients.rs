@@ -1,4 +1,4 @@
-//! The real kubectl, before a server that does for one pod what the API server does: it translates the query of
+//! Real clients, kubectl and kube-rs, before a server that does for one pod what the API server does: it translates the query of
 //! `pods/exec` into kubelet's and then passes bytes on.
 
 use std::path::{Path, PathBuf};
@@ -54,7 +54,12 @@ fn kubelet_query(query: &str) -> String {
         let (key, value) = pair.split_once('=').unwrap();
         format!("{}={value}", name(key))
     };
-    query.split('&').map(pair).collect::<Vec<_>>().join("&")
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(pair)
+        .collect::<Vec<_>>()
+        .join("&")
 }
 
 fn answer(path: &str, pod: &str) -> String {
@@ -186,4 +191,37 @@ async fn kubectl_works_at_a_terminal() {
         "{said:?}"
     );
     assert_eq!(output.status.code(), Some(5), "{said:?}");
+}
+
+#[tokio::test]
+async fn kube_rs_execs() {
+    use kube::api::{Api, AttachParams};
+    let kubectl = Kubectl::start().await;
+    let config = kube::Config::new(format!("http://{}", kubectl.address).parse().unwrap());
+    let client = kube::Client::try_from(config).unwrap();
+    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client, "default");
+    let streams = AttachParams::default().stdin(true).stdout(true).stderr(true);
+    let mut exec = pods
+        .exec("pod", ["sh", "-c", "cat; echo err >&2; exit 7"], &streams)
+        .await
+        .unwrap();
+    let (mut stdin, mut stdout) = (exec.stdin().unwrap(), exec.stdout().unwrap());
+    let (mut stderr, status) = (exec.stderr().unwrap(), exec.take_status().unwrap());
+    stdin.write_all(b"there and back").await.unwrap();
+    stdin.shutdown().await.unwrap();
+    drop(stdin);
+    let (mut out, mut err) = (String::new(), String::new());
+    let read = async {
+        tokio::join!(
+            stdout.read_to_string(&mut out),
+            stderr.read_to_string(&mut err),
+            status
+        )
+    };
+    let (.., status) = tokio::time::timeout(Duration::from_secs(20), read)
+        .await
+        .expect("in time");
+    assert_eq!((out.as_str(), err.as_str()), ("there and back", "err\n"));
+    let causes = status.unwrap().details.unwrap().causes.unwrap();
+    assert_eq!(causes[0].message.as_deref(), Some("7"));
 }

@@ -1,0 +1,8 @@
+//! The API over real TLS, as clients see it: codes, Status objects, watches, streams.
+
+mod deletion;
+mod informers;
+mod kinds;
+mod server;
+mod streams;
+mod verbs;
