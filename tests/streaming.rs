@@ -1,4 +1,5 @@
 //! Exec and attach through the kubelet API, with containers of a real pod sandbox behind it. Needs root.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 const PODNET: &str = env!("CARGO_BIN_EXE_podnet");
 
 /// How long anything may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process that ends with its owner.
-pub struct Process(pub Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -22,7 +22,7 @@ impl Drop for Process {
 }
 
 /// An API server of the test's own.
-pub struct ControlPlane {
+pub(crate) struct ControlPlane {
     // Fields drop in order: the controllers before the server, the directory last.
     controllers: Option<Process>,
     apiserver: Process,
@@ -31,7 +31,7 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     /// Starts an API server and waits until it is ready.
-    pub fn start() -> ControlPlane {
+    pub(crate) fn start() -> ControlPlane {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         let log = std::fs::File::create(path("apiserver.log")).unwrap();
@@ -62,7 +62,7 @@ impl ControlPlane {
     }
 
     /// Starts the controllers too.
-    pub fn with_controllers() -> ControlPlane {
+    pub(crate) fn with_controllers() -> ControlPlane {
         let mut plane = ControlPlane::start();
         let log = std::fs::File::create(plane.dir.path().join("controller.log")).unwrap();
         let child = Command::new(PODNET)
@@ -77,12 +77,12 @@ impl ControlPlane {
     }
 
     /// The administrator's kubeconfig.
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.dir.path().join("kubeconfig")
     }
 
     /// The test's own directory.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
@@ -91,7 +91,7 @@ impl ControlPlane {
     }
 
     /// A kubectl for this server, its caches in the test's directory.
-    pub fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+    pub(crate) fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(kubectl());
         command
             .env("KUBECONFIG", self.kubeconfig())
@@ -101,12 +101,12 @@ impl ControlPlane {
     }
 
     /// Runs kubectl.
-    pub fn kubectl<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Output {
+    pub(crate) fn kubectl<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Output {
         self.command(args).stdin(Stdio::null()).output().unwrap()
     }
 
     /// Runs kubectl with a manifest on its standard input.
-    pub fn feed<'a>(&self, args: impl IntoIterator<Item = &'a str>, manifest: &str) -> Output {
+    pub(crate) fn feed<'a>(&self, args: impl IntoIterator<Item = &'a str>, manifest: &str) -> Output {
         let mut command = self.command(args);
         let mut child = command
             .stdin(Stdio::piped())
@@ -125,19 +125,19 @@ impl ControlPlane {
 
     /// Runs kubectl, which must succeed, and returns what it printed.
     #[track_caller]
-    pub fn ok<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> String {
+    pub(crate) fn ok<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> String {
         said(&self.kubectl(args), &self.log("apiserver.log"))
     }
 
     /// As [`ControlPlane::ok`], with a manifest.
     #[track_caller]
-    pub fn ok_with<'a>(&self, args: impl IntoIterator<Item = &'a str>, manifest: &str) -> String {
+    pub(crate) fn ok_with<'a>(&self, args: impl IntoIterator<Item = &'a str>, manifest: &str) -> String {
         said(&self.feed(args, manifest), &self.log("apiserver.log"))
     }
 
     /// Runs kubectl with a manifest, which must fail, and returns what it complained of.
     #[track_caller]
-    pub fn refused<'a>(&self, args: impl IntoIterator<Item = &'a str>, manifest: &str) -> String {
+    pub(crate) fn refused<'a>(&self, args: impl IntoIterator<Item = &'a str>, manifest: &str) -> String {
         let output = self.feed(args, manifest);
         assert!(
             !output.status.success(),
@@ -149,7 +149,7 @@ impl ControlPlane {
 
     /// Waits until kubectl prints this.
     #[track_caller]
-    pub fn until<'a>(&self, args: impl IntoIterator<Item = &'a str> + Clone, want: &str) {
+    pub(crate) fn until<'a>(&self, args: impl IntoIterator<Item = &'a str> + Clone, want: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let output = self.kubectl(args.clone());
@@ -175,7 +175,7 @@ fn said(output: &Output, log: &str) -> String {
 }
 
 /// Debian's kubectl (package kubernetes-client).
-pub fn kubectl() -> PathBuf {
+pub(crate) fn kubectl() -> PathBuf {
     if let Some(path) = std::env::var_os("KUBECTL") {
         return path.into();
     }

@@ -270,7 +270,7 @@ impl Resource {
     pub fn from_storage(&self, object: &mut Value) {
         match self {
             Resource::Builtin(k) => builtin::from_storage(k, object),
-            Resource::Custom(k) => k.from_storage(object),
+            Resource::Custom(k) => k.leave_storage(object),
         }
     }
 

@@ -127,7 +127,7 @@ impl CustomKind {
         object["apiVersion"] = format!("{}/{}", self.group, self.storage_version).into();
     }
 
-    pub(super) fn from_storage(&self, object: &mut Value) {
+    pub(super) fn leave_storage(&self, object: &mut Value) {
         object["apiVersion"] = format!("{}/{}", self.group, self.version).into();
         // A field that this version requires with a default may be missing in what another version wrote.
         self.default(object);

@@ -50,11 +50,9 @@ fn source(errors: &mut Errors, path: &str, volume: &Value) {
         }
         "projected" => projected(errors, &path, source),
         "hostPath" => host_path(errors, &path, source),
-        "emptyDir" => {
-            if text(&source["sizeLimit"]).starts_with('-') {
-                let detail = "SizeLimit field must be a valid resource quantity";
-                errors.push(FieldError::forbidden(format!("{path}.sizeLimit"), detail));
-            }
+        "emptyDir" if text(&source["sizeLimit"]).starts_with('-') => {
+            let detail = "SizeLimit field must be a valid resource quantity";
+            errors.push(FieldError::forbidden(format!("{path}.sizeLimit"), detail));
         }
         "persistentVolumeClaim" if unset(&source["claimName"]) => {
             errors.push(FieldError::required(format!("{path}.claimName"), ""));

@@ -65,17 +65,17 @@ impl NodeApi {
     }
 
     async fn write_status(&self, known: Option<&NodeStatus>, network: &NetworkState) -> kube::Result<()> {
-        let status = node_status(&self.facts, known, network.clone(), Timestamp::now());
-        let mut patch = json!({"status": status});
-        // Addresses are merged by their type, and a node has one InternalIP per family: kubelet, too, has the list
-        // replaced. Conditions are merged, as others write theirs beside these.
-        if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
-            addresses.insert(0, json!({"$patch": "replace"}));
+        let mut status = node_status(&self.facts, known, network.clone(), Timestamp::now());
+        let (name, params) = (&self.facts.name, PatchParams::default());
+        // Strategic merge has the addresses' type as their key, and a node has one InternalIP per family; so that
+        // list is written as a whole, and only that: others write conditions beside these.
+        let addresses = status.addresses.take();
+        if known.and_then(|it| it.addresses.as_ref()) != addresses.as_ref() {
+            let patch = Patch::Merge(json!({"status": {"addresses": addresses}}));
+            self.nodes.patch_status(name, &params, &patch).await?;
         }
-        let patch = Patch::Strategic(patch);
-        self.nodes
-            .patch_status(&self.facts.name, &PatchParams::default(), &patch)
-            .await?;
+        let patch = Patch::Strategic(json!({"status": status}));
+        self.nodes.patch_status(name, &params, &patch).await?;
         Ok(())
     }
 
