@@ -12,7 +12,12 @@ fn one_node(test: &str) -> Lab {
 }
 
 fn wait_ready(lab: &Lab, pod: &str) {
-    lab.kubectl_ok(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"]);
+    lab.kubectl_ok(&[
+        "wait",
+        "--for=condition=Ready",
+        &format!("pod/{pod}"),
+        "--timeout=60s",
+    ]);
 }
 
 fn pod(lab: &Lab, name: &str) -> Value {
@@ -29,15 +34,28 @@ fn containers_of_a_pod_share_localhost_and_one_port_space() {
     );
     wait_ready(&lab, "two");
     let shell = |script: &str| {
-        let args = ["lab", "exec", "--name", &lab.name, "two", "-c", "shell", "--", "sh", "-c", script];
+        let args = [
+            "lab", "exec", "--name", &lab.name, "two", "-c", "shell", "--", "sh", "-c", script,
+        ];
         lab.podnet(&args)
     };
     let answer = shell("curl -sS -m 5 http://localhost:8080/");
     assert!(stdout(&answer).contains("\"pod\":\"two\""), "{}", text(&answer));
     let second = shell("podnet echo --http 8080");
-    assert!(!second.status.success() && stderr(&second).contains("in use"), "{}", text(&second));
+    assert!(
+        !second.status.success() && stderr(&second).contains("in use"),
+        "{}",
+        text(&second)
+    );
     // Mounts and PIDs are the container's own.
-    assert_eq!(stdout(&shell("touch /tmp/mine; ps ax -o comm= | sort | uniq | head -1; echo $(cat /proc/1/comm)")).lines().last(), Some("sleep"));
+    assert_eq!(
+        stdout(&shell(
+            "touch /tmp/mine; ps ax -o comm= | sort | uniq | head -1; echo $(cat /proc/1/comm)"
+        ))
+        .lines()
+        .last(),
+        Some("sleep")
+    );
 }
 
 #[test]
@@ -50,7 +68,10 @@ fn a_shared_process_namespace_has_pause_first_and_it_reaps_orphans() {
     );
     wait_ready(&lab, "shared");
     let all = lab.sh("shared", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
-    assert!(all.contains("pause") && all.contains("sleep infinity") && all.contains("sleep 100000"), "{all}");
+    assert!(
+        all.contains("pause") && all.contains("sleep infinity") && all.contains("sleep 100000"),
+        "{all}"
+    );
     // An orphan ends as a zombie nowhere.
     lab.sh("shared", "sh -c 'sleep 0.1 & exit 0'; sleep 0.5");
     let zombies = lab.sh("shared", "grep -l '^State:.Z' /proc/[0-9]*/status || true");
@@ -99,10 +120,17 @@ fn init_containers_run_in_order_and_sidecars_stay() {
           containers: [{name: c, image: host, command: [sh, -c, "echo main >> /v/order; sleep infinity"], volumeMounts: [{name: v, mountPath: /v}]}]}}"#,
     );
     wait_ready(&lab, "p");
-    let order = stdout(&lab.podnet(&["lab", "exec", "--name", &lab.name, "p", "-c", "c", "--", "cat", "/v/order"]));
+    let order = stdout(&lab.podnet(&[
+        "lab", "exec", "--name", &lab.name, "p", "-c", "c", "--", "cat", "/v/order",
+    ]));
     assert_eq!(order, "first\nside\nsecond\nmain");
     let status = pod(&lab, "p")["status"].clone();
-    let reasons: Vec<&Value> = status["initContainerStatuses"].as_array().unwrap().iter().map(|s| &s["ready"]).collect();
+    let reasons: Vec<&Value> = status["initContainerStatuses"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| &s["ready"])
+        .collect();
     assert_eq!(reasons, [true, true, true], "{status}");
 }
 
@@ -148,14 +176,32 @@ spec:
     wait_ready(&lab, "p");
     let ip = pod(&lab, "p")["status"]["podIP"].as_str().unwrap().to_owned();
     assert_eq!(lab.sh("p", "cat /tmp/greeting"), "hello world");
-    assert_eq!(lab.sh("p", "echo $COLOUR $PASSWORD $NODE $POD_IP; pwd"), format!("blue s3cret node1 {ip}\n/tmp"));
-    assert_eq!(lab.sh("p", "cat /cm/file.txt /se/password; stat -Lc %a /se/password; cat /down/labels"), "ones3cret400\napp=\"x\"");
+    assert_eq!(
+        lab.sh("p", "echo $COLOUR $PASSWORD $NODE $POD_IP; pwd"),
+        format!("blue s3cret node1 {ip}\n/tmp")
+    );
+    assert_eq!(
+        lab.sh(
+            "p",
+            "cat /cm/file.txt /se/password; stat -Lc %a /se/password; cat /down/labels"
+        ),
+        "ones3cret400\napp=\"x\""
+    );
     let hosts = lab.sh("p", "cat /etc/hosts; cat /etc/hostname; cat /etc/resolv.conf");
-    for part in ["elsewhere", &ip, "p\n", "nameserver 10.96.0.10", "default.svc.cluster.local", "ndots:5"] {
+    for part in [
+        "elsewhere",
+        &ip,
+        "p\n",
+        "nameserver 10.96.0.10",
+        "default.svc.cluster.local",
+        "ndots:5",
+    ] {
         assert!(hosts.contains(part), "{part} is not in {hosts}");
     }
     lab.kubectl_ok(&["patch", "configmap", "cm", "-p", r#"{"data":{"file.txt":"two"}}"#]);
-    lab.until("the change in the volume", || (lab.sh("p", "cat /cm/file.txt") == "two").then_some(()));
+    lab.until("the change in the volume", || {
+        (lab.sh("p", "cat /cm/file.txt") == "two").then_some(())
+    });
 }
 
 #[test]
@@ -187,10 +233,17 @@ spec:
     );
     let ready = |lab: &Lab| {
         let pod = pod(lab, "ready");
-        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+        let conditions = pod["status"]["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        conditions
+            .iter()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True")
     };
-    lab.until("the start", || lab.exec("ready", &["true"]).status.success().then_some(()));
+    lab.until("the start", || {
+        lab.exec("ready", &["true"]).status.success().then_some(())
+    });
     assert!(!ready(&lab));
     lab.sh("ready", "touch /tmp/ready");
     lab.until("readiness", || ready(&lab).then_some(()));
@@ -200,7 +253,10 @@ spec:
         (pod(&lab, "live")["status"]["containerStatuses"][0]["restartCount"].as_u64() > Some(0)).then_some(())
     });
     let events = lab.kubectl_ok(&["get", "events", "--field-selector", "involvedObject.name=live"]);
-    assert!(events.contains("Unhealthy") && events.contains("Killing"), "{events}");
+    assert!(
+        events.contains("Unhealthy") && events.contains("Killing"),
+        "{events}"
+    );
 }
 
 #[test]
@@ -212,11 +268,26 @@ fn restart_policies_and_phases_are_kubelets() {
              {{name: c, image: host, command: [sh, -c, 'echo said; exit {code}']}}\n---\n"
         )
     };
-    lab.apply(&[pod_of("good", "Never", 0), pod_of("bad", "Never", 3), pod_of("again", "OnFailure", 1)].concat());
-    let phase = |name: &str| pod(&lab, name)["status"]["phase"].as_str().unwrap_or_default().to_owned();
+    lab.apply(
+        &[
+            pod_of("good", "Never", 0),
+            pod_of("bad", "Never", 3),
+            pod_of("again", "OnFailure", 1),
+        ]
+        .concat(),
+    );
+    let phase = |name: &str| {
+        pod(&lab, name)["status"]["phase"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
     lab.until("success", || (phase("good") == "Succeeded").then_some(()));
     lab.until("failure", || (phase("bad") == "Failed").then_some(()));
-    assert_eq!(pod(&lab, "bad")["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 3);
+    assert_eq!(
+        pod(&lab, "bad")["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"],
+        3
+    );
     lab.until("the back-off", || {
         let status = pod(&lab, "again")["status"]["containerStatuses"][0].clone();
         (status["state"]["waiting"]["reason"] == "CrashLoopBackOff").then_some(())
@@ -235,7 +306,10 @@ fn host_network_pods_have_the_nodes_addresses() {
     wait_ready(&lab, "h");
     let status = pod(&lab, "h")["status"].clone();
     assert_eq!(status["podIP"], status["hostIP"]);
-    assert!(lab.node_sh("node1", "curl -sS -m 5 http://localhost:18080/").contains("\"pod\":\"h\""));
+    assert!(
+        lab.node_sh("node1", "curl -sS -m 5 http://localhost:18080/")
+            .contains("\"pod\":\"h\"")
+    );
 }
 
 #[test]
@@ -254,7 +328,10 @@ fn kubectl_exec_logs_and_delete_work_as_everywhere() {
     assert_eq!(lab.kubectl_ok(&["logs", "p", "--tail=1"]), "two");
     let started = std::time::Instant::now();
     lab.kubectl_ok(&["delete", "pod", "p"]);
-    assert!(started.elapsed().as_secs() < 25, "SIGTERM is heard, the grace period is not waited out");
+    assert!(
+        started.elapsed().as_secs() < 25,
+        "SIGTERM is heard, the grace period is not waited out"
+    );
     assert!(stderr(&lab.kubectl(&["get", "pod", "p"])).contains("not found"));
     assert_eq!(lab.pids("trap").len(), 0);
 }
@@ -269,7 +346,8 @@ fn two_hundred_pods_come_and_go_without_a_trace() {
             terminationGracePeriodSeconds: 0, containers: [{name: c, image: host, command: [sleep, infinity]}]}}}}"#,
     );
     let nodes = ["node1", "node2", "node3"];
-    let count = |script: &str| -> Vec<String> { nodes.iter().map(|node| lab.node_sh(node, script)).collect() };
+    let count =
+        |script: &str| -> Vec<String> { nodes.iter().map(|node| lab.node_sh(node, script)).collect() };
     let links = || count("ip -o link | wc -l");
     let leases = || count("ls /var/lib/podnet/leases 2>/dev/null | wc -l");
     let processes = || lab.pids("").len();
@@ -281,14 +359,21 @@ fn two_hundred_pods_come_and_go_without_a_trace() {
         lab.until(&format!("{replicas} pods"), || {
             let pods = lab.kubectl_json(&["get", "pods"]);
             let pods = pods["items"].as_array().unwrap();
-            let running = pods.iter().filter(|pod| pod["status"]["phase"] == "Running").count();
+            let running = pods
+                .iter()
+                .filter(|pod| pod["status"]["phase"] == "Running")
+                .count();
             (pods.len() == replicas && running == replicas).then_some(())
         });
     };
     scale(200);
     let addresses: Vec<String> = lab.pods("default").into_iter().flat_map(|pod| pod.ips).collect();
     assert_eq!(addresses.len(), 400, "two addresses each");
-    assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), 400, "no address twice");
+    assert_eq!(
+        addresses.iter().collect::<BTreeSet<_>>().len(),
+        400,
+        "no address twice"
+    );
     for round in 0..20 {
         scale(if round % 2 == 0 { 20 } else { 60 });
     }

@@ -284,9 +284,10 @@ async fn attach_copies_output_and_feeds_stdin() {
         until("it answers", || printed(&spec.log_path).contains("got words"));
         if tty {
             stdin.write_all(b"\x04").unwrap();
+        } else {
+            drop(stdin);
+            pod.sandbox.close_stdin(&state.id).await.unwrap();
         }
-        drop(stdin);
-        pod.sandbox.close_stdin(&state.id).await.unwrap();
         pod.finished(&state.id).await;
         let mut out = String::new();
         reader.read_to_string(&mut out).unwrap();

@@ -23,7 +23,10 @@ pub const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo.yaml"
 impl Lab {
     /// A name of its own, nothing raised yet.
     pub fn named(test: &str) -> Self {
-        let lab = Lab { name: format!("{test}-{}", std::process::id()), user: None };
+        let lab = Lab {
+            name: format!("{test}-{}", std::process::id()),
+            user: None,
+        };
         lab.podnet(&["lab", "down", "--name", &lab.name]);
         lab
     }
@@ -37,7 +40,12 @@ impl Lab {
 
     pub fn raise(&self, args: &[&str]) {
         let output = self.podnet(&[&["lab", "up", "--name", &self.name], args].concat());
-        assert!(output.status.success(), "lab up {args:?}: {}\n{}", text(&output), self.logs());
+        assert!(
+            output.status.success(),
+            "lab up {args:?}: {}\n{}",
+            text(&output),
+            self.logs()
+        );
     }
 
     pub fn podnet(&self, args: &[&str]) -> Output {
@@ -51,7 +59,11 @@ impl Lab {
                 command
             }
         };
-        command.args(args).stdin(Stdio::null()).output().expect("podnet starts")
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .expect("podnet starts")
     }
 
     pub fn logs(&self) -> String {
@@ -98,7 +110,12 @@ impl Lab {
             .stderr(Stdio::piped())
             .spawn()
             .expect("kubectl starts");
-        child.stdin.take().unwrap().write_all(manifest.as_bytes()).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(manifest.as_bytes())
+            .unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "kubectl apply: {}", text(&output));
     }
@@ -137,7 +154,11 @@ impl Lab {
             if let Some(value) = found() {
                 return value;
             }
-            assert!(Instant::now() < end, "{what} did not happen within a minute\n{}", self.logs());
+            assert!(
+                Instant::now() < end,
+                "{what} did not happen within a minute\n{}",
+                self.logs()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -237,7 +258,10 @@ fn processes() -> Vec<Process> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter_map(|pid: u32| {
             let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-            Some(Process { pid, command: String::from_utf8_lossy(&command).replace('\0', " ") })
+            Some(Process {
+                pid,
+                command: String::from_utf8_lossy(&command).replace('\0', " "),
+            })
         })
         .collect()
 }
@@ -248,7 +272,11 @@ pub fn kubectl() -> PathBuf {
         return path.into();
     }
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/bin/kubectl"));
-    assert!(path.exists(), "there is no {}: run .ci/setup, or set KUBECTL", path.display());
+    assert!(
+        path.exists(),
+        "there is no {}: run .ci/setup, or set KUBECTL",
+        path.display()
+    );
     path
 }
 
@@ -261,12 +289,21 @@ pub fn stderr(output: &Output) -> String {
 }
 
 pub fn text(output: &Output) -> String {
-    format!("{}\nstdout: {}\nstderr: {}", output.status, stdout(output), stderr(output))
+    format!(
+        "{}\nstdout: {}\nstderr: {}",
+        output.status,
+        stdout(output),
+        stderr(output)
+    )
 }
 
 /// `kill -9` of one process.
 pub fn kill_9(pid: u32) {
-    Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status().unwrap();
+    Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
 }
 
 /// What a lab must not change on the machine.
@@ -290,8 +327,10 @@ impl Machine {
             routes: run("ip route; ip -6 route; ip rule; ip -6 rule"),
             rules: run("nft list ruleset"),
             // Counters and clocks change by themselves.
-            sysctls: run("sysctl -a 2>/dev/null | grep -E '^(net|kernel|fs|user|vm)\\.' | grep -vE \
-                 'random|nr_|inode|dentry|ns_last_pid|_count|usage|stat|cad_pid|pty.nr|bpf_jit|sched_domain|tcp_fastopen_key|hung_task|perf'"),
+            sysctls: run(
+                "sysctl -a 2>/dev/null | grep -E '^(net|kernel|fs|user|vm)\\.' | grep -vE \
+                 'random|nr_|inode|dentry|ns_last_pid|_count|usage|stat|cad_pid|pty.nr|bpf_jit|sched_domain|tcp_fastopen_key|hung_task|perf'",
+            ),
             mounts: run("grep -v nsfs /proc/self/mountinfo | cut -d' ' -f4-"),
         }
     }

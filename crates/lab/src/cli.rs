@@ -169,10 +169,14 @@ pub fn run(args: Args) -> ExitCode {
     let outcome = match args.command {
         Command::Up(args) => up(args),
         Command::Exec(args) => exec_in_pod(&args),
-        Command::Node(args) => living(&args.lab.name).and_then(|(_, r)| enter::run(&r, &args.node, &args.command)),
+        Command::Node(args) => {
+            living(&args.lab.name).and_then(|(_, r)| enter::run(&r, &args.node, &args.command))
+        }
         Command::Load(args) => load(&args),
         Command::Status(args) => show_status(&args),
-        Command::Kubeconfig(args) => living(&args.name).map(|(dir, _)| say(&dir.kubeconfig().display().to_string())),
+        Command::Kubeconfig(args) => {
+            living(&args.name).map(|(dir, _)| say(&dir.kubeconfig().display().to_string()))
+        }
         Command::Logs(args) => logs(&args),
         Command::Down(args) => down(&args),
         Command::List(args) => list(args.output),
@@ -194,11 +198,16 @@ fn living(name: &LabName) -> miette::Result<(LabDir, Record)> {
     match Lab::find(&dir).into_diagnostic()? {
         Lab::Alive(record) => Ok((dir, *record)),
         Lab::Dead => Err(miette!(
-            help = format!("remove what is left of it with `podnet lab down --name {name}`, then raise it again"),
+            help = format!(
+                "remove what is left of it with `podnet lab down --name {name}`, then raise it again"
+            ),
             "the lab {name} is dead: its processes have ended"
         )),
         Lab::None => {
-            let others: Vec<String> = status::list()?.into_iter().map(|lab| lab.name.to_string()).collect();
+            let others: Vec<String> = status::list()?
+                .into_iter()
+                .map(|lab| lab.name.to_string())
+                .collect();
             let help = match others.is_empty() {
                 true => format!("raise it with `podnet lab up --name {name}`"),
                 false => format!("there are: {} (--name chooses)", others.join(", ")),
@@ -211,7 +220,10 @@ fn living(name: &LabName) -> miette::Result<(LabDir, Record)> {
 fn up(args: Up) -> miette::Result<ExitCode> {
     for (flag, value) in [("--subnets", args.subnets), ("--zones", args.zones)] {
         if value > args.nodes {
-            eprintln!("error: {flag} {value} is more than --nodes {}: a node is in one of each", args.nodes);
+            eprintln!(
+                "error: {flag} {value} is more than --nodes {}: a node is in one of each",
+                args.nodes
+            );
             return Ok(ExitCode::from(2));
         }
     }
@@ -229,7 +241,10 @@ fn up(args: Up) -> miette::Result<ExitCode> {
     let (name, nodes) = (request.name.clone(), request.nodes);
     let raised = launch::up(request, &args.files, args.wait)?;
     let plural = if nodes == 1 { "" } else { "s" };
-    println!("{name}: {nodes} node{plural} up in {:.2} s", raised.took.as_secs_f64());
+    println!(
+        "{name}: {nodes} node{plural} up in {:.2} s",
+        raised.took.as_secs_f64()
+    );
     println!("  export KUBECONFIG={}", raised.dir.kubeconfig().display());
     Ok(ExitCode::SUCCESS)
 }
@@ -247,7 +262,10 @@ fn exec_in_pod(args: &ExecArgs) -> miette::Result<ExitCode> {
 
 /// Runs `work`; does not wait for a thread that may be blocked reading the terminal.
 fn block_on<T>(work: impl Future<Output = miette::Result<T>>) -> miette::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().into_diagnostic()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .into_diagnostic()?;
     let outcome = runtime.block_on(work);
     runtime.shutdown_background();
     outcome
@@ -281,11 +299,19 @@ fn show_status(args: &Shown) -> miette::Result<ExitCode> {
             None => "unknown",
         };
         let pods = format!("{} of {}", node.pods.0, node.pods.1);
-        nodes.add_row([&node.name, ready, &node.addresses.join(" "), &node.pod_cidrs.join(" "), &pods]);
+        nodes.add_row([
+            &node.name,
+            ready,
+            &node.addresses.join(" "),
+            &node.pod_cidrs.join(" "),
+            &pods,
+        ]);
     }
     let mut services = table(&["PROCESS", "PID IN LAB", "RESTARTS"]);
     for (name, state) in &status.services {
-        let pid = state.pid.map_or_else(|| "starting again".to_owned(), |pid| pid.to_string());
+        let pid = state
+            .pid
+            .map_or_else(|| "starting again".to_owned(), |pid| pid.to_string());
         services.add_row([name, &pid, &state.restarts.to_string()]);
     }
     println!("{nodes}\n\n{services}");
@@ -299,7 +325,9 @@ fn list(format: Format) -> miette::Result<ExitCode> {
     }
     let mut rows = table(&["LAB", "STATE", "NODES", "DIRECTORY"]);
     for lab in &labs {
-        let nodes = lab.nodes.map_or_else(|| "-".to_owned(), |nodes| nodes.to_string());
+        let nodes = lab
+            .nodes
+            .map_or_else(|| "-".to_owned(), |nodes| nodes.to_string());
         rows.add_row([lab.name.as_str(), lab.state, &nodes, &lab.directory]);
     }
     println!("{rows}");
@@ -319,7 +347,10 @@ fn logs(args: &Logs) -> miette::Result<ExitCode> {
     let wanted = args.process.as_deref().unwrap_or_default();
     let mut found = false;
     for log in &logs {
-        let name = log.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = log
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+            .unwrap_or_default();
         if name.starts_with(wanted) {
             found = true;
             print_log(&name, log)?;
@@ -361,7 +392,11 @@ fn down(args: &Down) -> miette::Result<ExitCode> {
             }
         }
     }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn table(header: &[&str]) -> Table {
@@ -378,7 +413,9 @@ fn json(value: &impl Serialize) -> miette::Result<ExitCode> {
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| format!("'{text}' is no duration; write 30s, 2m or 1h"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is no duration; write 30s, 2m or 1h"))?;
     match unit {
         "ms" => Ok(Duration::from_millis(number)),
         "" | "s" => Ok(Duration::from_secs(number)),

@@ -30,9 +30,12 @@ impl Api {
         let file = Kubeconfig::read_from(kubeconfig)
             .into_diagnostic()
             .wrap_err_with(|| format!("reading {}", kubeconfig.display()))?;
-        let config =
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.into_diagnostic()?;
-        Ok(Api { client: Client::try_from(config).into_diagnostic()? })
+        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+            .await
+            .into_diagnostic()?;
+        Ok(Api {
+            client: Client::try_from(config).into_diagnostic()?,
+        })
     }
 
     /// The typed client.
@@ -56,7 +59,11 @@ impl Api {
         path: &str,
         body: Option<&Value>,
     ) -> miette::Result<Result<Value, Refused>> {
-        let bytes = body.map(serde_json::to_vec).transpose().into_diagnostic()?.unwrap_or_default();
+        let bytes = body
+            .map(serde_json::to_vec)
+            .transpose()
+            .into_diagnostic()?
+            .unwrap_or_default();
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -69,11 +76,20 @@ impl Api {
         let answer: Value = serde_json::from_slice(&body)
             .into_diagnostic()
             .wrap_err_with(|| format!("the answer to {path}: {}", String::from_utf8_lossy(&body)))?;
-        Ok(if status.is_success() { Ok(answer) } else { Err(refusal(status, &answer)) })
+        Ok(if status.is_success() {
+            Ok(answer)
+        } else {
+            Err(refusal(status, &answer))
+        })
     }
 }
 
 fn refusal(status: StatusCode, answer: &Value) -> Refused {
-    let message = answer["message"].as_str().map_or_else(|| status.to_string(), str::to_owned);
-    Refused { code: status.as_u16(), message }
+    let message = answer["message"]
+        .as_str()
+        .map_or_else(|| status.to_string(), str::to_owned);
+    Refused {
+        code: status.as_u16(),
+        message,
+    }
 }

@@ -24,16 +24,25 @@ pub fn run(record: &Record, node: &str, command: &[String]) -> miette::Result<Ex
         opened.push(Namespace::open(format!("/proc/{pid}/fd/{fd}")).into_diagnostic()?);
     }
     for namespace in &opened {
-        namespace.enter().into_diagnostic().wrap_err_with(|| format!("entering {node}"))?;
+        namespace
+            .enter()
+            .into_diagnostic()
+            .wrap_err_with(|| format!("entering {node}"))?;
     }
-    let [program, args @ ..] = command else { return Err(miette!("no command given after --")) };
+    let [program, args @ ..] = command else {
+        return Err(miette!("no command given after --"));
+    };
     let mut command = Command::new(program);
     command.args(args).current_dir("/").env("HOSTNAME", node);
     match wait_for(command)? {
         Ok(status) => Ok(exit_code(status)),
         Err(error) => {
             eprintln!("podnet: {program}: {error}");
-            Ok(ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }))
+            Ok(ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound {
+                127
+            } else {
+                126
+            }))
         }
     }
 }
@@ -43,7 +52,10 @@ pub fn run(record: &Record, node: &str, command: &[String]) -> miette::Result<Ex
 /// The signals are caught rather than ignored, because a command inherits what is ignored. All of this happens on
 /// one thread: a process that has entered a PID namespace can start no other.
 fn wait_for(command: Command) -> miette::Result<std::io::Result<ExitStatus>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().into_diagnostic()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .into_diagnostic()?;
     runtime.block_on(async {
         let _interrupt = signal(SignalKind::interrupt()).into_diagnostic()?;
         let _quit = signal(SignalKind::quit()).into_diagnostic()?;
@@ -60,7 +72,10 @@ fn spaces(record: &Record, node: &str) -> miette::Result<Vec<i32>> {
         None => {
             let names: Vec<&str> = record.nodes.keys().map(String::as_str).collect();
             Err(miette!(
-                help = format!("nodes: {}; and underlay, the network between them", names.join(", ")),
+                help = format!(
+                    "nodes: {}; and underlay, the network between them",
+                    names.join(", ")
+                ),
                 "the lab {} has no node {node}",
                 record.request.name
             ))
@@ -71,6 +86,9 @@ fn spaces(record: &Record, node: &str) -> miette::Result<Vec<i32>> {
 /// The code a shell would report: 128 and the signal for a command that was killed.
 pub fn exit_code(status: ExitStatus) -> ExitCode {
     use std::os::unix::process::ExitStatusExt;
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .unwrap_or(1);
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

@@ -62,7 +62,11 @@ async fn connect(dir: &LabDir, record: &Record, exec: &Exec<'_>, tty: bool) -> m
             Ok((socket, _)) => return Ok(socket),
             Err(WsError::Http(answer)) if answer.status() == 404 => {}
             Err(WsError::Http(answer)) => {
-                let body = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+                let body = answer
+                    .body()
+                    .as_deref()
+                    .map(String::from_utf8_lossy)
+                    .unwrap_or_default();
                 return Err(miette!("{}", refusal(&body)));
             }
             Err(error) => return Err(error).into_diagnostic(),
@@ -75,7 +79,10 @@ async fn connect(dir: &LabDir, record: &Record, exec: &Exec<'_>, tty: bool) -> m
             "no node of the lab runs a pod {pod}"
         ));
     }
-    Err(miette!("no node that answers runs a pod {pod}; the runtimes of {} do not answer", silent.join(", ")))
+    Err(miette!(
+        "no node that answers runs a pod {pod}; the runtimes of {} do not answer",
+        silent.join(", ")
+    ))
 }
 
 /// The message of a metav1.Status, or the body as it is.
@@ -94,11 +101,15 @@ fn request(exec: &Exec<'_>, tty: bool) -> miette::Result<http::Request<()>> {
         query.push_str(&escape(word));
     }
     let container = exec.container.unwrap_or_default();
-    let uri = format!("ws://node/exec/{}/{}/{container}?{query}", exec.namespace, exec.pod);
+    let uri = format!(
+        "ws://node/exec/{}/{}/{container}?{query}",
+        exec.namespace, exec.pod
+    );
     let mut request = uri.into_client_request().into_diagnostic()?;
-    request
-        .headers_mut()
-        .insert("sec-websocket-protocol", HeaderValue::from_static("v5.channel.k8s.io"));
+    request.headers_mut().insert(
+        "sec-websocket-protocol",
+        HeaderValue::from_static("v5.channel.k8s.io"),
+    );
     Ok(request)
 }
 
@@ -119,7 +130,8 @@ async fn relay(socket: Socket, tty: bool) -> miette::Result<ExitCode> {
     let (mut to, mut from) = socket.split();
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     let mut keys = stdin_chunks();
-    let mut resized = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::window_change()).into_diagnostic()?;
+    let mut resized =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::window_change()).into_diagnostic()?;
     if tty {
         to.send(window_size()?).await.into_diagnostic()?;
     }
@@ -194,7 +206,10 @@ fn exit_code(status: &[u8]) -> miette::Result<ExitCode> {
         .and_then(|code| code.parse::<u8>().ok());
     match code {
         Some(code) => Ok(ExitCode::from(code)),
-        None => Err(miette!("{}", status["message"].as_str().unwrap_or("the command failed"))),
+        None => Err(miette!(
+            "{}",
+            status["message"].as_str().unwrap_or("the command failed")
+        )),
     }
 }
 
@@ -224,11 +239,19 @@ mod tests {
     #[test]
     fn the_exit_code_is_read_from_the_status() {
         let text = |code: miette::Result<ExitCode>| format!("{:?}", code.unwrap());
-        assert_eq!(text(exit_code(br#"{"status":"Success"}"#)), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(
+            text(exit_code(br#"{"status":"Success"}"#)),
+            format!("{:?}", ExitCode::SUCCESS)
+        );
         let failed = br#"{"status":"Failure","reason":"NonZeroExitCode",
             "details":{"causes":[{"reason":"ExitCode","message":"42"}]}}"#;
         assert_eq!(text(exit_code(failed)), format!("{:?}", ExitCode::from(42)));
-        assert!(exit_code(br#"{"status":"Failure","message":"no"}"#).unwrap_err().to_string().contains("no"));
+        assert!(
+            exit_code(br#"{"status":"Failure","message":"no"}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("no")
+        );
     }
 
     #[test]

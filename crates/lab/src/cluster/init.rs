@@ -107,7 +107,11 @@ fn launch(dir: &Path) -> io::Result<()> {
 
 /// The namespaces that a lab as a whole has; an ordinary user is root only in a user namespace.
 fn namespaces() -> i32 {
-    let user = if rustix::process::geteuid().is_root() { 0 } else { Kind::User.flag() };
+    let user = if rustix::process::geteuid().is_root() {
+        0
+    } else {
+        Kind::User.flag()
+    };
     user | Kind::Mount.flag() | Kind::Pid.flag()
 }
 
@@ -151,11 +155,19 @@ struct Standing {
 
 /// Makes the whole lab.
 fn build(dir: &LabDir) -> miette::Result<Standing> {
-    let mut record: Record = read_json(&dir.record()).into_diagnostic().wrap_err("the lab's record")?;
+    let mut record: Record = read_json(&dir.record())
+        .into_diagnostic()
+        .wrap_err("the lab's record")?;
     let plan = Plan::new(&record.request);
-    own_mounts().into_diagnostic().wrap_err("the lab's mount namespace")?;
+    own_mounts()
+        .into_diagnostic()
+        .wrap_err("the lab's mount namespace")?;
 
-    let underlay = Arc::new(underlay::create(&plan).into_diagnostic().wrap_err("the underlay")?);
+    let underlay = Arc::new(
+        underlay::create(&plan)
+            .into_diagnostic()
+            .wrap_err("the underlay")?,
+    );
     let mut nodes = BTreeMap::new();
     for node in &plan.nodes {
         let spaces = node::create(dir, node)
@@ -168,7 +180,10 @@ fn build(dir: &LabDir) -> miette::Result<Standing> {
         nodes.insert(node.name.clone(), spaces);
     }
     record.underlay = Some(underlay.as_fd().as_raw_fd());
-    record.nodes = nodes.iter().map(|(name, spaces)| (name.clone(), descriptors(spaces))).collect();
+    record.nodes = nodes
+        .iter()
+        .map(|(name, spaces)| (name.clone(), descriptors(spaces)))
+        .collect();
     write_json(&dir.record(), &record).into_diagnostic()?;
 
     let supervisor = Supervisor::new(dir.clone());
@@ -176,12 +191,19 @@ fn build(dir: &LabDir) -> miette::Result<Standing> {
     start(&supervisor, controller(dir, &plan))?;
     for node in &plan.nodes {
         let spaces = &nodes[&node.name];
-        fs::copy(dir.node_kubeconfig(), dir.node(&node.name).own("var/lib/podnet").join("kubeconfig"))
-            .into_diagnostic()?;
+        fs::copy(
+            dir.node_kubeconfig(),
+            dir.node(&node.name).own("var/lib/podnet").join("kubeconfig"),
+        )
+        .into_diagnostic()?;
         start(&supervisor, runtime(dir, &plan, node, spaces))?;
         start(&supervisor, agent(&record.request, &plan, node, spaces))?;
     }
-    Ok(Standing { supervisor, _underlay: underlay, _nodes: nodes })
+    Ok(Standing {
+        supervisor,
+        _underlay: underlay,
+        _nodes: nodes,
+    })
 }
 
 /// Mounts of the lab stay in the lab, and its /proc shows its own processes.
@@ -216,7 +238,9 @@ fn start_apiserver(
         .into_diagnostic()??;
     let port = machine.local_addr().into_diagnostic()?.port();
     let api = plan.api_addresses();
-    let endpoint = api.first().ok_or_else(|| miette!("the underlay has no address"))?;
+    let endpoint = api
+        .first()
+        .ok_or_else(|| miette!("the underlay has no address"))?;
     let datastore = match request.datastore {
         Datastore::Memory => "memory".to_owned(),
         Datastore::Disk => format!("disk={}", dir.datastore().display()),
@@ -231,7 +255,10 @@ fn start_apiserver(
         format!("--advertise-port={UNDERLAY_API_PORT}"),
         format!("--kubelet-socket-dir={}", dir.kubelet().display()),
         format!("--pki-dir={}", dir.pki().display()),
-        format!("--write-kubeconfig={}=https://127.0.0.1:{port}", dir.kubeconfig().display()),
+        format!(
+            "--write-kubeconfig={}=https://127.0.0.1:{port}",
+            dir.kubeconfig().display()
+        ),
         format!(
             "--write-kubeconfig={}=https://{}",
             dir.node_kubeconfig().display(),
@@ -241,10 +268,19 @@ fn start_apiserver(
     args.extend(plan.api_names().iter().map(|name| format!("--tls-san={name}")));
     let sockets = Some((machine, inside));
     let program = own_executable()?;
-    let service = Service { name: "apiserver".into(), program, args, namespaces: Vec::new(), sockets };
+    let service = Service {
+        name: "apiserver".into(),
+        program,
+        args,
+        namespaces: Vec::new(),
+        sockets,
+    };
     let pid = supervisor.start(service).into_diagnostic()?;
     await_files(&[dir.kubeconfig(), dir.node_kubeconfig()], pid).map_err(|why| {
-        miette!("the API server {why}; its log ends with:\n{}", tail(&dir.log("apiserver")))
+        miette!(
+            "the API server {why}; its log ends with:\n{}",
+            tail(&dir.log("apiserver"))
+        )
     })
 }
 
@@ -338,15 +374,25 @@ fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -
             format!("--service-cidr={}", comma(&plan.service_cidrs)),
             format!("--cluster-dns={}", comma(&plan.cluster_dns())),
         ],
-        namespaces: vec![Arc::clone(&spaces.net), Arc::clone(&spaces.uts), Arc::clone(&spaces.mnt)],
+        namespaces: vec![
+            Arc::clone(&spaces.net),
+            Arc::clone(&spaces.uts),
+            Arc::clone(&spaces.mnt),
+        ],
         sockets: None,
     })
 }
 
 fn own_executable() -> miette::Result<PathBuf> {
-    std::env::current_exe().into_diagnostic().wrap_err("the path of this executable")
+    std::env::current_exe()
+        .into_diagnostic()
+        .wrap_err("the path of this executable")
 }
 
 fn comma<T: ToString>(items: &[T]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    items
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }

@@ -39,9 +39,14 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
     }
     let dir = LabDir::of(&request.name);
     make_room(&request, &dir)?;
-    dir.create().into_diagnostic().wrap_err_with(|| format!("creating {}", dir.root().display()))?;
+    dir.create()
+        .into_diagnostic()
+        .wrap_err_with(|| format!("creating {}", dir.root().display()))?;
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().into_diagnostic()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .into_diagnostic()?;
     let raised = runtime.block_on(async {
         tokio::select! {
             biased;
@@ -52,10 +57,15 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
     // A thread may still wait for init to say something; it ends with init.
     runtime.shutdown_background();
     match raised {
-        Ok(()) => Ok(Raised { dir, took: began.elapsed() }),
+        Ok(()) => Ok(Raised {
+            dir,
+            took: began.elapsed(),
+        }),
         Err(Failure::Keep(report)) => Err(report),
         Err(Failure::Undo(report)) => {
-            teardown::remove(&dir).into_diagnostic().wrap_err("removing the lab that did not come up")?;
+            teardown::remove(&dir)
+                .into_diagnostic()
+                .wrap_err("removing the lab that did not come up")?;
             Err(report)
         }
     }
@@ -100,17 +110,24 @@ async fn raise(
     let nodes = request.nodes.into();
     // The scheduler can spread pods only over nodes that are there.
     if !wait.is_zero() {
-        ready::wait(&api, nodes, &Workloads::default(), wait).await.map_err(Failure::Keep)?;
+        ready::wait(&api, nodes, &Workloads::default(), wait)
+            .await
+            .map_err(Failure::Keep)?;
     }
     let mut workloads = Workloads::default();
     for manifest in manifests {
-        let created = manifest.create(&api).await.map_err(|error| Failure::Undo(error.into()))?;
+        let created = manifest
+            .create(&api)
+            .await
+            .map_err(|error| Failure::Undo(error.into()))?;
         workloads.add(&created);
     }
     if wait.is_zero() {
         return Ok(());
     }
-    ready::wait(&api, nodes, &workloads, wait).await.map_err(Failure::Keep)
+    ready::wait(&api, nodes, &workloads, wait)
+        .await
+        .map_err(Failure::Keep)
 }
 
 /// Starts init and returns when the lab's processes are started.
@@ -146,7 +163,12 @@ fn go(
         return Err(miette!("the lab's init did not say its PID"));
     };
     let init = ProcessIdentity::of(pid).into_diagnostic()?;
-    let record = Record { request, init, nodes: Default::default(), underlay: None };
+    let record = Record {
+        request,
+        init,
+        nodes: Default::default(),
+        underlay: None,
+    };
     write_json(&dir.record(), &record).into_diagnostic()?;
     ask.write_all(b"go\n").into_diagnostic()?;
     match next_word(dir, words)? {
@@ -159,17 +181,23 @@ fn go(
 fn next_word(dir: &LabDir, words: &mut BufReader<ChildStdout>) -> miette::Result<Word> {
     let mut line = String::new();
     words.read_line(&mut line).into_diagnostic()?;
-    serde_json::from_str(&line)
-        .map_err(|_| miette!("the lab's init ended early; its log says:\n{}", super::init::tail(&dir.log("init"))))
+    serde_json::from_str(&line).map_err(|_| {
+        miette!(
+            "the lab's init ended early; its log says:\n{}",
+            super::init::tail(&dir.log("init"))
+        )
+    })
 }
 
 /// Resolves with the name of the signal that asks this command to stop.
 async fn interrupted() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
     let mut streams = Vec::new();
-    for (kind, name) in
-        [(SignalKind::interrupt(), "^C"), (SignalKind::terminate(), "SIGTERM"), (SignalKind::hangup(), "SIGHUP")]
-    {
+    for (kind, name) in [
+        (SignalKind::interrupt(), "^C"),
+        (SignalKind::terminate(), "SIGTERM"),
+        (SignalKind::hangup(), "SIGHUP"),
+    ] {
         if let Ok(stream) = signal(kind) {
             streams.push((stream, name));
         }

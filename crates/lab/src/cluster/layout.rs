@@ -16,7 +16,9 @@ pub struct LabDir {
 impl LabDir {
     /// The directory that the lab `name` of this user has or would have.
     pub fn of(name: &LabName) -> Self {
-        LabDir { root: base().join(name.as_str()) }
+        LabDir {
+            root: base().join(name.as_str()),
+        }
     }
 
     /// A directory known by its path, as handed to the lab's own processes.
@@ -34,7 +36,11 @@ impl LabDir {
         let mut labs = Vec::new();
         for entry in entries {
             let entry = entry?;
-            if let Some(name) = entry.file_name().to_str().and_then(|name| name.parse::<LabName>().ok()) {
+            if let Some(name) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<LabName>().ok())
+            {
                 labs.push((name, LabDir { root: entry.path() }));
             }
         }
@@ -121,7 +127,9 @@ impl LabDir {
 
     /// All that belongs to one node.
     pub fn node(&self, node: &str) -> NodeDir {
-        NodeDir { root: self.root.join("nodes").join(node) }
+        NodeDir {
+            root: self.root.join("nodes").join(node),
+        }
     }
 }
 

@@ -118,9 +118,12 @@ impl<'de> Deserialize<'de> for Node {
 impl Node {
     fn to_value(&self) -> Value {
         match self {
-            Node::Map(entries) => {
-                Value::Object(entries.iter().map(|(k, v)| (k.clone(), v.value.to_value())).collect::<Map<_, _>>())
-            }
+            Node::Map(entries) => Value::Object(
+                entries
+                    .iter()
+                    .map(|(k, v)| (k.clone(), v.value.to_value()))
+                    .collect::<Map<_, _>>(),
+            ),
             Node::Seq(items) => Value::Array(items.iter().map(|item| item.value.to_value()).collect()),
             Node::Scalar(value) => value.clone(),
         }
@@ -129,14 +132,18 @@ impl Node {
 
 /// Reads a file of one or more documents. A `List` is taken apart.
 pub fn read(path: &Path) -> Result<Vec<Manifest>, ManifestError> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| ManifestError::Unreadable { path: path.to_owned(), error })?;
+    let text = fs::read_to_string(path).map_err(|error| ManifestError::Unreadable {
+        path: path.to_owned(),
+        error,
+    })?;
     let mut manifests = Vec::new();
     for (offset, document) in documents(&text) {
         manifests.extend(parse(path, offset, document)?);
     }
     if manifests.is_empty() {
-        return Err(ManifestError::Empty { path: path.to_owned() });
+        return Err(ManifestError::Empty {
+            path: path.to_owned(),
+        });
     }
     Ok(manifests)
 }
@@ -154,30 +161,53 @@ fn documents(text: &str) -> Vec<(u64, &str)> {
     }
     found.push((first_line, &text[start..]));
     found.retain(|(_, document)| {
-        document.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'))
+        document
+            .lines()
+            .any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'))
     });
     found
 }
 
 fn parse(path: &Path, offset: u64, document: &str) -> Result<Vec<Manifest>, ManifestError> {
-    let at = |line: u64, message: String| ManifestError::At { path: path.to_owned(), line: line + offset, message };
+    let at = |line: u64, message: String| ManifestError::At {
+        path: path.to_owned(),
+        line: line + offset,
+        message,
+    };
     // YAML 1.2: `n`, `no` and `on` are words, not booleans.
     let options = serde_saphyr::options! { strict_booleans: true };
     let node: Spanned<Node> = serde_saphyr::from_str_with_options(document, options).map_err(|error| {
         let line = error.location().map_or(1, |location| location.line());
         let message = error.to_string();
-        at(line, format!("not valid YAML: {}", message.lines().next().unwrap_or_default()))
+        at(
+            line,
+            format!("not valid YAML: {}", message.lines().next().unwrap_or_default()),
+        )
     })?;
     let line = node.referenced.line();
     let items = match &node.value {
         Node::Map(entries) if is_list(entries) => match entries.iter().find(|(key, _)| key == "items") {
-            Some((_, Spanned { value: Node::Seq(items), .. })) => items.clone(),
+            Some((
+                _,
+                Spanned {
+                    value: Node::Seq(items),
+                    ..
+                },
+            )) => items.clone(),
             _ => return Err(at(line, "a List without items".into())),
         },
         Node::Map(_) => vec![node.clone()],
-        _ => return Err(at(line, "a Kubernetes object is a mapping with apiVersion, kind and metadata".into())),
+        _ => {
+            return Err(at(
+                line,
+                "a Kubernetes object is a mapping with apiVersion, kind and metadata".into(),
+            ));
+        }
     };
-    items.into_iter().map(|node| Manifest::new(path, offset, node)).collect()
+    items
+        .into_iter()
+        .map(|node| Manifest::new(path, offset, node))
+        .collect()
 }
 
 fn is_list(entries: &[(String, Spanned<Node>)]) -> bool {
@@ -188,7 +218,12 @@ fn is_list(entries: &[(String, Spanned<Node>)]) -> bool {
 
 impl Manifest {
     fn new(path: &Path, offset: u64, node: Spanned<Node>) -> Result<Self, ManifestError> {
-        let manifest = Manifest { path: path.to_owned(), offset, object: node.value.to_value(), node };
+        let manifest = Manifest {
+            path: path.to_owned(),
+            offset,
+            object: node.value.to_value(),
+            node,
+        };
         for field in ["apiVersion", "kind"] {
             if manifest.object[field].as_str().is_none_or(str::is_empty) {
                 return Err(manifest.error(&[], format!("the object has no {field}")));
@@ -221,7 +256,11 @@ impl Manifest {
     }
 
     fn error(&self, path: &[String], message: String) -> ManifestError {
-        ManifestError::At { path: self.path.clone(), line: self.line_of(path), message }
+        ManifestError::At {
+            path: self.path.clone(),
+            line: self.line_of(path),
+            message,
+        }
     }
 
     /// The line of the field at `path`, or of its closest ancestor that is in the file.
@@ -230,7 +269,10 @@ impl Manifest {
         let mut line = node.referenced.line();
         for step in path {
             let next = match &node.value {
-                Node::Map(entries) => entries.iter().find(|(key, _)| key == step).map(|(_, value)| value),
+                Node::Map(entries) => entries
+                    .iter()
+                    .find(|(key, _)| key == step)
+                    .map(|(_, value)| value),
                 Node::Seq(items) => step.parse::<usize>().ok().and_then(|index| items.get(index)),
                 Node::Scalar(_) => None,
             };
@@ -240,7 +282,9 @@ impl Manifest {
             }
             // A mapping or list begins on the line below its key; a scalar stands on its own.
             line = match (&node.value, step.parse::<usize>()) {
-                (Node::Map(_) | Node::Seq(_), Err(_)) if node.referenced.line() > line => node.referenced.line() - 1,
+                (Node::Map(_) | Node::Seq(_), Err(_)) if node.referenced.line() > line => {
+                    node.referenced.line() - 1
+                }
                 _ => node.referenced.line(),
             };
         }
@@ -251,7 +295,11 @@ impl Manifest {
     pub async fn create(&self, api: &Api) -> Result<Value, ManifestError> {
         let collection = self.collection(api).await?;
         let path = format!("{collection}?fieldValidation=Strict&fieldManager=podnet-lab");
-        match api.post(&path, &self.object).await.map_err(|error| ManifestError::Api(format!("{error:?}")))? {
+        match api
+            .post(&path, &self.object)
+            .await
+            .map_err(|error| ManifestError::Api(format!("{error:?}")))?
+        {
             Ok(created) => Ok(created),
             Err(refused) => Err(self.refused(&refused)),
         }
@@ -265,7 +313,11 @@ impl Manifest {
     /// The collection that the object goes into, from the server's own discovery.
     async fn collection(&self, api: &Api) -> Result<String, ManifestError> {
         let version = self.api_version();
-        let root = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
+        let root = if version.contains('/') {
+            format!("/apis/{version}")
+        } else {
+            format!("/api/{version}")
+        };
         let unknown = || {
             let message = format!("this API server has no kind {} in {version}", self.kind());
             self.error(&["kind".into()], message)
@@ -273,15 +325,21 @@ impl Manifest {
         // A kind from a CustomResourceDefinition of the same file is served a moment after its creation.
         let mut left = 20;
         loop {
-            let answer = api.get(&root).await.map_err(|error| ManifestError::Api(format!("{error:?}")))?;
+            let answer = api
+                .get(&root)
+                .await
+                .map_err(|error| ManifestError::Api(format!("{error:?}")))?;
             let resource = answer.ok().and_then(|list| {
                 let found = list["resources"].as_array()?.iter().find(|resource| {
-                    resource["kind"] == self.kind() && resource["name"].as_str().is_some_and(|n| !n.contains('/'))
+                    resource["kind"] == self.kind()
+                        && resource["name"].as_str().is_some_and(|n| !n.contains('/'))
                 })?;
                 Some((found["name"].as_str()?.to_owned(), found["namespaced"].as_bool()?))
             });
             match resource {
-                Some((plural, true)) => return Ok(format!("{root}/namespaces/{}/{plural}", self.namespace())),
+                Some((plural, true)) => {
+                    return Ok(format!("{root}/namespaces/{}/{plural}", self.namespace()));
+                }
                 Some((plural, false)) => return Ok(format!("{root}/{plural}")),
                 None if left == 0 || !version.contains('.') => return Err(unknown()),
                 None => left -= 1,
@@ -331,7 +389,10 @@ mod tests {
         let (_dir, path) = written(POD);
         let manifests = read(&path).unwrap();
         assert_eq!(manifests.len(), 2);
-        assert_eq!(manifests[0].line_of(&field_path("unknown field \"spec.containers[0].imagee\"")), 10);
+        assert_eq!(
+            manifests[0].line_of(&field_path("unknown field \"spec.containers[0].imagee\"")),
+            10
+        );
         assert_eq!(manifests[0].line_of(&["kind".into()]), 4);
         assert_eq!(manifests[0].line_of(&["spec".into(), "containers".into()]), 8);
         assert_eq!(manifests[1].line_of(&["kind".into()]), 15);
@@ -343,7 +404,10 @@ mod tests {
             field_path("Pod \"a\" is invalid: spec.containers[0].name: Required value"),
             ["spec", "containers", "0", "name"]
         );
-        assert_eq!(field_path("Pod \"a\" is invalid: [spec.x: Invalid value: 1: no, spec.y: no]"), ["spec", "x"]);
+        assert_eq!(
+            field_path("Pod \"a\" is invalid: [spec.x: Invalid value: 1: no, spec.y: no]"),
+            ["spec", "x"]
+        );
         assert!(field_path("pods \"a\" already exists").is_empty());
     }
 
@@ -352,8 +416,14 @@ mod tests {
         for (text, expected) in [
             ("- a\n- b\n", ":1: a Kubernetes object is a mapping"),
             ("a: [\n", ": not valid YAML"),
-            ("kind: Pod\nmetadata: {name: a}\n", ":1: the object has no apiVersion"),
-            ("apiVersion: v1\nkind: Pod\n", ":1: the object has no metadata.name"),
+            (
+                "kind: Pod\nmetadata: {name: a}\n",
+                ":1: the object has no apiVersion",
+            ),
+            (
+                "apiVersion: v1\nkind: Pod\n",
+                ":1: the object has no metadata.name",
+            ),
             ("# nothing\n", "holds no object"),
         ] {
             let (_dir, path) = written(text);

@@ -45,7 +45,10 @@ pub fn create(lab: &LabDir, plan: &NodePlan) -> io::Result<NodeSpaces> {
 
 /// Puts the node's root together and moves the calling thread into it.
 fn build_view(dir: &NodeDir, exe: &Path) -> io::Result<()> {
-    let mut binds: Vec<(PathBuf, String)> = OWN_DIRS.iter().map(|own| (dir.own(own), format!("/{own}"))).collect();
+    let mut binds: Vec<(PathBuf, String)> = OWN_DIRS
+        .iter()
+        .map(|own| (dir.own(own), format!("/{own}")))
+        .collect();
     binds.push((exe.to_owned(), EXECUTABLE.to_owned()));
     let plugin = exe.with_file_name("podnet-cni");
     if plugin.exists() {
@@ -53,7 +56,12 @@ fn build_view(dir: &NodeDir, exe: &Path) -> io::Result<()> {
     }
     let places = binds
         .iter()
-        .map(|(source, target)| Ok(Place { path: target, kind: PlaceKind::of(source)? }))
+        .map(|(source, target)| {
+            Ok(Place {
+                path: target,
+                kind: PlaceKind::of(source)?,
+            })
+        })
         .collect::<io::Result<Vec<_>>>()?;
     let view = RootView::build(&dir.view(), &places)?;
     for (source, target) in &binds {

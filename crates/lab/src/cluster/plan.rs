@@ -26,7 +26,9 @@ impl FromStr for LabName {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        let inner = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        let inner = name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
         if name.len() > 32 || !inner || !edge(name.chars().next()) || !edge(name.chars().last()) {
             return Err(format!(
                 "'{name}' cannot name a lab: use 1 to 32 lower-case letters, digits and '-', with a letter or digit \
@@ -192,8 +194,12 @@ impl Plan {
         Plan {
             subnets,
             nodes,
-            cluster_cidrs: request.ip_family.select(net("10.244.0.0/16"), net("fd00:10:244::/56")),
-            service_cidrs: request.ip_family.select(net("10.96.0.0/16"), net("fd00:10:96::/112")),
+            cluster_cidrs: request
+                .ip_family
+                .select(net("10.244.0.0/16"), net("fd00:10:244::/56")),
+            service_cidrs: request
+                .ip_family
+                .select(net("10.96.0.0/16"), net("fd00:10:96::/112")),
         }
     }
 
@@ -203,27 +209,46 @@ impl Plan {
             .iter()
             .filter_map(|cidr| {
                 let gateways = &self.subnets.first()?.gateways;
-                gateways.iter().map(IpNet::addr).find(|gateway| gateway.is_ipv4() == cidr.addr().is_ipv4())
+                gateways
+                    .iter()
+                    .map(IpNet::addr)
+                    .find(|gateway| gateway.is_ipv4() == cidr.addr().is_ipv4())
             })
             .collect()
     }
 
     /// The cluster DNS address of each service range: its tenth.
     pub fn cluster_dns(&self) -> Vec<IpAddr> {
-        self.service_cidrs.iter().map(|cidr| nth(cidr.network(), 10)).collect()
+        self.service_cidrs
+            .iter()
+            .map(|cidr| nth(cidr.network(), 10))
+            .collect()
     }
 
     /// Every name and address under which a client may call the API server.
     pub fn api_names(&self) -> Vec<String> {
-        let kubernetes = self.service_cidrs.iter().map(|cidr| nth(cidr.network(), 1).to_string());
-        let gateways = self.subnets.iter().flat_map(|s| s.gateways.iter().map(|g| g.addr().to_string()));
-        ["localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-            .into_iter()
-            .map(str::to_owned)
-            .chain(["kubernetes.default.svc.cluster.local".to_owned()])
-            .chain(kubernetes)
-            .chain(gateways)
-            .collect()
+        let kubernetes = self
+            .service_cidrs
+            .iter()
+            .map(|cidr| nth(cidr.network(), 1).to_string());
+        let gateways = self
+            .subnets
+            .iter()
+            .flat_map(|s| s.gateways.iter().map(|g| g.addr().to_string()));
+        [
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+        ]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(["kubernetes.default.svc.cluster.local".to_owned()])
+        .chain(kubernetes)
+        .chain(gateways)
+        .collect()
     }
 }
 
@@ -238,7 +263,10 @@ impl NodePlan {
 }
 
 fn subnet(number: u16) -> Subnet {
-    Subnet { bridge: format!("subnet{number}"), gateways: vec![v4(number, 1), v6(number, 1)] }
+    Subnet {
+        bridge: format!("subnet{number}"),
+        gateways: vec![v4(number, 1), v6(number, 1)],
+    }
 }
 
 fn v4(subnet: u16, host: u16) -> IpNet {
@@ -279,9 +307,16 @@ mod tests {
     #[test]
     fn no_two_nodes_share_an_address_and_none_has_a_gateways() {
         let plan = Plan::new(&request(MAX_NODES, 3, IpFamily::Dual));
-        let mut all: Vec<IpAddr> =
-            plan.nodes.iter().flat_map(|n| n.addresses.iter().map(IpNet::addr)).collect();
-        all.extend(plan.subnets.iter().flat_map(|s| s.gateways.iter().map(IpNet::addr)));
+        let mut all: Vec<IpAddr> = plan
+            .nodes
+            .iter()
+            .flat_map(|n| n.addresses.iter().map(IpNet::addr))
+            .collect();
+        all.extend(
+            plan.subnets
+                .iter()
+                .flat_map(|s| s.gateways.iter().map(IpNet::addr)),
+        );
         let count = all.len();
         all.sort();
         all.dedup();
@@ -292,7 +327,10 @@ mod tests {
     fn nodes_are_spread_over_subnets_and_zones() {
         let plan = Plan::new(&request(3, 2, IpFamily::Ipv4));
         assert_eq!(plan.nodes.iter().map(|n| n.subnet).collect::<Vec<_>>(), [0, 1, 0]);
-        assert_eq!(plan.nodes.iter().map(|n| n.zone.as_str()).collect::<Vec<_>>(), ["zone1", "zone2", "zone1"]);
+        assert_eq!(
+            plan.nodes.iter().map(|n| n.zone.as_str()).collect::<Vec<_>>(),
+            ["zone1", "zone2", "zone1"]
+        );
         assert_eq!(plan.nodes[1].addresses[0].to_string(), "172.30.1.12/24");
     }
 

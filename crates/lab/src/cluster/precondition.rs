@@ -23,7 +23,12 @@ pub enum Missing {
 }
 
 /// Capabilities root needs, with their numbers (linux/capability.h).
-const NEEDED: [(&str, u32); 4] = [("NET_ADMIN", 12), ("NET_RAW", 13), ("SYS_CHROOT", 18), ("SYS_ADMIN", 21)];
+const NEEDED: [(&str, u32); 4] = [
+    ("NET_ADMIN", 12),
+    ("NET_RAW", 13),
+    ("SYS_CHROOT", 18),
+    ("SYS_ADMIN", 21),
+];
 
 /// Checks this process and this kernel.
 pub fn check() -> Result<(), Missing> {
@@ -32,10 +37,14 @@ pub fn check() -> Result<(), Missing> {
         return missing_capability(&status).map_or(Ok(()), |name| Err(Missing::Capability(name)));
     }
     // Only trying tells: four different knobs can forbid it.
-    let outcome = Command::new("/proc/self/exe").args(["lab-init", "--dir", "/", "--probe"]).output();
+    let outcome = Command::new("/proc/self/exe")
+        .args(["lab-init", "--dir", "/", "--probe"])
+        .output();
     match outcome {
         Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(Missing::UserNamespaces(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+        Ok(output) => Err(Missing::UserNamespaces(
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        )),
         Err(error) => Err(Missing::UserNamespaces(error.to_string())),
     }
 }
@@ -46,7 +55,10 @@ fn missing_capability(status: &str) -> Option<&'static str> {
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())?;
-    NEEDED.iter().find(|(_, bit)| effective & (1 << bit) == 0).map(|(name, _)| *name)
+    NEEDED
+        .iter()
+        .find(|(_, bit)| effective & (1 << bit) == 0)
+        .map(|(name, _)| *name)
 }
 
 #[cfg(test)]
@@ -56,7 +68,13 @@ mod tests {
     #[test]
     fn the_missing_capability_is_named() {
         assert_eq!(missing_capability("CapEff:\t000001ffffffffff\n"), None);
-        assert_eq!(missing_capability("Name:\tx\nCapEff:\t00000000a80425fb\n"), Some("NET_ADMIN"));
-        assert_eq!(missing_capability("CapEff:\t000001ffffdfffff\n"), Some("SYS_ADMIN"));
+        assert_eq!(
+            missing_capability("Name:\tx\nCapEff:\t00000000a80425fb\n"),
+            Some("NET_ADMIN")
+        );
+        assert_eq!(
+            missing_capability("CapEff:\t000001ffffdfffff\n"),
+            Some("SYS_ADMIN")
+        );
     }
 }

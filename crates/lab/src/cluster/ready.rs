@@ -45,8 +45,10 @@ impl Workloads {
 
     /// What is still missing among `pods` and `replica_sets`, as the API lists them.
     fn missing(&self, pods: &[Value], replica_sets: &[Value]) -> Vec<Trouble> {
-        let owner_of: BTreeMap<&str, &str> =
-            replica_sets.iter().filter_map(|rs| Some((uid(rs)?, owner(rs)?))).collect();
+        let owner_of: BTreeMap<&str, &str> = replica_sets
+            .iter()
+            .filter_map(|rs| Some((uid(rs)?, owner(rs)?)))
+            .collect();
         let mut troubles = Vec::new();
         for (uid, (name, count)) in &self.wanted {
             let mine = pods.iter().filter(|pod| belongs(pod, uid, &owner_of));
@@ -70,14 +72,20 @@ fn uid(object: &Value) -> Option<&str> {
 }
 
 fn owner(object: &Value) -> Option<&str> {
-    object["metadata"]["ownerReferences"].as_array()?.iter().find(|o| o["controller"] == true)?["uid"].as_str()
+    object["metadata"]["ownerReferences"]
+        .as_array()?
+        .iter()
+        .find(|o| o["controller"] == true)?["uid"]
+        .as_str()
 }
 
 fn belongs(pod: &Value, wanted: &str, owner_of: &BTreeMap<&str, &str>) -> bool {
     let controller = owner(pod);
     uid(pod) == Some(wanted)
         || controller == Some(wanted)
-        || controller.and_then(|rs| owner_of.get(rs)).is_some_and(|deployment| *deployment == wanted)
+        || controller
+            .and_then(|rs| owner_of.get(rs))
+            .is_some_and(|deployment| *deployment == wanted)
 }
 
 /// Running, or ended well; and ready, unless a probe has yet to say so.
@@ -97,13 +105,21 @@ fn is_running(pod: &Value) -> bool {
 fn has_restarted(pod: &Value) -> bool {
     pod["status"]["containerStatuses"]
         .as_array()
-        .is_some_and(|statuses| statuses.iter().any(|status| status["restartCount"].as_u64() > Some(0)))
+        .is_some_and(|statuses| {
+            statuses
+                .iter()
+                .any(|status| status["restartCount"].as_u64() > Some(0))
+        })
 }
 
 fn has_condition(object: &Value, kind: &str) -> bool {
     object["status"]["conditions"]
         .as_array()
-        .is_some_and(|conditions| conditions.iter().any(|c| c["type"] == kind && c["status"] == "True"))
+        .is_some_and(|conditions| {
+            conditions
+                .iter()
+                .any(|c| c["type"] == kind && c["status"] == "True")
+        })
 }
 
 /// Why a pod does not run, in the words of its status.
@@ -116,20 +132,39 @@ fn trouble(pod: &Value) -> Trouble {
         .flatten();
     let mut waiting = statuses.filter_map(|status| {
         let state = &status["state"]["waiting"];
-        let reason = state["reason"].as_str().filter(|r| *r != "ContainerCreating" && *r != "PodInitializing")?;
+        let reason = state["reason"]
+            .as_str()
+            .filter(|r| *r != "ContainerCreating" && *r != "PodInitializing")?;
         let message = state["message"].as_str().unwrap_or_default();
         let container = status["name"].as_str().unwrap_or_default();
-        Some((format!("container {container}: {reason}: {message}"), reason.to_owned()))
+        Some((
+            format!("container {container}: {reason}: {message}"),
+            reason.to_owned(),
+        ))
     });
     if let Some((why, reason)) = waiting.next() {
-        return Trouble { what, why, lasting: matches!(reason.as_str(), "ErrImageNeverPull" | "InvalidImageName") };
+        return Trouble {
+            what,
+            why,
+            lasting: matches!(reason.as_str(), "ErrImageNeverPull" | "InvalidImageName"),
+        };
     }
     let unscheduled = pod["status"]["conditions"].as_array().and_then(|conditions| {
-        conditions.iter().find(|c| c["type"] == "PodScheduled" && c["status"] == "False")?["message"].as_str()
+        conditions
+            .iter()
+            .find(|c| c["type"] == "PodScheduled" && c["status"] == "False")?["message"]
+            .as_str()
     });
     let phase = pod["status"]["phase"].as_str().unwrap_or("Pending");
-    let why = unscheduled.map_or_else(|| format!("is {phase}"), |message| format!("is not scheduled: {message}"));
-    Trouble { what, why, lasting: phase == "Failed" }
+    let why = unscheduled.map_or_else(
+        || format!("is {phase}"),
+        |message| format!("is not scheduled: {message}"),
+    );
+    Trouble {
+        what,
+        why,
+        lasting: phase == "Failed",
+    }
 }
 
 /// Waits until `nodes` nodes are Ready and every pod of `workloads` runs, for at most `limit`.
@@ -145,7 +180,8 @@ pub async fn wait(api: &Api, nodes: usize, workloads: &Workloads, limit: Duratio
             return Err(report(api, troubles, limit).await);
         }
         // Asking costs the API server work: spend at most a fifth of the time on it.
-        tokio::time::sleep((asked.elapsed() * 4).clamp(Duration::from_millis(10), Duration::from_secs(1))).await;
+        tokio::time::sleep((asked.elapsed() * 4).clamp(Duration::from_millis(10), Duration::from_secs(1)))
+            .await;
     }
 }
 
@@ -154,7 +190,11 @@ async fn look(api: &Api, nodes: usize, workloads: &Workloads) -> miette::Result<
     let ready = listed.iter().filter(|node| has_condition(node, "Ready")).count();
     if ready < nodes {
         let why = format!("{ready} of {nodes} are Ready");
-        return Ok(vec![Trouble { what: "nodes".into(), why, lasting: false }]);
+        return Ok(vec![Trouble {
+            what: "nodes".into(),
+            why,
+            lasting: false,
+        }]);
     }
     let mut troubles = Vec::new();
     let (mut pods, mut replica_sets) = (Vec::new(), Vec::new());
@@ -167,7 +207,10 @@ async fn look(api: &Api, nodes: usize, workloads: &Workloads) -> miette::Result<
 }
 
 async fn list(api: &Api, path: &str) -> miette::Result<Vec<Value>> {
-    let mut answer = api.get(path).await?.map_err(|refused| miette!("listing {path}: {refused}"))?;
+    let mut answer = api
+        .get(path)
+        .await?
+        .map_err(|refused| miette!("listing {path}: {refused}"))?;
     match answer["items"].take() {
         Value::Array(items) => Ok(items),
         _ => Err(miette!("the list at {path} has no items")),
@@ -177,14 +220,22 @@ async fn list(api: &Api, path: &str) -> miette::Result<Vec<Value>> {
 async fn report(api: &Api, troubles: Vec<Trouble>, limit: Duration) -> miette::Report {
     let mut lines = Vec::new();
     for trouble in &troubles {
-        let event = match trouble.what.strip_prefix("pod ").and_then(|name| name.split_once('/')) {
+        let event = match trouble
+            .what
+            .strip_prefix("pod ")
+            .and_then(|name| name.split_once('/'))
+        {
             Some((namespace, name)) => last_warning(api, namespace, name).await,
             None => None,
         };
         let event = event.map(|event| format!(" ({event})")).unwrap_or_default();
         lines.push(format!("{} {}{event}", trouble.what, trouble.why));
     }
-    let waited = if troubles.iter().any(|t| t.lasting) { String::new() } else { format!(" after {limit:?}") };
+    let waited = if troubles.iter().any(|t| t.lasting) {
+        String::new()
+    } else {
+        format!(" after {limit:?}")
+    };
     miette!(
         help = "the lab stays up to look into: podnet lab logs, kubectl describe pod; podnet lab down removes it",
         "not everything runs{waited}:\n  {}",
@@ -193,10 +244,15 @@ async fn report(api: &Api, troubles: Vec<Trouble>, limit: Duration) -> miette::R
 }
 
 async fn last_warning(api: &Api, namespace: &str, pod: &str) -> Option<String> {
-    let path = format!("/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name={pod},type=Warning");
+    let path =
+        format!("/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name={pod},type=Warning");
     let events = list(api, &path).await.ok()?;
     let last = events.last()?;
-    Some(format!("{}: {}", last["reason"].as_str()?, last["message"].as_str()?))
+    Some(format!(
+        "{}: {}",
+        last["reason"].as_str()?,
+        last["message"].as_str()?
+    ))
 }
 
 #[cfg(test)]
@@ -213,8 +269,10 @@ mod tests {
 
     fn deployment(replicas: u64) -> Workloads {
         let mut workloads = Workloads::default();
-        workloads.add(&json!({"kind": "Deployment", "metadata": {"name": "w", "namespace": "d", "uid": "dep"},
-            "spec": {"replicas": replicas}}));
+        workloads.add(
+            &json!({"kind": "Deployment", "metadata": {"name": "w", "namespace": "d", "uid": "dep"},
+            "spec": {"replicas": replicas}}),
+        );
         workloads.add(&json!({"kind": "Service", "metadata": {"name": "w", "uid": "s"}}));
         workloads
     }
@@ -228,15 +286,21 @@ mod tests {
         let workloads = deployment(2);
         let running = [pod("a", "rs", "Running", true), pod("b", "rs", "Running", true)];
         assert_eq!(workloads.missing(&running, &[replica_set()]), []);
-        assert_eq!(workloads.missing(&running[..1], &[replica_set()])[0].why, "has 1 of 2 pods");
-        assert_eq!(workloads.missing(&running, &[]).len(), 1, "pods of others do not count");
+        assert_eq!(
+            workloads.missing(&running[..1], &[replica_set()])[0].why,
+            "has 1 of 2 pods"
+        );
+        assert_eq!(
+            workloads.missing(&running, &[]).len(),
+            1,
+            "pods of others do not count"
+        );
     }
 
     #[test]
     fn a_missing_image_is_lasting_and_told() {
         let mut image = pod("a", "rs", "Pending", false);
-        image["status"]["containerStatuses"] =
-            json!([{"name": "c", "state": {"waiting": {"reason": "ErrImageNeverPull", "message": "load it"}}}]);
+        image["status"]["containerStatuses"] = json!([{"name": "c", "state": {"waiting": {"reason": "ErrImageNeverPull", "message": "load it"}}}]);
         let troubles = deployment(1).missing(&[image], &[replica_set()]);
         assert!(troubles[0].lasting);
         assert_eq!(troubles[0].why, "container c: ErrImageNeverPull: load it");

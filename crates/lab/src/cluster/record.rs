@@ -23,7 +23,10 @@ pub struct ProcessIdentity {
 impl ProcessIdentity {
     /// The identity of a running process.
     pub fn of(pid: u32) -> io::Result<Self> {
-        Ok(ProcessIdentity { pid, started: start_time(pid)? })
+        Ok(ProcessIdentity {
+            pid,
+            started: start_time(pid)?,
+        })
     }
 
     /// Whether this very process still runs. A zombie does not.
@@ -33,7 +36,9 @@ impl ProcessIdentity {
 
     /// Kills it and waits until it, and with it its PID namespace, is gone. Nothing to do is success.
     pub fn kill_and_wait(&self) -> io::Result<()> {
-        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
+            return Ok(());
+        };
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
             Err(rustix::io::Errno::SRCH) => return Ok(()),
@@ -48,9 +53,15 @@ impl ProcessIdentity {
             Err(error) => return Err(error.into()),
         }
         let mut polled = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-        let limit = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
+        let limit = rustix::event::Timespec {
+            tv_sec: 30,
+            tv_nsec: 0,
+        };
         match rustix::event::poll(&mut polled, Some(&limit))? {
-            0 => Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {} does not end", self.pid))),
+            0 => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("process {} does not end", self.pid),
+            )),
             _ => Ok(()),
         }
     }
@@ -67,7 +78,12 @@ fn start_time(pid: u32) -> io::Result<u64> {
     fields
         .nth(18)
         .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not as expected")))
+        .ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("/proc/{pid}/stat is not as expected"),
+            )
+        })
 }
 
 /// `lab.json`.
@@ -116,7 +132,9 @@ impl Lab {
         match read_json::<Record>(&dir.record()) {
             Ok(record) if record.init.is_alive() => Ok(Lab::Alive(Box::new(record))),
             Ok(_) => Ok(Lab::Dead),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(Lab::Dead),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                Ok(Lab::Dead)
+            }
             Err(error) => Err(error),
         }
     }
@@ -124,7 +142,8 @@ impl Lab {
 
 /// Reads a JSON file; torn contents are `InvalidData`.
 pub fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<T> {
-    serde_json::from_slice(&fs::read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    serde_json::from_slice(&fs::read(path)?)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// Writes a JSON file whole or not at all.
@@ -144,7 +163,10 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let identity = ProcessIdentity::of(child.id()).unwrap();
         assert!(identity.is_alive());
-        let other = ProcessIdentity { started: identity.started + 1, ..identity };
+        let other = ProcessIdentity {
+            started: identity.started + 1,
+            ..identity
+        };
         assert!(!other.is_alive());
         other.kill_and_wait().unwrap();
         assert!(identity.is_alive(), "another identity must not kill it");
@@ -160,6 +182,9 @@ mod tests {
         let lab = LabDir::at(dir.path());
         std::fs::write(lab.record(), "{\"request\":").unwrap();
         assert!(matches!(Lab::find(&lab).unwrap(), Lab::Dead));
-        assert!(matches!(Lab::find(&LabDir::at(dir.path().join("no"))).unwrap(), Lab::None));
+        assert!(matches!(
+            Lab::find(&LabDir::at(dir.path().join("no"))).unwrap(),
+            Lab::None
+        ));
     }
 }

@@ -62,15 +62,29 @@ const WELL: Duration = Duration::from_secs(60);
 impl Supervisor {
     /// No services yet.
     pub fn new(dir: LabDir) -> Arc<Self> {
-        Arc::new(Supervisor { dir, entries: Mutex::default() })
+        Arc::new(Supervisor {
+            dir,
+            entries: Mutex::default(),
+        })
     }
 
     /// Starts `service` and keeps it running; its first PID.
     pub fn start(&self, service: Service) -> io::Result<u32> {
         let pid = self.spawn(&service)?;
         let mut entries = self.entries.lock();
-        let state = ServiceState { pid: Some(pid), restarts: 0 };
-        entries.insert(service.name.clone(), Entry { service, state, started: Instant::now(), quick_ends: 0 });
+        let state = ServiceState {
+            pid: Some(pid),
+            restarts: 0,
+        };
+        entries.insert(
+            service.name.clone(),
+            Entry {
+                service,
+                state,
+                started: Instant::now(),
+                quick_ends: 0,
+            },
+        );
         self.write(&entries)?;
         Ok(pid)
     }
@@ -82,22 +96,33 @@ impl Supervisor {
             return Ok(());
         };
         entry.state.pid = None;
-        entry.quick_ends = if entry.started.elapsed() > WELL { 0 } else { entry.quick_ends + 1 };
+        entry.quick_ends = if entry.started.elapsed() > WELL {
+            0
+        } else {
+            entry.quick_ends + 1
+        };
         let pause = back_off(entry.quick_ends);
         let (name, supervisor) = (name.clone(), Arc::clone(self));
-        std::thread::Builder::new().name(format!("restart-{name}")).spawn(move || {
-            std::thread::sleep(pause);
-            supervisor.restart(&name);
-        })?;
+        std::thread::Builder::new()
+            .name(format!("restart-{name}"))
+            .spawn(move || {
+                std::thread::sleep(pause);
+                supervisor.restart(&name);
+            })?;
         self.write(&entries)
     }
 
     fn restart(&self, name: &str) {
         let mut entries = self.entries.lock();
-        let Some(entry) = entries.get_mut(name) else { return };
+        let Some(entry) = entries.get_mut(name) else {
+            return;
+        };
         match self.spawn(&entry.service) {
             Ok(pid) => {
-                entry.state = ServiceState { pid: Some(pid), restarts: entry.state.restarts + 1 };
+                entry.state = ServiceState {
+                    pid: Some(pid),
+                    restarts: entry.state.restarts + 1,
+                };
                 entry.started = Instant::now();
             }
             Err(error) => eprintln!("{name} could not be started again: {error}"),
@@ -110,7 +135,10 @@ impl Supervisor {
     fn spawn(&self, service: &Service) -> io::Result<u32> {
         let log = self.log(&service.name)?;
         let mut command = Command::new(&service.program);
-        command.args(&service.args).current_dir("/").stderr(log.try_clone()?);
+        command
+            .args(&service.args)
+            .current_dir("/")
+            .stderr(log.try_clone()?);
         match &service.sockets {
             Some((first, second)) => {
                 command.stdin(Stdio::from(std::os::fd::OwnedFd::from(first.try_clone()?)));
@@ -123,11 +151,16 @@ impl Supervisor {
         let namespaces: Vec<&Namespace> = service.namespaces.iter().map(Arc::as_ref).collect();
         enter::spawn(&namespaces, &mut command)
             .map(|child| child.id())
-            .map_err(|error| io::Error::new(error.kind(), format!("{} does not start: {error}", service.name)))
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("{} does not start: {error}", service.name))
+            })
     }
 
     fn log(&self, name: &str) -> io::Result<File> {
-        OpenOptions::new().create(true).append(true).open(self.dir.log(name))
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.log(name))
     }
 
     fn write(&self, entries: &BTreeMap<String, Entry>) -> io::Result<()> {

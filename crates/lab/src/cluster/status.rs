@@ -33,9 +33,19 @@ pub fn list() -> miette::Result<Vec<Listed>> {
         let directory = dir.root().display().to_string();
         match Lab::find(&dir).into_diagnostic()? {
             Lab::Alive(record) => {
-                labs.push(Listed { name, state: "up", nodes: Some(record.request.nodes), directory });
+                labs.push(Listed {
+                    name,
+                    state: "up",
+                    nodes: Some(record.request.nodes),
+                    directory,
+                });
             }
-            Lab::Dead => labs.push(Listed { name, state: "dead", nodes: None, directory }),
+            Lab::Dead => labs.push(Listed {
+                name,
+                state: "dead",
+                nodes: None,
+                directory,
+            }),
             Lab::None => {}
         }
     }
@@ -79,9 +89,17 @@ pub async fn status(dir: &LabDir, record: &Record) -> miette::Result<Status> {
     let (api_nodes, pods, api_error) = match asked {
         Ok(Ok((nodes, pods))) => (nodes, pods, None),
         Ok(Err(error)) => (Vec::new(), Vec::new(), Some(error.to_string())),
-        Err(_) => (Vec::new(), Vec::new(), Some("the API server does not answer".to_owned())),
+        Err(_) => (
+            Vec::new(),
+            Vec::new(),
+            Some("the API server does not answer".to_owned()),
+        ),
     };
-    let nodes = record.nodes.keys().map(|name| node_status(name, &api_nodes, &pods)).collect();
+    let nodes = record
+        .nodes
+        .keys()
+        .map(|name| node_status(name, &api_nodes, &pods))
+        .collect();
     Ok(Status {
         name: record.request.name.clone(),
         kubeconfig: dir.kubeconfig().display().to_string(),
@@ -106,20 +124,37 @@ fn node_status(name: &str, nodes: &[Value], pods: &[Value]) -> NodeStatus {
     let node = nodes.iter().find(|node| node["metadata"]["name"] == name);
     let strings = |list: Option<&Value>| -> Vec<String> {
         list.and_then(Value::as_array)
-            .map(|items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+            .map(|items| {
+                items
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .map(str::to_owned)
+                    .collect()
+            })
             .unwrap_or_default()
     };
-    let addresses = node.and_then(|node| node["status"]["addresses"].as_array()).map(|addresses| {
-        let internal = addresses.iter().filter(|a| a["type"] == "InternalIP");
-        internal.filter_map(|a| a["address"].as_str()).map(str::to_owned).collect()
-    });
+    let addresses = node
+        .and_then(|node| node["status"]["addresses"].as_array())
+        .map(|addresses| {
+            let internal = addresses.iter().filter(|a| a["type"] == "InternalIP");
+            internal
+                .filter_map(|a| a["address"].as_str())
+                .map(str::to_owned)
+                .collect()
+        });
     let ready = node.map(|node| {
         node["status"]["conditions"]
             .as_array()
             .is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
     });
-    let mine: Vec<&Value> = pods.iter().filter(|pod| pod["spec"]["nodeName"] == name).collect();
-    let running = mine.iter().filter(|pod| pod["status"]["phase"] == "Running").count();
+    let mine: Vec<&Value> = pods
+        .iter()
+        .filter(|pod| pod["spec"]["nodeName"] == name)
+        .collect();
+    let running = mine
+        .iter()
+        .filter(|pod| pod["status"]["phase"] == "Running")
+        .count();
     NodeStatus {
         name: name.to_owned(),
         ready,

@@ -23,7 +23,10 @@ pub fn create(plan: &Plan) -> io::Result<Namespace> {
         let mut netlink = Netlink::open().map_err(io::Error::other)?;
         loopback(&mut netlink)?;
         for subnet in &plan.subnets {
-            let bridge = NewLink { up: true, ..NewLink::new(&subnet.bridge, NewLinkKind::Bridge) };
+            let bridge = NewLink {
+                up: true,
+                ..NewLink::new(&subnet.bridge, NewLinkKind::Bridge)
+            };
             let link = make(&mut netlink, &bridge)?;
             address(&mut netlink, &link, &subnet.gateways)?;
         }
@@ -45,7 +48,9 @@ pub fn connect(underlay: &Namespace, subnet: &Subnet, node: &NodePlan, net: &Nam
     let mut inside = Netlink::open_in(net).map_err(io::Error::other)?;
     loopback(&mut inside)?;
     let eth0 = find(&mut inside, "eth0")?;
-    inside.request(eth0.change().up(true).apply()).map_err(io::Error::other)?;
+    inside
+        .request(eth0.change().up(true).apply())
+        .map_err(io::Error::other)?;
     address(&mut inside, &eth0, &node.addresses)?;
     let routes = subnet.gateways.iter().map(|gateway| {
         let everything = IpNet::new_assert(unspecified(gateway), 0);
@@ -63,11 +68,15 @@ fn unspecified(net: &IpNet) -> std::net::IpAddr {
 
 fn loopback(netlink: &mut Netlink) -> io::Result<()> {
     let lo = find(netlink, "lo")?;
-    netlink.request(lo.change().up(true).apply()).map_err(io::Error::other)
+    netlink
+        .request(lo.change().up(true).apply())
+        .map_err(io::Error::other)
 }
 
 fn make(netlink: &mut Netlink, link: &NewLink<'_>) -> io::Result<Link> {
-    netlink.apply_and_get([link.create()], &link.name).map_err(io::Error::other)
+    netlink
+        .apply_and_get([link.create()], &link.name)
+        .map_err(io::Error::other)
 }
 
 fn find(netlink: &mut Netlink, name: &str) -> io::Result<Link> {

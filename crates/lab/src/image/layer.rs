@@ -205,11 +205,13 @@ fn make_node(target: &Path, kind: EntryType, header: &tar::Header) -> io::Result
         EntryType::Block => FileType::BlockDevice,
         _ => FileType::Fifo,
     };
-    let (major, minor) = (
-        header.device_major()?.unwrap_or(0),
-        header.device_minor()?.unwrap_or(0),
-    );
-    let device = rustix::fs::makedev(major, minor);
+    let device = match kind {
+        EntryType::Fifo => 0, // has none, and some archives leave the fields blank
+        _ => rustix::fs::makedev(
+            header.device_major()?.unwrap_or(0),
+            header.device_minor()?.unwrap_or(0),
+        ),
+    };
     match rustix::fs::mknodat(CWD, target, file_type, Mode::from_raw_mode(0o600), device) {
         Err(Errno::PERM) => Ok(false),
         made => made.map(|()| true).map_err(io::Error::from),

@@ -89,7 +89,11 @@ impl Registry {
         let view = pods
             .get(&(namespace.to_owned(), pod.to_owned()))
             .ok_or_else(|| Refusal::no_pod(pod))?;
-        let container = if container.is_empty() { &view.default_container } else { container };
+        let container = if container.is_empty() {
+            &view.default_container
+        } else {
+            container
+        };
         let found = view
             .containers
             .get(container)

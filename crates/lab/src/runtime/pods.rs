@@ -74,11 +74,9 @@ impl Pods {
             Event::InitDone => self.forget_unlisted(),
             Event::Apply(pod) => self.apply(pod),
             Event::Delete(pod) => {
-                if let Some(handle) = self.tasks.get(spec::uid(&pod)) {
-                    // A task that is gone has nothing left to do.
-                    let _ = handle.inbox.send(Message::Vanished(Some(Box::new(pod))));
-                }
-                self.tasks.retain(|_, handle| !handle.is_finished());
+                let uid = spec::uid(&pod).to_owned();
+                self.vanish(&uid, Some(Box::new(pod)));
+                self.forget_ended();
             }
         }
     }
@@ -104,16 +102,32 @@ impl Pods {
 
     /// The list is complete: what is not in it is gone.
     fn forget_unlisted(&mut self) {
-        for (uid, handle) in &self.tasks {
-            if !self.listed.contains(uid) {
-                let _ = handle.inbox.send(Message::Vanished(None));
-            }
-        }
-        self.tasks.retain(|_, handle| !handle.is_finished());
+        let unlisted: Vec<_> = self
+            .tasks
+            .keys()
+            .filter(|uid| !self.listed.contains(*uid))
+            .cloned()
+            .collect();
+        unlisted.iter().for_each(|uid| self.vanish(uid, None));
+        self.forget_ended();
         for (uid, record) in self.left.drain() {
             self.tasks
                 .insert(uid, worker::start_vanished(Arc::clone(&self.host), record));
         }
+    }
+
+    fn vanish(&mut self, uid: &str, pod: Option<Box<Pod>>) {
+        if let Some(handle) = self.tasks.get_mut(uid) {
+            handle.gone = true;
+            // A task that is gone has nothing left to do.
+            let _ = handle.inbox.send(Message::Vanished(pod));
+        }
+    }
+
+    /// A pod whose task ended stays known while the API has it: finalizers may keep an object for long after.
+    fn forget_ended(&mut self) {
+        self.tasks
+            .retain(|_, handle| !(handle.gone && handle.is_finished()));
     }
 
     fn tell(&self, whom: impl Fn(&Handle) -> bool, message: impl Fn() -> Message) {

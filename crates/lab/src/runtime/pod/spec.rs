@@ -127,7 +127,13 @@ pub fn name(pod: &Pod) -> &str {
 pub fn default_container(pod: &Pod) -> &str {
     let annotations = pod.metadata.annotations.as_ref();
     let annotated = annotations.and_then(|all| all.get("kubectl.kubernetes.io/default-container"));
-    let first = || pod.spec.as_ref()?.containers.first().map(|container| &container.name);
+    let first = || {
+        pod.spec
+            .as_ref()?
+            .containers
+            .first()
+            .map(|container| &container.name)
+    };
     annotated.or_else(first).map(String::as_str).unwrap_or_default()
 }
 

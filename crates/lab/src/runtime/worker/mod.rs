@@ -67,6 +67,8 @@ pub struct Handle {
     pub inbox: mpsc::UnboundedSender<Message>,
     /// The namespace of the pod.
     pub namespace: String,
+    /// Whether the API no longer has the pod.
+    pub gone: bool,
     task: JoinHandle<()>,
 }
 
@@ -100,6 +102,8 @@ struct Worker {
     /// Failures in a row of the volumes or the sandbox.
     failures: u32,
     finished: bool,
+    /// The pod was over before this runtime, and nothing is left of it: its status is not to be written anew.
+    forgotten: bool,
 }
 
 /// Starts the task of a pod that the API has. `record` is what an earlier runtime left.
@@ -115,6 +119,8 @@ pub fn start_vanished(host: Arc<Host>, record: Record) -> Handle {
 fn spawn(host: Arc<Host>, pod: Pod, record: Option<Record>, vanished: bool) -> Handle {
     let (sender, inbox) = mpsc::unbounded_channel();
     let namespace = spec::namespace(&pod).to_owned();
+    let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
+    let forgotten = record.is_none() && matches!(phase, Some("Succeeded" | "Failed"));
     let saved = record.clone().unwrap_or_default();
     let record = record.unwrap_or_else(|| Record {
         namespace: namespace.clone(),
@@ -143,10 +149,12 @@ fn spawn(host: Arc<Host>, pod: Pod, record: Option<Record>, vanished: bool) -> H
         told_back_off: HashSet::new(),
         failures: 0,
         finished: false,
+        forgotten,
     };
     Handle {
         inbox: sender,
         namespace,
+        gone: vanished,
         task: tokio::spawn(worker.run()),
     }
 }
@@ -333,7 +341,7 @@ impl Worker {
     fn report(&mut self, now: Timestamp) {
         let status = pod_status(&self.pod, &self.state, &self.host.ips, now);
         self.publish(&status);
-        if let Some(reporter) = &self.reporter {
+        if let Some(reporter) = self.reporter.as_ref().filter(|_| !self.forgotten) {
             // Later answers build on this one: times of transition, and a final phase that stays.
             self.pod.status = Some(status.clone());
             reporter.set(status);
