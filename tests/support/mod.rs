@@ -110,12 +110,11 @@ impl Lab {
             .stderr(Stdio::piped())
             .spawn()
             .expect("kubectl starts");
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(manifest.as_bytes())
-            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // kubectl takes what begins with a brace for JSON.
+        stdin.write_all(b"---\n").unwrap();
+        stdin.write_all(manifest.as_bytes()).unwrap();
+        drop(stdin);
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "kubectl apply: {}", text(&output));
     }
