@@ -305,8 +305,8 @@ pub fn kill_9(pid: u32) {
         .unwrap();
 }
 
-/// What a lab must not change on the machine.
-#[derive(Debug, PartialEq, Eq)]
+/// What a lab must not change on the machine, a line each.
+#[derive(PartialEq, Eq)]
 pub struct Machine {
     links: String,
     routes: String,
@@ -316,6 +316,40 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Panics with the lines that differ from `before`.
+    pub fn assert_as(before: &Machine, when: &str) {
+        let now = Machine::now();
+        let mut changes = Vec::new();
+        for (old, new) in before.parts().into_iter().zip(now.parts()) {
+            let (old, new): (Vec<_>, Vec<_>) = (old.lines().collect(), new.lines().collect());
+            changes.extend(
+                old.iter()
+                    .filter(|line| !new.contains(line))
+                    .map(|line| format!("- {line}")),
+            );
+            changes.extend(
+                new.iter()
+                    .filter(|line| !old.contains(line))
+                    .map(|line| format!("+ {line}")),
+            );
+        }
+        assert!(
+            changes.is_empty(),
+            "the machine changed {when}:\n{}",
+            changes.join("\n")
+        );
+    }
+
+    fn parts(&self) -> [&str; 5] {
+        [
+            &self.links,
+            &self.routes,
+            &self.rules,
+            &self.sysctls,
+            &self.mounts,
+        ]
+    }
+
     pub fn now() -> Self {
         let run = |script: &str| {
             let output = Command::new("sh").args(["-c", script]).output().unwrap();
@@ -328,7 +362,7 @@ impl Machine {
             // Counters and clocks change by themselves.
             sysctls: run(
                 "sysctl -a 2>/dev/null | grep -E '^(net|kernel|fs|user|vm)\\.' | grep -vE \
-                 'random|nr_|inode|dentry|ns_last_pid|_count|usage|stat|cad_pid|pty.nr|bpf_jit|sched_domain|tcp_fastopen_key|hung_task|perf'",
+                 'random|nr_|inode|dentry|ns_last_pid|_count|usage|stat|cad_pid|pty.nr|bpf_jit|sched_domain|tcp_fastopen_key|hung_task|perf|fs.quota|file-nr|aio-nr'",
             ),
             mounts: run("grep -v nsfs /proc/self/mountinfo | cut -d' ' -f4-"),
         }

@@ -82,7 +82,9 @@ const NAMES: [&str; 11] = [
 pub fn run(args: Args) -> miette::Result<()> {
     // Fails only if one is installed already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    // kube says at every attempt what we say once.
+    let filter = filter.unwrap_or_else(|_| "info,kube_client=off".into());
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
@@ -122,11 +124,19 @@ fn chosen(args: &Args) -> miette::Result<Vec<Box<dyn Controller>>> {
         .collect())
 }
 
+/// Says at the start if the API server is not there, and what to look at. The watches go on asking.
+async fn greet(client: Client, server: String) {
+    if let Err(error) = client.apiserver_version().await {
+        tracing::warn!("cannot reach the API server {server}: {error}; trying again. Check that it runs");
+    }
+}
+
 async fn serve(args: Args, controllers: Vec<Box<dyn Controller>>) -> miette::Result<()> {
-    let client = connect(args.kubeconfig.as_deref()).await?;
+    let (client, server) = connect(args.kubeconfig.as_deref()).await?;
     let stop = stop()?;
     let names: Vec<_> = controllers.iter().map(|c| c.name()).collect();
     tracing::info!(controllers = names.join(","), "starts");
+    tokio::spawn(greet(client.clone(), server));
     let engine = Engine::new(controllers);
     if !args.leader_elect {
         drive(client, engine, stop).await;
@@ -161,7 +171,8 @@ async fn serve(args: Args, controllers: Vec<Box<dyn Controller>>) -> miette::Res
     Ok(())
 }
 
-async fn connect(kubeconfig: Option<&std::path::Path>) -> miette::Result<Client> {
+/// A client, and where it will find the API server: the URL and the file that names it.
+async fn connect(kubeconfig: Option<&std::path::Path>) -> miette::Result<(Client, String)> {
     let config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path)
@@ -179,7 +190,9 @@ async fn connect(kubeconfig: Option<&std::path::Path>) -> miette::Result<Client>
             "no way to reach an API server: {error}"
         )
     })?;
-    Client::try_from(config).into_diagnostic()
+    let source = kubeconfig.map_or_else(|| "the environment".to_owned(), |path| path.display().to_string());
+    let server = format!("at {} (from {source})", config.cluster_url);
+    Ok((Client::try_from(config).into_diagnostic()?, server))
 }
 
 /// Resolves on the first SIGTERM or SIGINT.

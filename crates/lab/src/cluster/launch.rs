@@ -37,20 +37,24 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
     for file in files {
         manifests.extend(manifest::read(file)?);
     }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .into_diagnostic()?;
+    // Heard from here on: whatever is made below is also removed.
+    let mut interrupts = runtime
+        .block_on(async { Interrupts::listen() })
+        .into_diagnostic()?;
     let dir = LabDir::of(&request.name);
     make_room(&request, &dir)?;
     dir.create()
         .into_diagnostic()
         .wrap_err_with(|| format!("creating {}", dir.root().display()))?;
 
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .into_diagnostic()?;
     let raised = runtime.block_on(async {
         tokio::select! {
             biased;
-            signal = interrupted() => Err(Failure::Undo(miette!("interrupted by {signal}; nothing is left of the lab"))),
+            signal = interrupts.next() => Err(Failure::Undo(miette!("interrupted by {signal}; nothing is left of the lab"))),
             outcome = raise(&dir, &request, &manifests, wait) => outcome,
         }
     });
@@ -189,24 +193,27 @@ fn next_word(dir: &LabDir, words: &mut BufReader<ChildStdout>) -> miette::Result
     })
 }
 
-/// Resolves with the name of the signal that asks this command to stop.
-async fn interrupted() -> &'static str {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut streams = Vec::new();
-    for (kind, name) in [
-        (SignalKind::interrupt(), "^C"),
-        (SignalKind::terminate(), "SIGTERM"),
-        (SignalKind::hangup(), "SIGHUP"),
-    ] {
-        if let Ok(stream) = signal(kind) {
-            streams.push((stream, name));
-        }
+/// The signals that ask this command to stop.
+struct Interrupts(Vec<(tokio::signal::unix::Signal, &'static str)>);
+
+impl Interrupts {
+    fn listen() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Interrupts(vec![
+            (signal(SignalKind::interrupt())?, "^C"),
+            (signal(SignalKind::terminate())?, "SIGTERM"),
+            (signal(SignalKind::hangup())?, "SIGHUP"),
+        ]))
     }
-    let waits = streams.iter_mut().map(|(stream, name)| {
-        Box::pin(async move {
-            stream.recv().await;
-            *name
-        })
-    });
-    futures::future::select_all(waits).await.0
+
+    /// The name of the first that comes.
+    async fn next(&mut self) -> &'static str {
+        let waits = self.0.iter_mut().map(|(stream, name)| {
+            Box::pin(async move {
+                stream.recv().await;
+                *name
+            })
+        });
+        futures::future::select_all(waits).await.0
+    }
 }
