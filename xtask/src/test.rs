@@ -20,15 +20,15 @@ pub(crate) fn run() -> miette::Result<()> {
     ])?;
     edges::run()?;
     recipe::build()?;
-    recipe::run(&[
-        "cargo",
-        "clippy",
-        "--release",
-        "--workspace",
+    lint(&[])?;
+    // Helpers of tests may unwrap and be public to their siblings.
+    lint(&[
         "--all-targets",
         "--",
-        "--deny",
-        "warnings",
+        "-A",
+        "clippy::unwrap_used",
+        "-A",
+        "unreachable_pub",
     ])?;
     recipe::run(&[
         "cargo",
@@ -38,4 +38,14 @@ pub(crate) fn run() -> miette::Result<()> {
         "--workspace",
         "--no-fail-fast",
     ])
+}
+
+/// Clippy with every warning an error.
+fn lint(more: &[&str]) -> miette::Result<()> {
+    let (targets, allowed) = more.split_at(more.iter().position(|word| *word == "--").unwrap_or(0));
+    let mut words = vec!["cargo", "clippy", "--quiet", "--release", "--workspace"];
+    words.extend(targets);
+    words.extend(["--", "--deny", "warnings"]);
+    words.extend(allowed.iter().skip(1));
+    recipe::run(&words)
 }

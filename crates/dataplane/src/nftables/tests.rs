@@ -23,7 +23,7 @@ fn state(services: &[(&str, Option<&[&str]>)]) -> NodeState {
         let protocol: Protocol = protocol.parse().unwrap();
         let port = NonZeroU16::new(socket.port()).unwrap();
         let backend = match endpoints {
-            Some(list) if list.is_empty() => Backend::Drop,
+            Some([]) => Backend::Drop,
             Some(list) => Backend::Balance {
                 endpoints: list.iter().map(|text| text.parse().unwrap()).collect(),
                 draining: BTreeSet::new(),
