@@ -28,7 +28,7 @@ fn object(name: &str, owners: &[(&str, &str)], finalizers: &[&str], deleting: bo
         resource_version: Some("7".into()),
         owner_references: Some(owners.iter().map(owner).collect()),
         finalizers: Some(finalizers.iter().map(|f| (*f).to_owned()).collect()),
-        deletion_timestamp: deleting.then(|| Time(jiff::Timestamp::UNIX_EPOCH)),
+        deletion_timestamp: deleting.then_some(Time(jiff::Timestamp::UNIX_EPOCH)),
         ..ObjectMeta::default()
     };
     PartialObjectMeta {
