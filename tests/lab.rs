@@ -459,6 +459,12 @@ fn bad_input_is_told_by_name_and_next_step() {
             vec!["magic", "possible values"],
         ),
         (
+            "direct routes across subnets",
+            lab.podnet(&["lab", "up", "--routing", "direct", "--subnets", "2"]),
+            2,
+            vec!["same subnet", "--routing vxlan"],
+        ),
+        (
             "a wrong field",
             up(&["-f", &wrong_field]),
             1,

@@ -26,6 +26,7 @@ pub(super) enum Part {
     Log,
     Exec,
     Attach,
+    PortForward,
 }
 
 /// Which of these a path names.
@@ -37,6 +38,7 @@ pub(super) fn part(path: &ObjectPath) -> Option<Part> {
         Some("log") => Some(Part::Log),
         Some("exec") => Some(Part::Exec),
         Some("attach") => Some(Part::Attach),
+        Some("portforward") => Some(Part::PortForward),
         _ => None,
     }
 }
@@ -50,6 +52,14 @@ pub(super) async fn forward(
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
     let allowed = match part {
+        Part::PortForward => {
+            return Err(Refusal::new(
+                StatusCode::NOT_IMPLEMENTED,
+                "NotImplemented",
+                "this API server does not serve port-forward; call the pod from inside: kubectl exec, podnet lab node",
+                serde_json::json!({}),
+            ));
+        }
         Part::Log => request.method() == Method::GET,
         Part::Exec | Part::Attach => matches!(*request.method(), Method::GET | Method::POST),
     };
