@@ -26,20 +26,24 @@ pub(super) enum Part {
     Log,
     Exec,
     Attach,
-    PortForward,
 }
 
-/// Which of these a path names.
-pub(super) fn part(path: &ObjectPath) -> Option<Part> {
+/// Which of these a path names. Port-forward is known, but not served.
+pub(super) fn part(path: &ObjectPath) -> Result<Option<Part>, Refusal> {
     if !path.group.is_empty() || path.version != "v1" || path.plural != "pods" || path.namespace.is_none() {
-        return None;
+        return Ok(None);
     }
     match path.subresource.as_deref() {
-        Some("log") => Some(Part::Log),
-        Some("exec") => Some(Part::Exec),
-        Some("attach") => Some(Part::Attach),
-        Some("portforward") => Some(Part::PortForward),
-        _ => None,
+        Some("log") => Ok(Some(Part::Log)),
+        Some("exec") => Ok(Some(Part::Exec)),
+        Some("attach") => Ok(Some(Part::Attach)),
+        Some("portforward") => Err(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "NotImplemented",
+            "this API server does not serve port-forward; call the pod from inside: kubectl exec, podnet lab node",
+            serde_json::json!({}),
+        )),
+        _ => Ok(None),
     }
 }
 
@@ -52,14 +56,6 @@ pub(super) async fn forward(
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
     let allowed = match part {
-        Part::PortForward => {
-            return Err(Refusal::new(
-                StatusCode::NOT_IMPLEMENTED,
-                "NotImplemented",
-                "this API server does not serve port-forward; call the pod from inside: kubectl exec, podnet lab node",
-                serde_json::json!({}),
-            ));
-        }
         Part::Log => request.method() == Method::GET,
         Part::Exec | Part::Attach => matches!(*request.method(), Method::GET | Method::POST),
     };
