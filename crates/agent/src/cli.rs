@@ -231,7 +231,11 @@ async fn agent(args: Args) -> miette::Result<()> {
     let (problems, reported) = watch::channel(Default::default());
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
     tasks.spawn(greet(client, url, args.kubeconfig.clone()));
-    let server = cni_server::serve(cni.clone(), ready);
+    // It listens before the loop can install the plugin's configuration.
+    let server = cni_server::bind(cni.clone(), ready)
+        .await
+        .into_diagnostic()
+        .wrap_err("cannot serve the CNI plugin")?;
     let config = NodeConfig {
         name: args.node,
         cluster: ClusterConfig {
@@ -251,7 +255,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         stopped(SignalKind::terminate())?,
     );
     tokio::select! {
-        outcome = server => outcome.into_diagnostic().wrap_err("cannot serve the CNI plugin"),
+        never = server.run() => match never {},
         () = node.run(changes, disturbances()) => Err(miette!("the watches ended")),
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
