@@ -227,7 +227,7 @@ async fn agent(args: Args) -> miette::Result<()> {
     tracing::info!(node = %args.node, api = url, routing = %args.routing, "podnet agent");
 
     let (updates, changes) = mpsc::unbounded_channel();
-    crate::watch::start(&client, &updates, &mut tasks);
+    crate::watch::start(&client, updates, &mut tasks);
     let (problems, reported) = watch::channel(Default::default());
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
     tasks.spawn(greet(client, url, args.kubeconfig.clone()));
@@ -257,10 +257,25 @@ async fn agent(args: Args) -> miette::Result<()> {
     tokio::select! {
         never = server.run() => match never {},
         () = node.run(changes, disturbances()) => Err(miette!("the watches ended")),
+        error = failure(&mut tasks) => Err(error),
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     }
     // What runs goes on: nothing is taken down. `podnet cleanup` does that.
+}
+
+/// Waits until one of the agent's tasks fails. Without it the agent would go on with old objects and not know it; what
+/// supervises the agent starts it again.
+async fn failure(tasks: &mut JoinSet<()>) -> miette::Report {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            return miette!(
+                help = "start the agent again; the log has the cause",
+                "a task of the agent failed: {error}"
+            );
+        }
+    }
+    std::future::pending().await
 }
 
 fn stopped(kind: SignalKind) -> miette::Result<tokio::signal::unix::Signal> {
@@ -326,4 +341,22 @@ fn disturbances() -> mpsc::Receiver<()> {
         tracing::warn!("cannot start a thread: {error}");
     }
     disturbed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_fails_is_noticed_and_one_that_ends_is_not() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async {});
+        tasks.spawn(std::future::pending());
+        let moment = std::time::Duration::from_millis(50);
+        let noticed = tokio::time::timeout(moment, failure(&mut tasks)).await;
+        assert!(noticed.is_err(), "{noticed:?}");
+        tasks.spawn(async { panic!("a bug") });
+        let error = failure(&mut tasks).await;
+        assert!(error.to_string().contains("a bug"), "{error}");
+    }
 }
