@@ -236,6 +236,8 @@ async fn agent(args: Args) -> miette::Result<()> {
         .await
         .into_diagnostic()
         .wrap_err("cannot serve the CNI plugin")?;
+    // A task of its own: requests are accepted while the loop waits for the kernel.
+    tasks.spawn(async { match server.run().await {} });
     let config = NodeConfig {
         name: args.node,
         cluster: ClusterConfig {
@@ -255,7 +257,6 @@ async fn agent(args: Args) -> miette::Result<()> {
         stopped(SignalKind::terminate())?,
     );
     tokio::select! {
-        never = server.run() => match never {},
         () = node.run(changes, disturbances()) => Err(miette!("the watches ended")),
         error = failure(&mut tasks) => Err(error),
         _ = interrupt.recv() => Ok(()),
