@@ -237,7 +237,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         .into_diagnostic()
         .wrap_err("cannot serve the CNI plugin")?;
     // A task of its own: requests are accepted while the loop waits for the kernel.
-    tasks.spawn(async { match server.run().await {} });
+    tasks.spawn(server.run());
     let config = NodeConfig {
         name: args.node,
         cluster: ClusterConfig {

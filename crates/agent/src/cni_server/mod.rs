@@ -8,7 +8,6 @@ mod install;
 mod reaper;
 mod request;
 
-use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -132,7 +131,7 @@ pub async fn bind(
 
 impl CniServer {
     /// Answers, until it is dropped.
-    pub async fn run(self) -> Infallible {
+    pub async fn run(self) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {

@@ -141,7 +141,7 @@ impl Node {
                 .unwrap();
             runtime.block_on(async {
                 tokio::select! {
-                    never = async { bind(config, ready).await.unwrap().run().await } => match never {},
+                    () = async { bind(config, ready).await.unwrap().run().await } => panic!("it serves no longer"),
                     _ = stopped => {}
                 }
             });
