@@ -251,13 +251,14 @@ async fn agent(args: Args) -> miette::Result<()> {
         cni,
         plugin,
     };
+    let disturbed = disturbances(kernel.monitor());
     let node = NodeLoop::new(config, kernel, metrics, readiness, problems);
     let (mut interrupt, mut terminate) = (
         stopped(SignalKind::interrupt())?,
         stopped(SignalKind::terminate())?,
     );
     tokio::select! {
-        () = node.run(changes, disturbances()) => Err(miette!("the watches ended")),
+        () = node.run(changes, disturbed) => Err(miette!("the watches ended")),
         error = failure(&mut tasks) => Err(error),
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
@@ -319,10 +320,10 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// Tells when somebody changed what is ours in the kernel.
-fn disturbances() -> mpsc::Receiver<()> {
+fn disturbances(monitor: std::io::Result<Monitor>) -> mpsc::Receiver<()> {
     let (tell, disturbed) = mpsc::channel(1);
     let watch = move || -> std::io::Result<()> {
-        let mut monitor = Monitor::open()?;
+        let mut monitor = monitor?;
         loop {
             monitor.wait()?;
             // Full means that it is told already.

@@ -57,6 +57,11 @@ impl Nftables {
         })
     }
 
+    /// By this the kernel's announcements of our own changes are known.
+    pub(crate) fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
     /// Makes the kernel's table the one for `state`. Returns what was done, which is nothing when nothing differed.
     pub fn apply(&mut self, state: &NodeState) -> Result<Transaction, NetfilterError> {
         let table = render(state);
