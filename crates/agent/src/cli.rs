@@ -227,11 +227,17 @@ async fn agent(args: Args) -> miette::Result<()> {
     tracing::info!(node = %args.node, api = url, routing = %args.routing, "podnet agent");
 
     let (updates, changes) = mpsc::unbounded_channel();
-    crate::watch::start(&client, &updates, &mut tasks);
+    crate::watch::start(&client, updates, &mut tasks);
     let (problems, reported) = watch::channel(Default::default());
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
     tasks.spawn(greet(client, url, args.kubeconfig.clone()));
-    let server = cni_server::serve(cni.clone(), ready);
+    // It listens before the loop can install the plugin's configuration.
+    let server = cni_server::bind(cni.clone(), ready)
+        .await
+        .into_diagnostic()
+        .wrap_err("cannot serve the CNI plugin")?;
+    // A task of its own: requests are accepted while the loop waits for the kernel.
+    tasks.spawn(server.run());
     let config = NodeConfig {
         name: args.node,
         cluster: ClusterConfig {
@@ -245,18 +251,33 @@ async fn agent(args: Args) -> miette::Result<()> {
         cni,
         plugin,
     };
+    let disturbed = disturbances(kernel.monitor());
     let node = NodeLoop::new(config, kernel, metrics, readiness, problems);
     let (mut interrupt, mut terminate) = (
         stopped(SignalKind::interrupt())?,
         stopped(SignalKind::terminate())?,
     );
     tokio::select! {
-        outcome = server => outcome.into_diagnostic().wrap_err("cannot serve the CNI plugin"),
-        () = node.run(changes, disturbances()) => Err(miette!("the watches ended")),
+        () = node.run(changes, disturbed) => Err(miette!("the watches ended")),
+        error = failure(&mut tasks) => Err(error),
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     }
     // What runs goes on: nothing is taken down. `podnet cleanup` does that.
+}
+
+/// Waits until one of the agent's tasks fails. Without it the agent would go on with old objects and not know it; what
+/// supervises the agent starts it again.
+async fn failure(tasks: &mut JoinSet<()>) -> miette::Report {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            return miette!(
+                help = "start the agent again; the log has the cause",
+                "a task of the agent failed: {error}"
+            );
+        }
+    }
+    std::future::pending().await
 }
 
 fn stopped(kind: SignalKind) -> miette::Result<tokio::signal::unix::Signal> {
@@ -299,10 +320,10 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// Tells when somebody changed what is ours in the kernel.
-fn disturbances() -> mpsc::Receiver<()> {
+fn disturbances(monitor: std::io::Result<Monitor>) -> mpsc::Receiver<()> {
     let (tell, disturbed) = mpsc::channel(1);
     let watch = move || -> std::io::Result<()> {
-        let mut monitor = Monitor::open()?;
+        let mut monitor = monitor?;
         loop {
             monitor.wait()?;
             // Full means that it is told already.
@@ -322,4 +343,22 @@ fn disturbances() -> mpsc::Receiver<()> {
         tracing::warn!("cannot start a thread: {error}");
     }
     disturbed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_fails_is_noticed_and_one_that_ends_is_not() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async {});
+        tasks.spawn(std::future::pending());
+        let moment = std::time::Duration::from_millis(50);
+        let noticed = tokio::time::timeout(moment, failure(&mut tasks)).await;
+        assert!(noticed.is_err(), "{noticed:?}");
+        tasks.spawn(async { panic!("a bug") });
+        let error = failure(&mut tasks).await;
+        assert!(error.to_string().contains("a bug"), "{error}");
+    }
 }

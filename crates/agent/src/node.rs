@@ -54,8 +54,8 @@ pub struct NodeLoop {
     told: BTreeSet<Problem>,
     refused: Vec<String>,
     installed: bool,
-    /// The last application left something undone.
-    unfinished: bool,
+    /// The last application failed, perhaps half-way: what is in force is neither `applied` nor what was to follow.
+    failed: bool,
 }
 
 /// Why the loop turns.
@@ -98,7 +98,7 @@ impl NodeLoop {
             told: BTreeSet::new(),
             refused: Vec::new(),
             installed: false,
-            unfinished: false,
+            failed: false,
         }
     }
 
@@ -132,11 +132,15 @@ impl NodeLoop {
             // Netlink is quick but blocks.
             match tokio::task::block_in_place(|| self.turn(cause, begin)) {
                 Turn::Nothing => continue,
-                Turn::Done => wait = RETRY,
-                Turn::Again => wait = (wait * 2).min(RESYNC),
+                Turn::Done => {
+                    wait = RETRY;
+                    due = tokio::time::Instant::now() + RESYNC;
+                }
+                Turn::Again => {
+                    due = tokio::time::Instant::now() + wait;
+                    wait = (wait * 2).min(RESYNC);
+                }
             }
-            let pause = if self.unfinished { wait } else { RESYNC };
-            due = tokio::time::Instant::now() + pause;
         }
     }
 
@@ -144,28 +148,28 @@ impl NodeLoop {
     fn turn(&mut self, cause: Cause, begin: Instant) -> Turn {
         let state = compute(&self.cluster, &self.config.name);
         self.tell(&state.problems);
-        let same = self
-            .applied
-            .as_ref()
-            .is_some_and(|applied| applied.same_kernel_state(&state));
+        let in_force = self.applied.as_ref().filter(|_| !self.failed);
+        let same = in_force.is_some_and(|applied| applied.same_kernel_state(&state));
         if same && cause == Cause::Objects {
             return Turn::Nothing;
         }
         let before = self.applied.as_ref().map_or(0, |applied| applied.generation);
         let state = state.numbered(if same { before } else { before + 1 });
-        self.unfinished = match self.kernel.apply(&state) {
+        let unfinished = match self.kernel.apply(&state) {
             Ok(applied) => {
+                self.failed = false;
                 self.log(&state, &applied, same, begin.elapsed());
                 let installed = self.publish(&state, &applied);
                 self.applied = Some(state);
                 !installed || !applied.refused.is_empty()
             }
             Err(error) => {
+                self.failed = true;
                 self.fail(&state, &error);
                 true
             }
         };
-        if self.unfinished { Turn::Again } else { Turn::Done }
+        if unfinished { Turn::Again } else { Turn::Done }
     }
 
     fn log(&mut self, state: &NodeState, applied: &Applied, same: bool, took: Duration) {

@@ -82,8 +82,8 @@ impl<K: Ord, T> Change<K, T> {
     }
 }
 
-/// Starts watching; the tasks end with the set. `updates` never closes while they live.
-pub fn start(client: &kube::Client, updates: &mpsc::UnboundedSender<Update>, tasks: &mut JoinSet<()>) {
+/// Starts watching; the tasks end with the set. The other end sees the end of `updates` when all of them have ended.
+pub fn start(client: &kube::Client, updates: mpsc::UnboundedSender<Update>, tasks: &mut JoinSet<()>) {
     let node = |object: &Node| parse::node(object).map(|(name, parsed)| (name, Some(parsed)));
     let slice = |object: &EndpointSlice| {
         let (name, parsed) = parse::slice(object);
@@ -96,7 +96,7 @@ pub fn start(client: &kube::Client, updates: &mpsc::UnboundedSender<Update>, tas
         Update::Services,
         updates.clone(),
     ));
-    tasks.spawn(follow(client.clone(), slice, Update::Slices, updates.clone()));
+    tasks.spawn(follow(client.clone(), slice, Update::Slices, updates));
 }
 
 async fn follow<O, K, T>(

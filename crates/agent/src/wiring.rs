@@ -55,6 +55,25 @@ pub enum WiringError {
     Sysctl(#[from] SysctlError),
 }
 
+/// Why an ADD failed, and what it left.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct AttachError {
+    /// The cause.
+    pub cause: WiringError,
+    /// The link, and with it the routes to the pod's addresses, may still be there: it could not be deleted.
+    pub link_left: bool,
+}
+
+impl From<WiringError> for AttachError {
+    fn from(cause: WiringError) -> Self {
+        AttachError {
+            cause,
+            link_left: false,
+        }
+    }
+}
+
 /// What is to be wired.
 #[derive(Debug)]
 pub struct PodLink<'a> {
@@ -76,25 +95,37 @@ pub fn prepare_node() -> Result<(), SysctlError> {
     }
 }
 
-/// Wires a pod. When it fails, nothing is left of it.
+/// Wires a pod. When it fails, nothing is left of it, unless the error says so.
 ///
 /// Works in the caller's network namespace, which must be the node's, and visits the pod's on a thread of its own.
-pub fn attach(pod: &PodLink<'_>, namespace: &Namespace) -> Result<(), WiringError> {
+pub fn attach(pod: &PodLink<'_>, namespace: &Namespace) -> Result<(), AttachError> {
     let node_inode = Namespace::current(Kind::Net)
         .and_then(|node| node.inode())
         .map_err(WiringError::NotANamespace)?;
     if namespace.inode().map_err(WiringError::NotANamespace)? == node_inode {
-        return Err(WiringError::NodeNamespace);
+        return Err(WiringError::NodeNamespace.into());
     }
-    let mut node = Netlink::open()?;
-    let link = create(&mut node, pod, namespace)?;
-    connect(&mut node, pod, namespace, &link).inspect_err(|_| {
-        if let Err(error) = node.request(link.delete())
-            && !error.is_not_found()
-        {
-            tracing::error!(%error, link = link.name, "a link of a failed ADD is left");
-        }
+    let mut node = Netlink::open().map_err(WiringError::from)?;
+    let wired = create(&mut node, pod, namespace).and_then(|link| connect(&mut node, pod, namespace, &link));
+    wired.map_err(|cause| {
+        // Then nothing was made.
+        let untouched = matches!(cause, WiringError::InterfaceExists(_));
+        let link_left = !untouched && !is_taken_back(pod);
+        AttachError { cause, link_left }
     })
+}
+
+/// Takes away what a failed ADD made; false when that failed too.
+fn is_taken_back(pod: &PodLink<'_>) -> bool {
+    let link = pod.attachment.host_link();
+    // On a socket of its own: the other one may be what failed.
+    match remove(std::slice::from_ref(&link)) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(%error, link, "a link of a failed ADD is left for now");
+            false
+        }
+    }
 }
 
 fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Result<Link, WiringError> {

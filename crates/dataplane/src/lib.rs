@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use podnet_core::NodeState;
 use podnet_core::service::Frontend;
 
+use monitor::Monitor;
 use nftables::{NetfilterError, Nftables, Services, Target};
 use route::{Installed, RouteError, Routes};
 
@@ -74,6 +75,12 @@ impl Kernel {
             routes: Routes::open(underlay)?,
             services: Nftables::open()?,
         })
+    }
+
+    /// Hears of others' changes from now on, in the network namespace of the calling thread, which must be the one this
+    /// was opened in.
+    pub fn monitor(&self) -> std::io::Result<Monitor> {
+        Monitor::open(self.services.port())
     }
 
     /// What [`Dataplane::clean`] would remove.

@@ -30,6 +30,9 @@ const ROUTE_PROTOCOL_AT: usize = 5;
 pub struct Monitor {
     nftables: Socket,
     routes: Socket,
+    /// The netfilter socket whose changes are our own. A process ID would not do: the kernel announces the one of its
+    /// first PID namespace, which we do not know inside another.
+    own: u32,
     buffer: Vec<u8>,
 }
 
@@ -40,8 +43,8 @@ impl std::fmt::Debug for Monitor {
 }
 
 impl Monitor {
-    /// Hears what happens from now on.
-    pub fn open() -> io::Result<Self> {
+    /// Hears what happens from now on; what the netfilter socket of port `own` changes is no disturbance.
+    pub(crate) fn open(own: u32) -> io::Result<Self> {
         let open = |protocol, groups: &[u32]| {
             let mut socket = Socket::new(protocol)?;
             socket.bind(&SocketAddr::new(0, 0))?;
@@ -57,11 +60,12 @@ impl Monitor {
                 NETLINK_ROUTE,
                 &[RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE],
             )?,
+            own,
             buffer: vec![0; 64 << 10],
         })
     }
 
-    /// Returns when something was changed that may be ours: another process changed nftables, a route with our protocol
+    /// Returns when something was changed that may be ours: somebody else changed nftables, a route with our protocol
     /// number went, the tunnel's link changed, or so much happened that some of it was lost.
     pub fn wait(&mut self) -> io::Result<()> {
         loop {
@@ -73,7 +77,10 @@ impl Monitor {
                 Err(rustix::io::Errno::INTR) => continue,
                 other => _ = other?,
             }
-            let nftables = drain(&self.nftables, &mut self.buffer, nftables_disturbed)?;
+            let own = self.own;
+            let foreign =
+                |message: &wire::Received<'_>| message.kind == NEW_GENERATION && message.port != own;
+            let nftables = drain(&self.nftables, &mut self.buffer, foreign)?;
             let routes = drain(&self.routes, &mut self.buffer, routes_disturbed)?;
             if nftables || routes {
                 return Ok(());
@@ -86,7 +93,7 @@ impl Monitor {
 fn drain(
     socket: &Socket,
     buffer: &mut [u8],
-    disturbance: fn(&wire::Received<'_>) -> bool,
+    disturbance: impl Fn(&wire::Received<'_>) -> bool,
 ) -> io::Result<bool> {
     let mut disturbed = false;
     loop {
@@ -103,11 +110,6 @@ fn drain(
 
 const ENOBUFS: i32 = 105;
 
-fn nftables_disturbed(message: &wire::Received<'_>) -> bool {
-    const PROCESS: u16 = 2;
-    message.kind == NEW_GENERATION && message.attributes().u32(PROCESS) != Some(std::process::id())
-}
-
 fn routes_disturbed(message: &wire::Received<'_>) -> bool {
     match message.kind {
         DELETE_ROUTE => message.payload.get(ROUTE_PROTOCOL_AT) == Some(&ROUTE_PROTOCOL),
@@ -116,5 +118,44 @@ fn routes_disturbed(message: &wire::Received<'_>) -> bool {
             attributes.text(IFLA_IFNAME).as_deref() == Some(TUNNEL_LINK)
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use podnet_core::cluster::NodeName;
+    use podnet_core::{Cluster, ClusterConfig, compute};
+    use podnet_linux::ns::{Kind, Namespace};
+
+    use crate::{Dataplane, Kernel};
+
+    #[test]
+    fn own_changes_are_no_disturbance_and_others_are() {
+        let moment = Duration::from_millis(200);
+        let namespace = Namespace::create(Kind::Net).unwrap();
+        let config = ClusterConfig {
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+            ..ClusterConfig::default()
+        };
+        let state = compute(&Cluster::new(config), &NodeName::new("node1").unwrap());
+        let watching = namespace
+            .run(|| {
+                let (tell, disturbed) = std::sync::mpsc::channel();
+                let mut kernel = Kernel::open(None).unwrap();
+                let mut monitor = kernel.monitor().unwrap();
+                let watching = std::thread::spawn(move || {
+                    monitor.wait().unwrap();
+                    tell.send(()).unwrap();
+                });
+                assert!(kernel.apply(&state).unwrap().service_changes > 0);
+                assert!(disturbed.recv_timeout(moment).is_err(), "that was our own change");
+                Kernel::open(None).unwrap().clean().unwrap();
+                disturbed.recv_timeout(10 * moment).unwrap();
+                watching
+            })
+            .unwrap();
+        watching.join().unwrap();
     }
 }

@@ -100,10 +100,20 @@ struct Server {
     node: String,
 }
 
-/// Serves the CNI plugin until it is dropped. Returns only with an error.
+/// A server that listens: a plugin that connects now waits for its answer.
+pub struct CniServer {
+    server: Arc<Server>,
+    listener: UnixListener,
+}
+
+/// Opens the leases, then the socket. The plugin's configuration, which tells the runtime that it can add pods, is to
+/// be installed after that.
 ///
 /// To be called in the node's network namespace.
-pub async fn serve(config: CniServerConfig, ready: watch::Receiver<Readiness>) -> Result<(), CniServerError> {
+pub async fn bind(
+    config: CniServerConfig,
+    ready: watch::Receiver<Readiness>,
+) -> Result<CniServer, CniServerError> {
     let socket = config.socket.clone();
     let start = tokio::task::spawn_blocking(move || Server::start(&config, ready));
     let server = Arc::new(
@@ -116,17 +126,24 @@ pub async fn serve(config: CniServerConfig, ready: watch::Receiver<Readiness>) -
         source,
     })?;
     tracing::info!(socket = %socket.display(), leases = server.leases.all().len(), "serving the CNI plugin");
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                if let Err(error) = answer_on_a_thread(&server, stream) {
-                    tracing::error!(%error, "a CNI request gets no answer");
+    Ok(CniServer { server, listener })
+}
+
+impl CniServer {
+    /// Answers, until it is dropped.
+    pub async fn run(self) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    if let Err(error) = answer_on_a_thread(&self.server, stream) {
+                        tracing::error!(%error, "a CNI request gets no answer");
+                    }
                 }
-            }
-            Err(error) => {
-                // Out of descriptors, most likely; some come back when requests end.
-                tracing::error!(%error, "cannot accept a CNI request");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                Err(error) => {
+                    // Out of descriptors, most likely; some come back when requests end.
+                    tracing::error!(%error, "cannot accept a CNI request");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
             }
         }
     }

@@ -78,8 +78,26 @@ impl Server {
                 Ok(result(&lease, &network, netns))
             }
             Err(error) => {
-                self.leases.give_up(&lease);
-                Err(wiring_error(&error, attachment))
+                if error.link_left {
+                    self.leave_to_the_reaper(&lease);
+                } else {
+                    self.leases.give_up(&lease);
+                }
+                Err(wiring_error(&error.cause, attachment))
+            }
+        }
+    }
+
+    /// The addresses of a link that could not be deleted are not free before it is gone.
+    fn leave_to_the_reaper(&self, lease: &Lease) {
+        // Only what is not being wired can be released.
+        self.leases.wired(lease);
+        match self.leases.release(&lease.attachment) {
+            Ok(Some(ended)) => self.reaper.take(ended),
+            // A DEL was quicker.
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, attachment = %lease.attachment, "the lease of a failed ADD stays until its DEL");
             }
         }
     }

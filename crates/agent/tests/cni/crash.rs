@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::node::{Node, Pod, answer};
-use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, serve};
+use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, bind};
 use podnet_linux::ns::Namespace;
 
 const NETNS: &str = "PODNET_TEST_NETNS";
@@ -42,7 +42,7 @@ fn serves_until_it_is_killed() {
         .build()
         .unwrap();
     let (_sender, ready) = tokio::sync::watch::channel(ready);
-    panic!("{:?}", runtime.block_on(serve(config, ready)));
+    runtime.block_on(async { bind(config, ready).await.unwrap().run().await });
 }
 
 fn start(node: &Node) -> Child {

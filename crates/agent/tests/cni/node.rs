@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, serve};
+use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, bind};
 use podnet_linux::netlink::{Address, Netlink, NewLink};
 use podnet_linux::ns::{Kind, Namespace};
 use serde_json::{Value, json};
@@ -141,7 +141,7 @@ impl Node {
                 .unwrap();
             runtime.block_on(async {
                 tokio::select! {
-                    outcome = serve(config, ready) => panic!("{outcome:?}"),
+                    () = async { bind(config, ready).await.unwrap().run().await } => panic!("it serves no longer"),
                     _ = stopped => {}
                 }
             });

@@ -43,6 +43,8 @@ pub struct Nftables {
     socket: Netfilter,
     /// What the kernel has, as of a generation of its rule set.
     known: Option<(u32, Option<Found>)>,
+    /// UDP frontends whose endpoints changed, and whose stale flows have not been forgotten yet.
+    touched: BTreeSet<Key>,
 }
 
 impl Nftables {
@@ -51,7 +53,13 @@ impl Nftables {
         Ok(Nftables {
             socket: Netfilter::open()?,
             known: None,
+            touched: BTreeSet::new(),
         })
+    }
+
+    /// By this the kernel's announcements of our own changes are known.
+    pub(crate) fn port(&self) -> u32 {
+        self.socket.port()
     }
 
     /// Makes the kernel's table the one for `state`. Returns what was done, which is nothing when nothing differed.
@@ -65,7 +73,7 @@ impl Nftables {
                     return Err(error);
                 }
                 Ok(transaction) => {
-                    self.forget_flows(&state.services, &transaction)?;
+                    self.forget_flows(&state.services)?;
                     return Ok(transaction);
                 }
             }
@@ -80,6 +88,8 @@ impl Nftables {
         if transaction.is_empty() {
             return Ok(transaction);
         }
+        // Before the kernel has it: when its answer is lost, the next difference does not have them any more.
+        self.touched.extend(touched_udp(&transaction));
         self.socket.transaction(generation, &transaction.messages())?;
         // The kernel counts on by one and passes over zero.
         let next = generation.checked_add(1).unwrap_or(1);
@@ -142,11 +152,12 @@ impl Nftables {
         Err(NetfilterError::Changed)
     }
 
-    fn forget_flows(&mut self, services: &ServiceState, done: &Transaction) -> Result<(), NetfilterError> {
-        let touched = touched_udp(done);
-        if touched.is_empty() {
+    /// After a failure they are tried again with the next application.
+    fn forget_flows(&mut self, services: &ServiceState) -> Result<(), NetfilterError> {
+        if self.touched.is_empty() {
             return Ok(());
         }
+        let touched = &self.touched;
         conntrack::forget(&mut self.socket, |sent_to, answered_from| {
             let Some(port) = NonZeroU16::new(sent_to.port()) else {
                 return false;
@@ -162,6 +173,7 @@ impl Nftables {
                 .is_some_and(|backend| backend.keeps(answered_from));
             touched.contains(&frontend_key(&frontend)) && !kept
         })?;
+        self.touched.clear();
         Ok(())
     }
 }

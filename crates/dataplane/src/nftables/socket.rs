@@ -81,6 +81,7 @@ pub(crate) struct Message {
 /// A socket in the network namespace in which it was opened.
 pub(crate) struct Netfilter {
     socket: Socket,
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -98,7 +99,7 @@ impl Netfilter {
         let what = "open a netfilter socket";
         let failed = |source| socket_failed(what, source);
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
-        socket.bind_auto().map_err(failed)?;
+        let port = socket.bind_auto().map_err(failed)?.port_number();
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         // Refusals need not carry the refused message.
         socket.set_cap_ack(true).map_err(failed)?;
@@ -115,9 +116,15 @@ impl Netfilter {
         .map_err(|error| failed(error.into()))?;
         Ok(Netfilter {
             socket,
+            port,
             sequence: 0,
             buffer: vec![0; 128 << 10],
         })
+    }
+
+    /// The socket's address, by which the kernel tells whose change it announces.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
     }
 
     /// Asks for something, and gives every message of the answer to `entry`.

@@ -129,6 +129,8 @@ pub(crate) struct Received<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// The port of the socket that this answers, or whose request is announced.
+    pub(crate) port: u32,
     pub(crate) payload: &'a [u8],
 }
 
@@ -161,12 +163,14 @@ pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Received<'_>
         let half = |at: usize| Some(u16::from_ne_bytes(datagram.get(at..at + 2)?.try_into().ok()?));
         let length = word(0)? as usize;
         let (kind, flags, sequence) = (half(4)?, half(6)?, word(8)?);
+        let port = word(12)?;
         let payload = datagram.get(HEADER..length)?;
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(Received {
             kind,
             flags,
             sequence,
+            port,
             payload,
         })
     })
