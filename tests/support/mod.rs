@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// The executable under test.
-pub const PODNET: &str = env!("CARGO_BIN_EXE_podnet");
+pub(crate) const PODNET: &str = env!("CARGO_BIN_EXE_podnet");
 
 /// A lab that goes when the test does, however that ends.
-pub struct Lab {
-    pub name: String,
+pub(crate) struct Lab {
+    pub(crate) name: String,
     /// The user it is raised as, if not the test's own.
-    pub user: Option<u32>,
+    pub(crate) user: Option<u32>,
 }
 
 /// Three echo pods spread over the nodes, a service in front of them, and a toolbox.
-pub const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo.yaml");
+pub(crate) const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo.yaml");
 
 impl Lab {
     /// A name of its own, nothing raised yet.
-    pub fn named(test: &str) -> Self {
+    pub(crate) fn named(test: &str) -> Self {
         let lab = Lab {
             name: format!("{test}-{}", std::process::id()),
             user: None,
@@ -32,13 +32,13 @@ impl Lab {
     }
 
     /// Raises a lab with further arguments; panics with what was printed if it fails.
-    pub fn up(test: &str, args: &[&str]) -> Self {
+    pub(crate) fn up(test: &str, args: &[&str]) -> Self {
         let lab = Self::named(test);
         lab.raise(args);
         lab
     }
 
-    pub fn raise(&self, args: &[&str]) {
+    pub(crate) fn raise(&self, args: &[&str]) {
         let output = self.podnet(&[&["lab", "up", "--name", &self.name], args].concat());
         assert!(
             output.status.success(),
@@ -48,7 +48,7 @@ impl Lab {
         );
     }
 
-    pub fn podnet(&self, args: &[&str]) -> Output {
+    pub(crate) fn podnet(&self, args: &[&str]) -> Output {
         let mut command = match self.user {
             None => Command::new(PODNET),
             Some(user) => {
@@ -66,19 +66,19 @@ impl Lab {
             .expect("podnet starts")
     }
 
-    pub fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let all = stdout(&self.podnet(&["lab", "logs", "--name", &self.name]));
         let lines: Vec<&str> = all.lines().collect();
         lines[lines.len().saturating_sub(150)..].join("\n")
     }
 
-    pub fn kubeconfig(&self) -> String {
+    pub(crate) fn kubeconfig(&self) -> String {
         let output = self.podnet(&["lab", "kubeconfig", "--name", &self.name]);
         assert!(output.status.success(), "{}", text(&output));
         stdout(&output)
     }
 
-    pub fn kubectl(&self, args: &[&str]) -> Output {
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Output {
         Command::new(kubectl())
             .arg("--kubeconfig")
             .arg(self.kubeconfig())
@@ -89,19 +89,19 @@ impl Lab {
     }
 
     /// kubectl that must succeed; what it printed.
-    pub fn kubectl_ok(&self, args: &[&str]) -> String {
+    pub(crate) fn kubectl_ok(&self, args: &[&str]) -> String {
         let output = self.kubectl(args);
         assert!(output.status.success(), "kubectl {args:?}: {}", text(&output));
         stdout(&output)
     }
 
-    pub fn kubectl_json(&self, args: &[&str]) -> Value {
+    pub(crate) fn kubectl_json(&self, args: &[&str]) -> Value {
         let printed = self.kubectl_ok(&[args, &["-o", "json"]].concat());
         serde_json::from_str(&printed).expect("kubectl prints JSON")
     }
 
     /// kubectl with a manifest on standard input.
-    pub fn apply(&self, manifest: &str) {
+    pub(crate) fn apply(&self, manifest: &str) {
         use std::io::Write;
         let mut child = Command::new(kubectl())
             .args(["--kubeconfig", &self.kubeconfig(), "apply", "-f", "-"])
@@ -119,35 +119,35 @@ impl Lab {
         assert!(output.status.success(), "kubectl apply: {}", text(&output));
     }
 
-    pub fn exec(&self, pod: &str, command: &[&str]) -> Output {
+    pub(crate) fn exec(&self, pod: &str, command: &[&str]) -> Output {
         self.podnet(&[&["lab", "exec", "--name", &self.name, pod, "--"], command].concat())
     }
 
     /// A shell script in a pod that must succeed; what it printed.
-    pub fn sh(&self, pod: &str, script: &str) -> String {
+    pub(crate) fn sh(&self, pod: &str, script: &str) -> String {
         let output = self.exec(pod, &["sh", "-c", script]);
         assert!(output.status.success(), "in {pod}: {script}: {}", text(&output));
         stdout(&output)
     }
 
-    pub fn node(&self, node: &str, command: &[&str]) -> Output {
+    pub(crate) fn node(&self, node: &str, command: &[&str]) -> Output {
         self.podnet(&[&["lab", "node", "--name", &self.name, node, "--"], command].concat())
     }
 
-    pub fn node_sh(&self, node: &str, script: &str) -> String {
+    pub(crate) fn node_sh(&self, node: &str, script: &str) -> String {
         let output = self.node(node, &["sh", "-c", script]);
         assert!(output.status.success(), "on {node}: {script}: {}", text(&output));
         stdout(&output)
     }
 
     /// The pods of a namespace: name, node, addresses.
-    pub fn pods(&self, namespace: &str) -> Vec<Pod> {
+    pub(crate) fn pods(&self, namespace: &str) -> Vec<Pod> {
         let list = self.kubectl_json(&["get", "pods", "-n", namespace]);
         list["items"].as_array().unwrap().iter().map(Pod::new).collect()
     }
 
     /// Polls until `found` gives something; panics with `what` after a minute.
-    pub fn until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    pub(crate) fn until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(value) = found() {
@@ -163,7 +163,7 @@ impl Lab {
     }
 
     /// PIDs, as the machine sees them, of this lab's processes whose command line contains `part`.
-    pub fn pids(&self, part: &str) -> Vec<u32> {
+    pub(crate) fn pids(&self, part: &str) -> Vec<u32> {
         let init = self.init();
         processes()
             .into_iter()
@@ -173,13 +173,13 @@ impl Lab {
     }
 
     /// The PID of the lab's first process.
-    pub fn init(&self) -> u32 {
+    pub(crate) fn init(&self) -> u32 {
         let record = std::fs::read(self.dir().join("lab.json")).expect("the lab has a record");
         let record: Value = serde_json::from_slice(&record).unwrap();
         u32::try_from(record["init"]["pid"].as_u64().unwrap()).unwrap()
     }
 
-    pub fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         match self.user {
             None => PathBuf::from("/run/podnet-lab").join(&self.name),
             Some(user) => PathBuf::from(format!("/tmp/podnet-lab-{user}")).join(&self.name),
@@ -187,7 +187,7 @@ impl Lab {
     }
 
     /// Removes the lab: no process of it may be left, and with the processes go their namespaces.
-    pub fn down(&self) {
+    pub(crate) fn down(&self) {
         let processes = if self.dir().join("lab.json").exists() {
             self.pids("")
         } else {
@@ -211,11 +211,11 @@ impl Drop for Lab {
 }
 
 #[derive(Debug, Clone)]
-pub struct Pod {
-    pub name: String,
-    pub node: String,
-    pub ips: Vec<String>,
-    pub labels: Value,
+pub(crate) struct Pod {
+    pub(crate) name: String,
+    pub(crate) node: String,
+    pub(crate) ips: Vec<String>,
+    pub(crate) labels: Value,
 }
 
 impl Pod {
@@ -230,7 +230,7 @@ impl Pod {
         }
     }
 
-    pub fn is_app(&self, app: &str) -> bool {
+    pub(crate) fn is_app(&self, app: &str) -> bool {
         self.labels["app"] == app
     }
 }
@@ -274,7 +274,7 @@ fn processes() -> Vec<Process> {
 }
 
 /// Debian's kubectl, which `.ci/setup` unpacks.
-pub fn kubectl() -> PathBuf {
+pub(crate) fn kubectl() -> PathBuf {
     if let Some(path) = std::env::var_os("KUBECTL") {
         return path.into();
     }
@@ -287,15 +287,15 @@ pub fn kubectl() -> PathBuf {
     path
 }
 
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
-pub fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!(
         "{}\nstdout: {}\nstderr: {}",
         output.status,
@@ -305,7 +305,7 @@ pub fn text(output: &Output) -> String {
 }
 
 /// `kill -9` of one process.
-pub fn kill_9(pid: u32) {
+pub(crate) fn kill_9(pid: u32) {
     Command::new("kill")
         .args(["-9", &pid.to_string()])
         .stderr(Stdio::null())
@@ -315,7 +315,7 @@ pub fn kill_9(pid: u32) {
 
 /// What a lab must not change on the machine, a line each.
 #[derive(PartialEq, Eq)]
-pub struct Machine {
+pub(crate) struct Machine {
     links: String,
     routes: String,
     rules: String,
@@ -326,7 +326,7 @@ pub struct Machine {
 
 impl Machine {
     /// Panics with the lines that differ from `before`.
-    pub fn assert_as(before: &Machine, when: &str) {
+    pub(crate) fn assert_as(before: &Machine, when: &str) {
         let now = Machine::now();
         let mut changes = Vec::new();
         for (old, new) in before.parts().into_iter().zip(now.parts()) {
@@ -360,7 +360,7 @@ impl Machine {
         ]
     }
 
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let run = |script: &str| {
             let output = Command::new("sh").args(["-c", script]).output().unwrap();
             stdout(&output)
