@@ -85,16 +85,6 @@ pub struct PodLink<'a> {
     pub mtu: u32,
 }
 
-/// Settings of the node that pods' links depend on: it forwards.
-pub fn prepare_node() -> Result<(), SysctlError> {
-    sysctl::ensure("net/ipv4/ip_forward", "1")?;
-    // The interfaces that are made later inherit it.
-    match sysctl::ensure("net/ipv6/conf/all/forwarding", "1") {
-        Err(error) if error.is_not_found() => Ok(()),
-        other => other,
-    }
-}
-
 /// Wires a pod. When it fails, nothing is left of it, unless the error says so.
 ///
 /// Works in the caller's network namespace, which must be the node's, and visits the pod's on a thread of its own.
