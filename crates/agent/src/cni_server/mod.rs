@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use crate::ipam::{LeaseError, Leases};
 use crate::wiring;
 
-pub use install::{PLUGIN, install, install_from, uninstall};
+pub use install::{PLUGIN, install, install_from, installed, uninstall};
 use reaper::Reaper;
 
 /// Enough for a request; the default of 2 MiB times a hundred pods at once is worth saving.
