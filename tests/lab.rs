@@ -93,7 +93,7 @@ fn pods_reach_each_other_through_vxlan_with_their_own_addresses() {
 }
 
 #[test]
-fn pods_reach_each_other_over_direct_routes_and_across_subnets() {
+fn pods_reach_each_other_over_direct_routes() {
     let lab = Lab::up("direct", &["--routing", "direct", "-f", DEMO]);
     every_pod_reaches_every_pod(&lab);
     assert!(
@@ -101,6 +101,23 @@ fn pods_reach_each_other_over_direct_routes_and_across_subnets() {
         "no tunnel"
     );
     assert_eq!(lab.sh("toolbox", "cat /sys/class/net/eth0/mtu"), "1500");
+}
+
+#[test]
+fn the_tunnel_crosses_subnets() {
+    let lab = Lab::up("subnets", &["--subnets", "2", "--zones", "3", "-f", DEMO]);
+    every_pod_reaches_every_pod(&lab);
+    assert!(
+        lab.node_sh("node2", "ip -4 -o addr show dev eth0")
+            .contains("172.30.1.")
+    );
+    let zones = lab.kubectl_ok(&[
+        "get",
+        "nodes",
+        "-o",
+        r"jsonpath={.items[*].metadata.labels.topology\.kubernetes\.io/zone}",
+    ]);
+    assert_eq!(zones, "zone1 zone2 zone3");
 }
 
 #[test]
@@ -440,6 +457,12 @@ fn bad_input_is_told_by_name_and_next_step() {
             up(&["--dataplane", "magic"]),
             2,
             vec!["magic", "possible values"],
+        ),
+        (
+            "direct routes across subnets",
+            lab.podnet(&["lab", "up", "--routing", "direct", "--subnets", "2"]),
+            2,
+            vec!["same subnet", "--routing vxlan"],
         ),
         (
             "a wrong field",

@@ -186,9 +186,17 @@ impl Lab {
         }
     }
 
+    /// Removes the lab: no process of it may be left, and with the processes go their namespaces.
     pub fn down(&self) {
+        let processes = if self.dir().join("lab.json").exists() {
+            self.pids("")
+        } else {
+            Vec::new()
+        };
         let output = self.podnet(&["lab", "down", "--name", &self.name]);
         assert!(output.status.success(), "lab down: {}", text(&output));
+        let alive = processes.iter().filter(|pid| parent(**pid).is_some()).count();
+        assert_eq!(alive, 0, "lab down leaves processes");
         assert!(!self.dir().exists(), "lab down leaves {}", self.dir().display());
     }
 }
@@ -313,6 +321,7 @@ pub struct Machine {
     rules: String,
     sysctls: String,
     mounts: String,
+    cgroups: String,
 }
 
 impl Machine {
@@ -340,13 +349,14 @@ impl Machine {
         );
     }
 
-    fn parts(&self) -> [&str; 5] {
+    fn parts(&self) -> [&str; 6] {
         [
             &self.links,
             &self.routes,
             &self.rules,
             &self.sysctls,
             &self.mounts,
+            &self.cgroups,
         ]
     }
 
@@ -364,6 +374,7 @@ impl Machine {
                 "sysctl -a 2>/dev/null | grep -E '^(net|kernel|fs|user|vm)\\.' | grep -vE \
                  'random|nr_|inode|dentry|ns_last_pid|_count|usage|stat|cad_pid|pty.nr|bpf_jit|sched_domain|tcp_fastopen_key|hung_task|perf|fs.quota|file-nr|aio-nr'",
             ),
+            cgroups: run("find /sys/fs/cgroup -type d -iname '*podnet*'"),
             mounts: run("grep -v nsfs /proc/self/mountinfo | cut -d' ' -f4-"),
         }
     }

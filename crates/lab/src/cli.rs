@@ -227,6 +227,12 @@ fn up(args: Up) -> miette::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     }
+    if args.routing == Routing::Direct && args.subnets > 1 {
+        eprintln!(
+            "error: --routing direct reaches only nodes on the same subnet; use --subnets 1 or --routing vxlan"
+        );
+        return Ok(ExitCode::from(2));
+    }
     let request = Request {
         name: args.lab.name,
         nodes: args.nodes,

@@ -222,6 +222,22 @@ pub(super) fn is_service(resource: &Resource) -> bool {
     resource.group().is_empty() && resource.plural() == "services"
 }
 
+/// What of an object is stored although no part of podnet acts on it yet: nobody shall take it for done.
+fn not_in_force(resource: &Resource, object: &Value) -> Option<String> {
+    match resource.kind() {
+        "NetworkPolicy" => {
+            Some("NetworkPolicy is stored, but not enforced yet: all pods reach each other".into())
+        }
+        "Service" => match object["spec"]["type"].as_str() {
+            Some(outside @ ("NodePort" | "LoadBalancer")) => Some(format!(
+                "type {outside}: only the cluster IP is served yet, nothing outside the cluster"
+            )),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// Checks that the body is of this kind, and drops unknown fields; answers warnings about them.
 pub(super) fn decode(
     resource: &Resource,
@@ -229,11 +245,12 @@ pub(super) fn decode(
     validation: Validation,
 ) -> Result<Vec<String>, Refusal> {
     let unknown = type_and_fields(resource, object)?;
+    let notice = not_in_force(resource, object);
     if unknown.is_empty() || validation == Validation::Ignore {
-        return Ok(Vec::new());
+        return Ok(notice.into_iter().collect());
     }
     if validation == Validation::Warn {
-        return Ok(unknown);
+        return Ok(unknown.into_iter().chain(notice).collect());
     }
     let message = format!(
         "{}: strict decoding error: {}",

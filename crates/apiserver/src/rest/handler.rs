@@ -84,7 +84,7 @@ impl Handler {
         match path {
             Path::Objects(path) => {
                 let query = Query::parse(request.uri().query().unwrap_or_default());
-                match kubelet::part(&path) {
+                match kubelet::part(&path)? {
                     Some(part) => kubelet::forward(&self.api, part, &path, &query, request).await,
                     None => objects::answer(&self.api, path, &query, request).await,
                 }

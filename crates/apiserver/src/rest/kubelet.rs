@@ -28,16 +28,22 @@ pub(super) enum Part {
     Attach,
 }
 
-/// Which of these a path names.
-pub(super) fn part(path: &ObjectPath) -> Option<Part> {
+/// Which of these a path names. Port-forward is known, but not served.
+pub(super) fn part(path: &ObjectPath) -> Result<Option<Part>, Refusal> {
     if !path.group.is_empty() || path.version != "v1" || path.plural != "pods" || path.namespace.is_none() {
-        return None;
+        return Ok(None);
     }
     match path.subresource.as_deref() {
-        Some("log") => Some(Part::Log),
-        Some("exec") => Some(Part::Exec),
-        Some("attach") => Some(Part::Attach),
-        _ => None,
+        Some("log") => Ok(Some(Part::Log)),
+        Some("exec") => Ok(Some(Part::Exec)),
+        Some("attach") => Ok(Some(Part::Attach)),
+        Some("portforward") => Err(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "NotImplemented",
+            "this API server does not serve port-forward; call the pod from inside: kubectl exec, podnet lab node",
+            serde_json::json!({}),
+        )),
+        _ => Ok(None),
     }
 }
 

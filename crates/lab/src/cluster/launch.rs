@@ -86,11 +86,14 @@ enum Failure {
 fn make_room(request: &Request, dir: &LabDir) -> miette::Result<()> {
     match Lab::find(dir).into_diagnostic()? {
         Lab::None => Ok(()),
-        Lab::Alive(_) => Err(miette!(
-            help = "use it (podnet lab status), remove it (podnet lab down --name {0}), or choose another --name",
-            "there is already a lab named {}",
-            request.name
-        )),
+        Lab::Alive(_) => {
+            let name = &request.name;
+            let help = format!(
+                "use it (podnet lab status --name {name}), remove it (podnet lab down --name {name}), or choose another \
+                 --name"
+            );
+            Err(miette!(help = help, "there is already a lab named {name}"))
+        }
         Lab::Dead => {
             eprintln!("removing what is left of a lab named {} that died", request.name);
             teardown::remove(dir).map(drop).into_diagnostic()

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::layout::LabDir;
-use super::record::{Record, read_json};
+use super::record::{ProcessIdentity, Record, read_json};
 
 /// What was found and removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -26,12 +27,12 @@ pub fn remove(dir: &LabDir) -> io::Result<Removed> {
         return Ok(Removed::Nothing);
     }
     let mut removed = Removed::Remains;
-    if let Ok(record) = read_json::<Record>(&dir.record()) {
-        if record.init.is_alive() {
+    for init in inits(dir)? {
+        if init.is_alive() {
             removed = Removed::Running;
         }
         // With init, the kernel ends every process of the lab before the wait returns.
-        record.init.kill_and_wait()?;
+        init.kill_and_wait()?;
     }
     remove_tree(dir.root())?;
     if let Some(base) = dir.root().parent() {
@@ -39,6 +40,37 @@ pub fn remove(dir: &LabDir) -> io::Result<Removed> {
         let _ = fs::remove_dir(base);
     }
     Ok(removed)
+}
+
+/// The processes to end. Not only the recorded one: `up` may have been killed before it wrote the record, and a
+/// record that cannot be read must not leave a lab running without its files.
+fn inits(dir: &LabDir) -> io::Result<Vec<ProcessIdentity>> {
+    let recorded = read_json::<Record>(&dir.record()).ok().map(|record| record.init);
+    let mut inits: Vec<ProcessIdentity> = recorded.into_iter().collect();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        // Processes come and go while we look.
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if is_init_of(dir, &command) {
+            inits.extend(ProcessIdentity::of(pid).ok());
+        }
+    }
+    Ok(inits)
+}
+
+/// Whether a command line, as /proc gives it, is that of the lab's init or of what starts it.
+fn is_init_of(dir: &LabDir, command: &[u8]) -> bool {
+    let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+    words.get(1) == Some(&b"lab-init".as_slice())
+        && words
+            .windows(2)
+            .any(|pair| pair[0] == b"--dir" && pair[1] == dir.root().as_os_str().as_bytes())
 }
 
 /// `remove_dir_all` that also enters directories which their owner may not, such as overlayfs' work directories.
@@ -67,6 +99,17 @@ fn open_up(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_labs_own_init_is_taken_for_it() {
+        let dir = LabDir::at("/run/podnet-lab/a");
+        let is = |line: &str| is_init_of(&dir, line.replace(' ', "\0").as_bytes());
+        assert!(is("/bin/podnet lab-init --dir /run/podnet-lab/a"));
+        assert!(is("/bin/podnet lab-init --launch --dir /run/podnet-lab/a"));
+        assert!(!is("/bin/podnet lab-init --dir /run/podnet-lab/ab"));
+        assert!(!is("grep -e lab-init --dir /run/podnet-lab/a"));
+        assert!(!is(""));
+    }
 
     #[test]
     fn closed_directories_are_removed_and_a_second_time_is_fine() {

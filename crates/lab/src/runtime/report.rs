@@ -159,7 +159,8 @@ fn difference(old: &PodStatus, new: &PodStatus) -> Option<Value> {
     (!patch.is_empty()).then_some(Value::Object(patch))
 }
 
-/// The lists of addresses are merged by address, so the old ones would stay.
+/// The lists of addresses are merged by address, so the old ones would stay; conditions are merged by type, so
+/// a reason that is no longer given would stay.
 fn list_patch(key: &str, old: Option<&Value>, new: &Value) -> Value {
     match (key, old, new) {
         ("podIPs" | "hostIPs", Some(Value::Array(old)), Value::Array(new)) if !old.is_empty() => {
@@ -167,8 +168,24 @@ fn list_patch(key: &str, old: Option<&Value>, new: &Value) -> Value {
             list.extend(new.iter().cloned());
             Value::Array(list)
         }
+        ("conditions", Some(Value::Array(old)), Value::Array(new)) => new
+            .iter()
+            .map(|condition| without_leftovers(old, condition))
+            .collect(),
         _ => new.clone(),
     }
+}
+
+/// A condition with a null for each field that only the one before it has.
+fn without_leftovers(old: &[Value], condition: &Value) -> Value {
+    let before = old.iter().find(|before| before["type"] == condition["type"]);
+    let mut patch = condition.clone();
+    if let (Some(Value::Object(before)), Some(fields)) = (before, patch.as_object_mut()) {
+        for key in before.keys() {
+            fields.entry(key.clone()).or_insert(Value::Null);
+        }
+    }
+    patch
 }
 
 fn fields(status: &PodStatus) -> Map<String, Value> {
@@ -216,6 +233,18 @@ mod tests {
         assert_eq!(
             difference(&old, &new),
             Some(json!({"conditions": [{"type": "Ready", "status": "True"}]}))
+        );
+    }
+
+    #[test]
+    fn a_condition_that_is_met_keeps_no_reason() {
+        let old = status(
+            json!({"conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}]}),
+        );
+        let new = status(json!({"conditions": [{"type": "Ready", "status": "True"}]}));
+        assert_eq!(
+            difference(&old, &new),
+            Some(json!({"conditions": [{"type": "Ready", "status": "True", "reason": null}]}))
         );
     }
 
