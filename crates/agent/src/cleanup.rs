@@ -8,9 +8,6 @@ use podnet_dataplane::{Dataplane, Kernel};
 
 use crate::{cni_server, wiring};
 
-/// The configuration's name, as the agent installs it.
-const CONFLIST: &str = "10-podnet.conflist";
-
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -48,12 +45,7 @@ pub fn run(args: Args) -> miette::Result<()> {
         failures: Vec::new(),
     };
     // First what makes the runtime ask for more.
-    for file in [
-        args.cni_conf_dir.join(CONFLIST),
-        args.cni_bin_dir.join(cni_server::PLUGIN),
-    ] {
-        sweep.file(&file);
-    }
+    sweep.plugin(&args.cni_bin_dir, &args.cni_conf_dir);
     sweep.pod_links();
     sweep.kernel();
     for directory in [&args.run_dir, &args.state_dir] {
@@ -92,14 +84,15 @@ impl Sweep {
         }
     }
 
-    fn file(&mut self, path: &Path) {
-        if path.symlink_metadata().is_ok() {
-            let outcome = if self.dry_run {
-                Ok(())
-            } else {
-                std::fs::remove_file(path)
-            };
-            self.outcome(&format!("file {}", path.display()), outcome);
+    fn plugin(&mut self, cni_bin_dir: &Path, cni_conf_dir: &Path) {
+        let files = if self.dry_run {
+            let files = cni_server::installed(cni_bin_dir, cni_conf_dir).into_iter();
+            files.map(|file| (file, Ok(()))).collect()
+        } else {
+            cni_server::uninstall(cni_bin_dir, cni_conf_dir)
+        };
+        for (file, outcome) in files {
+            self.outcome(&format!("file {}", file.display()), outcome);
         }
     }
 

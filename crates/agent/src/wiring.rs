@@ -27,12 +27,12 @@ use crate::ipam::LinksInKernel;
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The pods' IPv6 router.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-/// The number podnet's routes carry as their protocol.
-pub const ROUTE_PROTOCOL: u8 = 113;
+/// The protocol number of the node's routes to its own pods; those to other nodes have the data plane's.
+pub const POD_ROUTE_PROTOCOL: u8 = 113;
 /// The group of links that are being deleted together ("podn").
 const DOOMED: u32 = 0x706f_646e;
 /// The protocol of the routes in the pod, `RTPROT_BOOT` as `ip route add` has it: they are the pod's own.
-const POD_ROUTE_PROTOCOL: u8 = 3;
+const BOOT_PROTOCOL: u8 = 3;
 const LOOPBACK: u32 = 1;
 
 /// Why a pod could not be wired, or unwired.
@@ -83,16 +83,6 @@ pub struct PodLink<'a> {
     pub addresses: &'a [IpAddr],
     /// Largest packet in bytes.
     pub mtu: u32,
-}
-
-/// Settings of the node that pods' links depend on: it forwards.
-pub fn prepare_node() -> Result<(), SysctlError> {
-    sysctl::ensure("net/ipv4/ip_forward", "1")?;
-    // The interfaces that are made later inherit it.
-    match sysctl::ensure("net/ipv6/conf/all/forwarding", "1") {
-        Err(error) if error.is_not_found() => Ok(()),
-        other => other,
-    }
 }
 
 /// Wires a pod. When it fails, nothing is left of it, unless the error says so.
@@ -188,7 +178,7 @@ fn node_requests(pod: &PodLink<'_>, index: u32) -> Vec<Request<'static>> {
     }
     for address in pod.addresses {
         requests.push(Neighbour::permanent(index, *address, pod.attachment.pod_mac()).replace());
-        requests.push(Route::on_link(IpNet::from(*address), index, ROUTE_PROTOCOL).replace());
+        requests.push(Route::on_link(IpNet::from(*address), index, POD_ROUTE_PROTOCOL).replace());
     }
     requests
 }
@@ -213,7 +203,7 @@ fn configure_pod(pod: &PodLink<'_>, index: u32) -> Result<(), WiringError> {
     }
     if has(true) {
         let all = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0).into();
-        let route = Route::via(all, GATEWAY_V4.into(), Some(index), POD_ROUTE_PROTOCOL);
+        let route = Route::via(all, GATEWAY_V4.into(), Some(index), BOOT_PROTOCOL);
         requests.push(Neighbour::permanent(index, GATEWAY_V4.into(), gateway_mac).replace());
         requests.push(
             Route {
@@ -226,7 +216,7 @@ fn configure_pod(pod: &PodLink<'_>, index: u32) -> Result<(), WiringError> {
     if has(false) {
         let all = Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0).into();
         requests.push(Neighbour::permanent(index, GATEWAY_V6.into(), gateway_mac).replace());
-        requests.push(Route::via(all, GATEWAY_V6.into(), Some(index), POD_ROUTE_PROTOCOL).add());
+        requests.push(Route::via(all, GATEWAY_V6.into(), Some(index), BOOT_PROTOCOL).add());
     }
     Ok(Netlink::open()?.apply(requests)?)
 }
@@ -289,7 +279,7 @@ pub fn in_kernel() -> Result<LinksInKernel, NetlinkError> {
     let links: Vec<Link> = node.links()?.into_iter().filter(is_pod_link).collect();
     let mut found: LinksInKernel = links.iter().map(|link| (link.name.clone(), Vec::new())).collect();
     let filter = RouteFilter {
-        protocol: Some(ROUTE_PROTOCOL),
+        protocol: Some(POD_ROUTE_PROTOCOL),
         ..RouteFilter::default()
     };
     for route in node.routes(filter)? {

@@ -40,16 +40,22 @@ pub fn install_from(
     put(cni_conf_dir, CONFLIST, &conflist, 0o644)
 }
 
-/// Takes both away again, the configuration first. What is not there is no error.
-pub fn uninstall(cni_bin_dir: &Path, cni_conf_dir: &Path) -> io::Result<()> {
-    let mut outcome = Ok(());
-    for path in [cni_conf_dir.join(CONFLIST), cni_bin_dir.join(PLUGIN)] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound && outcome.is_ok() => outcome = Err(error),
-            _ => {}
-        }
-    }
-    outcome
+/// The files of both that are there, in the order in which they are to go: first what makes the runtime ask for more.
+pub fn installed(cni_bin_dir: &Path, cni_conf_dir: &Path) -> Vec<PathBuf> {
+    let mut files = vec![cni_conf_dir.join(CONFLIST), cni_bin_dir.join(PLUGIN)];
+    files.retain(|file| file.symlink_metadata().is_ok());
+    files
+}
+
+/// Takes both away again, the configuration first; says of each file that was there what came of it.
+pub fn uninstall(cni_bin_dir: &Path, cni_conf_dir: &Path) -> Vec<(PathBuf, io::Result<()>)> {
+    let files = installed(cni_bin_dir, cni_conf_dir).into_iter();
+    files
+        .map(|file| {
+            let outcome = fs::remove_file(&file);
+            (file, outcome)
+        })
+        .collect()
 }
 
 fn conflist(config: &CniServerConfig) -> serde_json::Value {
@@ -114,8 +120,10 @@ mod tests {
             serde_json::from_slice(&fs::read(conf.join(CONFLIST)).unwrap()).unwrap();
         assert_eq!(conflist["plugins"][0]["socket"], "/run/podnet/cni.sock");
         assert_eq!(fs::read_dir(&conf).unwrap().count(), 1);
-        uninstall(&bin, &conf).unwrap();
-        uninstall(&bin, &conf).unwrap();
+        assert_eq!(installed(&bin, &conf), [conf.join(CONFLIST), bin.join(PLUGIN)]);
+        let removed = uninstall(&bin, &conf);
+        assert_eq!(removed.iter().filter(|(_, outcome)| outcome.is_ok()).count(), 2);
+        assert!(uninstall(&bin, &conf).is_empty());
         assert_eq!(
             fs::read_dir(&conf).unwrap().count() + fs::read_dir(&bin).unwrap().count(),
             0

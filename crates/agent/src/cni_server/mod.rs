@@ -19,7 +19,6 @@ use ipnet::IpNet;
 use podnet_cni::{AgentReply, AgentRequest};
 use podnet_linux::netlink::NetlinkError;
 use podnet_linux::ns::Namespace;
-use podnet_linux::sysctl::SysctlError;
 use podnet_linux::{bootid, fdpass};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -27,7 +26,7 @@ use tokio::sync::watch;
 use crate::ipam::{LeaseError, Leases};
 use crate::wiring;
 
-pub use install::{PLUGIN, install, install_from, uninstall};
+pub use install::{PLUGIN, install, install_from, installed, uninstall};
 use reaper::Reaper;
 
 /// Enough for a request; the default of 2 MiB times a hundred pods at once is worth saving.
@@ -50,6 +49,8 @@ pub enum Readiness {
     /// Not now, and why.
     NotReady(String),
     /// They can.
+    ///
+    /// The node forwards by then: the data plane has been applied.
     Ready(PodNetwork),
 }
 
@@ -81,9 +82,6 @@ pub enum CniServerError {
     /// The kernel cannot be asked for the pods' links.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The node does not forward and cannot be made to.
-    #[error(transparent)]
-    Sysctl(#[from] SysctlError),
     /// The machine has no boot ID.
     #[error("cannot read the boot ID: {0}")]
     BootId(io::Error),
@@ -151,7 +149,6 @@ impl CniServer {
 
 impl Server {
     fn start(config: &CniServerConfig, ready: watch::Receiver<Readiness>) -> Result<Self, CniServerError> {
-        wiring::prepare_node()?;
         let boot_id = bootid::boot_id().map_err(CniServerError::BootId)?;
         let leases = Arc::new(Leases::open(&config.state_dir, &boot_id, &wiring::in_kernel()?)?);
         let reaper = Reaper::start(Arc::clone(&leases)).map_err(CniServerError::Thread)?;

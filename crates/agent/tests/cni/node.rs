@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, bind};
 use podnet_linux::netlink::{Address, Netlink, NewLink};
 use podnet_linux::ns::{Kind, Namespace};
+use podnet_linux::sysctl;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
@@ -74,6 +75,9 @@ impl Node {
         let netns = Namespace::create(Kind::Net).unwrap();
         netns
             .run(|| {
+                // What the data plane does before a node is ready for pods.
+                sysctl::set("net/ipv4/ip_forward", "1").unwrap();
+                sysctl::set("net/ipv6/conf/all/forwarding", "1").unwrap();
                 let mut netlink = Netlink::open().unwrap();
                 let link = netlink
                     .apply_and_get([NewLink::veth("eth0", "far", None).create()], "eth0")

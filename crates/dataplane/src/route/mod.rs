@@ -160,14 +160,7 @@ impl Routes {
             ensure("net/ipv4/ip_forward")?;
         }
         if want.pod_ranges.iter().any(|range| range.addr().is_ipv6()) {
-            // A forwarding host stops listening to router advertisements, and so would lose its default route, unless told
-            // to listen all the same (2).
-            if let Some(link) = underlay {
-                let key = format!("net/ipv6/conf/{}/accept_ra", link.name);
-                if sysctl::get(&key).is_ok_and(|value| value == "1") {
-                    sysctl::set(&key, "2")?;
-                }
-            }
+            listen_to_routers(&self.netlink.links()?, underlay)?;
             ensure("net/ipv6/conf/all/forwarding")?;
         }
         Ok(())
@@ -253,6 +246,22 @@ impl Routes {
         }
         Ok(removed)
     }
+}
+
+/// A forwarding host stops listening to router advertisements, and so would lose its default route, unless told to
+/// listen all the same (2). That is for the links that listen until now, and for the underlay.
+fn listen_to_routers(links: &[Link], underlay: Option<&Link>) -> Result<(), SysctlError> {
+    for link in links {
+        let is = |key: &str, wanted: &str| {
+            sysctl::get(&format!("net/ipv6/conf/{}/{key}", link.name)).is_ok_and(|value| value == wanted)
+        };
+        let forwards = is("forwarding", "1");
+        let is_underlay = underlay.is_some_and(|underlay| underlay.index == link.index);
+        if is("accept_ra", "1") && (is_underlay || !forwards) {
+            sysctl::set(&format!("net/ipv6/conf/{}/accept_ra", link.name), "2")?;
+        }
+    }
+    Ok(())
 }
 
 fn is_gone(outcome: &Result<(), NetlinkError>) -> bool {
@@ -348,5 +357,42 @@ fn way(route: Route, tunnel: Option<u32>) -> Way {
             tunnel: None,
         },
         _ => Way::Strange(Box::new(route)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podnet_linux::netlink::NewLink;
+    use podnet_linux::ns::{Kind, Namespace};
+
+    use super::*;
+
+    #[test]
+    fn links_that_listen_to_routers_go_on_when_the_node_forwards() {
+        let namespace = Namespace::create(Kind::Net).unwrap();
+        let accepts = |link: &str| sysctl::get(&format!("net/ipv6/conf/{link}/accept_ra")).unwrap();
+        namespace
+            .run(|| {
+                let mut netlink = Netlink::open().unwrap();
+                netlink
+                    .apply([NewLink::veth("uplink", "deaf", None).create()])
+                    .unwrap();
+                sysctl::set("net/ipv6/conf/deaf/accept_ra", "0").unwrap();
+                let want = RoutingState {
+                    pod_ranges: ["fd00:10:244::/64".parse().unwrap()].into(),
+                    ..RoutingState::default()
+                };
+                let mut routes = Routes::open(None).unwrap();
+                routes.apply(&want).unwrap();
+                assert_eq!(sysctl::get("net/ipv6/conf/all/forwarding").unwrap(), "1");
+                assert_eq!((accepts("uplink"), accepts("deaf")), ("2".into(), "0".into()));
+                // A link that comes later forwards from the start, and never listened.
+                netlink
+                    .apply([NewLink::veth("later", "latest", None).create()])
+                    .unwrap();
+                routes.apply(&want).unwrap();
+                assert_eq!(accepts("later"), "1");
+            })
+            .unwrap();
     }
 }
