@@ -195,7 +195,7 @@ impl Lab {
         };
         let output = self.podnet(&["lab", "down", "--name", &self.name]);
         assert!(output.status.success(), "lab down: {}", text(&output));
-        let alive = processes.iter().filter(|pid| parent(**pid).is_some()).count();
+        let alive = processes.iter().filter(|pid| runs(**pid)).count();
         assert_eq!(alive, 0, "lab down leaves processes");
         assert!(!self.dir().exists(), "lab down leaves {}", self.dir().display());
     }
@@ -252,6 +252,13 @@ impl Process {
         }
         false
     }
+}
+
+/// Whether a process does anything still: one that has ended and waits for its parent to notice does not.
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 fn parent(pid: u32) -> Option<u32> {
