@@ -19,6 +19,7 @@ use podnet_linux::netlink::{
     Address, AddressFlags, Link, LinkChange, Neighbour, Netlink, NewLink, NewLinkKind, Route,
 };
 use podnet_linux::ns::{Kind, Namespace};
+use podnet_linux::sysctl;
 
 /// The protocol number of the wiring's routes.
 const WIRING: u8 = 113;
@@ -229,6 +230,8 @@ impl Lab {
                 .request(LinkChange::named(&port).master(Some(bridge)).apply())
                 .unwrap();
         });
+        // A node's own link has been up for long: its link-local address is in use, and neighbours can be asked from it.
+        node.run(|| sysctl::set("net/ipv6/conf/eth0/accept_dad", "0").unwrap());
         node.netlink(|netlink| {
             netlink
                 .request(LinkChange::named("eth0").up(true).apply())

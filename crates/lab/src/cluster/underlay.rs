@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use ipnet::IpNet;
 use podnet_linux::netlink::{Address, Link, Netlink, NewLink, NewLinkKind, Route};
 use podnet_linux::ns::{Kind, Namespace, on_own_thread};
+use podnet_linux::sysctl;
 
 use super::plan::{NodePlan, Plan, Subnet};
 
@@ -23,11 +24,9 @@ pub fn create(plan: &Plan) -> io::Result<Namespace> {
         let mut netlink = Netlink::open().map_err(io::Error::other)?;
         loopback(&mut netlink)?;
         for subnet in &plan.subnets {
-            let bridge = NewLink {
-                up: true,
-                ..NewLink::new(&subnet.bridge, NewLinkKind::Bridge)
-            };
+            let bridge = NewLink::new(&subnet.bridge, NewLinkKind::Bridge);
             let link = make(&mut netlink, &bridge)?;
+            raise(&mut netlink, &link)?;
             address(&mut netlink, &link, &subnet.gateways)?;
         }
         Namespace::current(Kind::Net)
@@ -48,9 +47,7 @@ pub fn connect(underlay: &Namespace, subnet: &Subnet, node: &NodePlan, net: &Nam
     let mut inside = Netlink::open_in(net).map_err(io::Error::other)?;
     loopback(&mut inside)?;
     let eth0 = find(&mut inside, "eth0")?;
-    inside
-        .request(eth0.change().up(true).apply())
-        .map_err(io::Error::other)?;
+    net.run(|| raise(&mut inside, &eth0))??;
     address(&mut inside, &eth0, &node.addresses)?;
     let routes = subnet.gateways.iter().map(|gateway| {
         let everything = IpNet::new_assert(unspecified(gateway), 0);
@@ -84,6 +81,20 @@ fn find(netlink: &mut Netlink, name: &str) -> io::Result<Link> {
         .link(name)
         .map_err(io::Error::other)?
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no link {name}")))
+}
+
+/// Switches a link on, in the network namespace of the calling thread. Its own link-local address, too, is in use at
+/// once: while the kernel still looks for duplicates of it (a second or two), a router has no address to ask for
+/// neighbours from, and the first IPv6 packets between the nodes would be lost.
+fn raise(netlink: &mut Netlink, link: &Link) -> io::Result<()> {
+    match sysctl::ensure(&format!("net/ipv6/conf/{}/accept_dad", link.name), "0") {
+        // A kernel without IPv6.
+        Err(error) if error.is_not_found() => {}
+        other => other.map_err(io::Error::other)?,
+    }
+    netlink
+        .request(link.change().up(true).apply())
+        .map_err(io::Error::other)
 }
 
 /// Sets addresses that are in use at once: nobody else is on this network to own them.
