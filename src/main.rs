@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod log;
+
 // musl's allocator has one lock for all threads.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -41,8 +43,25 @@ enum Command {
     Echo(podnet_lab::echo::Args),
 }
 
+impl Command {
+    /// Whether it tells what it does; the others answer, or are silent.
+    fn logs(&self) -> bool {
+        matches!(
+            self,
+            Command::Agent(_)
+                | Command::Cleanup(_)
+                | Command::Apiserver(_)
+                | Command::Controller(_)
+                | Command::Runtime(_)
+        )
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.command.logs() {
+        log::start();
+    }
     let outcome = match cli.command {
         Command::Agent(args) => podnet_agent::cli::run(args),
         Command::Cleanup(args) => podnet_agent::cleanup::run(args),

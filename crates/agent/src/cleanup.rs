@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use miette::miette;
 use podnet_dataplane::{Dataplane, Kernel};
 
+use crate::cli::NodePaths;
 use crate::{cni_server, wiring};
 
 /// Command-line arguments.
@@ -14,24 +15,13 @@ pub struct Args {
     /// Only say what would be removed
     #[arg(long)]
     dry_run: bool,
-    /// Where the CNI plugin was put
-    #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
-    cni_bin_dir: PathBuf,
-    /// Where the CNI configuration was put
-    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
-    cni_conf_dir: PathBuf,
-    /// Address leases
-    #[arg(long, default_value = "/var/lib/podnet", value_name = "DIR")]
-    state_dir: PathBuf,
-    /// Sockets
-    #[arg(long, default_value = "/run/podnet", value_name = "DIR")]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    paths: NodePaths,
 }
 
 /// Removes and says what. Goes on after a failure, and reports them all at the end.
 pub fn run(args: Args) -> miette::Result<()> {
-    crate::cli::logging();
-    let socket = args.run_dir.join("cni.sock");
+    let socket = args.paths.socket();
     if !args.dry_run && std::os::unix::net::UnixStream::connect(&socket).is_ok() {
         return Err(miette!(
             help = "stop `podnet agent` first: it would put back what is removed",
@@ -45,10 +35,10 @@ pub fn run(args: Args) -> miette::Result<()> {
         failures: Vec::new(),
     };
     // First what makes the runtime ask for more.
-    sweep.plugin(&args.cni_bin_dir, &args.cni_conf_dir);
+    sweep.plugin(&args.paths.cni_bin_dir, &args.paths.cni_conf_dir);
     sweep.pod_links();
     sweep.kernel();
-    for directory in [&args.run_dir, &args.state_dir] {
+    for directory in [&args.paths.run_dir, &args.paths.state_dir] {
         sweep.directory(directory);
     }
     if sweep.removed == 0 && sweep.failures.is_empty() {

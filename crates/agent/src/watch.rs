@@ -147,6 +147,7 @@ async fn follow<O, K, T>(
             return;
         }
     }
+    tracing::error!(kind, "the watch ended");
 }
 
 /// How long to wait before asking again: doubling from 100 ms to 5 s, so that an API server that was away is found again

@@ -13,7 +13,6 @@ use ipnet::IpNet;
 use miette::{IntoDiagnostic, WrapErr, miette};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tokio::net::TcpListener;
-use tracing_subscriber::EnvFilter;
 
 use crate::api::Api;
 use crate::bootstrap::{Advertised, bootstrap};
@@ -144,12 +143,6 @@ impl FromStr for PortRange {
 pub fn run(args: Args) -> miette::Result<()> {
     // Somebody else in the process may have been first; any provider will do.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime
         .into_diagnostic()

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use miette::{IntoDiagnostic, WrapErr, miette};
+use miette::{IntoDiagnostic, miette};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::control::Controller;
@@ -39,6 +39,7 @@ pub struct Args {
         long,
         value_name = "CIDR[,CIDR6]",
         value_delimiter = ',',
+        value_parser = podnet_core::cluster::parse_range,
         default_value = "10.244.0.0/16,fd00:10:244::/56"
     )]
     cluster_cidr: Vec<IpNet>,
@@ -82,14 +83,6 @@ const NAMES: [&str; 11] = [
 pub fn run(args: Args) -> miette::Result<()> {
     // Fails only if one is installed already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    // kube says at every attempt what we say once.
-    let filter = filter.unwrap_or_else(|_| "info,kube_client=off".into());
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .try_init();
     let controllers = chosen(&args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -139,8 +132,7 @@ async fn serve(args: Args, controllers: Vec<Box<dyn Controller>>) -> miette::Res
     tokio::spawn(greet(client.clone(), server));
     let engine = Engine::new(controllers);
     if !args.leader_elect {
-        drive(client, engine, stop).await;
-        return Ok(());
+        return drive(client, engine, stop).await.into_diagnostic();
     }
     let name = identity();
     let mut election = Election::new(
@@ -154,11 +146,11 @@ async fn serve(args: Args, controllers: Vec<Box<dyn Controller>>) -> miette::Res
         () = election.won() => tracing::info!(lease = args.leader_elect_lease, name, "leads"),
         () = &mut stop => return Ok(()),
     }
-    let lost = tokio::select! {
-        () = drive(client, engine, &mut stop) => false,
-        () = election.lost() => true,
+    let ended = tokio::select! {
+        ended = drive(client, engine, &mut stop) => Some(ended),
+        () = election.lost() => None,
     };
-    if lost {
+    let Some(ended) = ended else {
         // What is half done is finished by the next leader, or by this process when it is started again.
         return Err(miette!(
             help = "it is started again by what started it; if this repeats, the API server is slow or unreachable",
@@ -166,30 +158,30 @@ async fn serve(args: Args, controllers: Vec<Box<dyn Controller>>) -> miette::Res
             args.leader_elect_namespace,
             args.leader_elect_lease
         ));
-    }
+    };
+    // Whatever ended this one, another may lead at once.
     election.release().await;
-    Ok(())
+    ended.into_diagnostic()
 }
 
 /// A client, and where it will find the API server: the URL and the file that names it.
 async fn connect(kubeconfig: Option<&std::path::Path>) -> miette::Result<(Client, String)> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path)
-                .into_diagnostic()
-                .wrap_err_with(|| format!("cannot read the kubeconfig {}", path.display()))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .into_diagnostic()
-        }
-        None => Config::infer().await.into_diagnostic(),
-    };
-    let config = config.map_err(|error| {
+    let no_way = |error: &dyn std::fmt::Display| {
         miette!(
             help = "name a kubeconfig with --kubeconfig FILE",
             "no way to reach an API server: {error}"
         )
-    })?;
+    };
+    // These errors say their causes themselves.
+    let config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(|error| no_way(&error))?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .map_err(|error| no_way(&format!("{}: {error}", path.display())))?
+        }
+        None => Config::infer().await.map_err(|error| no_way(&error))?,
+    };
     let source = kubeconfig.map_or_else(|| "the environment".to_owned(), |path| path.display().to_string());
     let server = format!("at {} (from {source})", config.cluster_url);
     Ok((Client::try_from(config).into_diagnostic()?, server))

@@ -13,7 +13,7 @@ mod slice;
 use std::collections::BTreeMap;
 use std::fmt;
 
-pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
+pub use config::{ClusterConfig, ConfigError, Routing, Vxlan, parse_range};
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
 pub use pod::Pod;
