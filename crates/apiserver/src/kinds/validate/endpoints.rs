@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     Errors, FieldError, IMMUTABLE, IP, PROTOCOLS, invalid_each, names, one_of, port_or_name, service,
 };
-use crate::kinds::value::{list, text, unset};
+use crate::kinds::value::{list, text};
 
 /// Judges an Endpoints object.
 pub(in crate::kinds) fn endpoints(new: &Value, _old: Option<&Value>) -> Errors {
@@ -166,14 +166,6 @@ fn slice_ports(errors: &mut Errors, ports: &[Value]) {
             errors.push(FieldError::duplicate(format!("{path}.name"), name));
         }
         one_of(errors, &format!("{path}.protocol"), &port["protocol"], PROTOCOLS);
-        if !unset(&port["appProtocol"]) {
-            let messages = names::qualified_name(text(&port["appProtocol"]));
-            invalid_each(
-                errors,
-                &format!("{path}.appProtocol"),
-                &port["appProtocol"],
-                messages,
-            );
-        }
+        service::app_protocol(errors, &path, port);
     }
 }
