@@ -3,8 +3,10 @@
 //! Everything here is a function of its arguments: no clock, no sockets, no files, no history.
 
 pub mod cluster;
+pub mod flow;
 pub mod ipam;
 pub mod oracle;
+pub mod policy;
 pub mod route;
 pub mod service;
 pub mod state;
@@ -19,6 +21,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
     let routing = route::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
+    let policy = policy::compute(cluster, node, &mut problems);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
         why: invalid.why.clone(),
@@ -30,6 +33,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         node: node.clone(),
         routing,
         services,
+        policy,
         problems,
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::cluster::{NodeName, ObjectRef};
+use crate::policy::PolicyState;
 use crate::route::RoutingState;
 use crate::service::ServiceState;
 
@@ -17,6 +18,8 @@ pub struct NodeState {
     pub routing: RoutingState,
     /// Service addresses and what is behind them.
     pub services: ServiceState,
+    /// Which connections of this node's pods are allowed. No data plane enforces it yet.
+    pub policy: PolicyState,
     /// What was left out, and why.
     pub problems: Vec<Problem>,
 }
@@ -30,7 +33,10 @@ impl NodeState {
 
     /// Whether two states ask the same of the kernel.
     pub fn same_kernel_state(&self, other: &NodeState) -> bool {
-        self.node == other.node && self.routing == other.routing && self.services == other.services
+        self.node == other.node
+            && self.routing == other.routing
+            && self.services == other.services
+            && self.policy == other.policy
     }
 }
 
@@ -52,7 +58,7 @@ impl fmt::Display for Problem {
 impl fmt::Display for NodeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node {} generation {}", self.node, self.generation)?;
-        write!(f, "{}{}", self.routing, self.services)?;
+        write!(f, "{}{}{}", self.routing, self.services, self.policy)?;
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem {problem}"))
