@@ -244,6 +244,7 @@ async fn agent(args: Args) -> miette::Result<()> {
             cluster_cidrs: args.cluster_cidr,
             service_cidrs: args.service_cidr,
             routing: args.routing,
+            masquerade: args.masquerade(),
         },
         dns: args.cluster_dns,
         cni_bin_dir: args.cni_bin_dir,

@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod ipam;
+pub mod masquerade;
 pub mod oracle;
 pub mod route;
 pub mod service;
@@ -19,6 +20,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
     let routing = route::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
+    let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
         why: invalid.why.clone(),
@@ -30,6 +32,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         node: node.clone(),
         routing,
         services,
+        masquerade,
         problems,
     }
 }

@@ -12,6 +12,7 @@ mod slice;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 
 pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
 pub use names::{NameError, NodeName, ObjectName};
@@ -19,6 +20,8 @@ pub use node::{Family, Node, NodeError, PodRanges};
 pub use pod::Pod;
 pub use service::{Affinity, InternalPolicy, Protocol, Service, ServiceError, ServicePort, UnknownProtocol};
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, SliceError};
+
+use crate::service::HostPort;
 
 /// One value per IP family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,6 +112,8 @@ pub struct Cluster {
     pub slices: BTreeMap<ObjectName, Parsed<EndpointSlice>>,
     /// Pods by namespace and name. Only those a feature asks for are watched.
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
+    /// Host ports that pods of this node have, as its container runtime asked for them.
+    pub host_ports: BTreeMap<HostPort, SocketAddr>,
 }
 
 impl Cluster {
