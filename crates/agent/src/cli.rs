@@ -256,10 +256,11 @@ async fn agent(args: Args) -> miette::Result<()> {
         .wrap_err("cannot serve the CNI plugin")?;
     // A task of its own: requests are accepted while the loop waits for the kernel.
     tasks.spawn(server.run());
+    let masquerade = args.masquerade();
     let config = NodeConfig {
         name: args.node,
         cluster: ClusterConfig {
-            masquerade: args.masquerade(),
+            masquerade,
             cluster_cidrs: args.cluster_cidr,
             service_cidrs: args.service_cidr,
             routing: args.routing,
