@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::cluster::{NodeName, ObjectRef};
 use crate::masquerade::Masquerade;
+use crate::policy::PolicyState;
 use crate::route::RoutingState;
 use crate::service::ServiceState;
 
@@ -20,6 +21,8 @@ pub struct NodeState {
     pub services: ServiceState,
     /// What leaves the cluster with the node's address.
     pub masquerade: Option<Masquerade>,
+    /// Which connections of this node's pods are allowed. No data plane enforces it yet.
+    pub policy: PolicyState,
     /// What was left out, and why.
     pub problems: Vec<Problem>,
 }
@@ -37,6 +40,7 @@ impl NodeState {
             && self.routing == other.routing
             && self.services == other.services
             && self.masquerade == other.masquerade
+            && self.policy == other.policy
     }
 }
 
@@ -62,6 +66,7 @@ impl fmt::Display for NodeState {
         if let Some(masquerade) = &self.masquerade {
             write!(f, "{masquerade}")?;
         }
+        write!(f, "{}", self.policy)?;
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem {problem}"))
