@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod flow;
 pub mod ipam;
+pub mod masquerade;
 pub mod oracle;
 pub mod policy;
 pub mod route;
@@ -21,6 +22,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
     let routing = route::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
+    let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
     let policy = policy::compute(cluster, node, &mut problems);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
@@ -33,6 +35,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         node: node.clone(),
         routing,
         services,
+        masquerade,
         policy,
         problems,
     }

@@ -161,6 +161,7 @@ fn empty(routing: Routing) -> Cluster {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10::/56".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
         routing,
+        masquerade: Some(vec!["192.168.0.0/16".parse().unwrap()]),
     })
 }
 
