@@ -149,3 +149,52 @@ impl Sweep {
 fn remove_file(path: &PathBuf) -> io::Result<()> {
     std::fs::remove_file(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni_server::CniServerConfig;
+
+    #[test]
+    fn the_plugin_goes_with_its_configuration_and_what_stays_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bin, conf) = (dir.path().join("bin"), dir.path().join("net.d"));
+        let plugin = dir.path().join("plugin");
+        std::fs::write(&plugin, "#!/bin/true").unwrap();
+        let config = CniServerConfig {
+            socket: "/run/podnet/cni.sock".into(),
+            state_dir: "/var/lib/podnet".into(),
+            node: "node1".into(),
+        };
+        cni_server::install_from(&plugin, &bin, &conf, &config).unwrap();
+        std::fs::write(conf.join("20-other.conflist"), "{}").unwrap();
+        let sweep = |dry_run| {
+            let mut sweep = Sweep {
+                dry_run,
+                removed: 0,
+                failures: Vec::new(),
+            };
+            sweep.plugin(&bin, &conf);
+            sweep
+        };
+        let dry = sweep(true);
+        assert_eq!((dry.removed, cni_server::installed(&bin, &conf).len()), (2, 2));
+        let wet = sweep(false);
+        assert_eq!((wet.removed, cni_server::installed(&bin, &conf).len()), (2, 0));
+        assert!(conf.join("20-other.conflist").exists(), "another network's stays");
+        assert_eq!(sweep(false).removed, 0);
+
+        // What cannot be removed as a file is told, and the rest goes all the same.
+        cni_server::install_from(&plugin, &bin, &conf, &config).unwrap();
+        std::fs::remove_file(conf.join("10-podnet.conflist")).unwrap();
+        std::fs::create_dir(conf.join("10-podnet.conflist")).unwrap();
+        let half = sweep(false);
+        assert_eq!(half.removed, 1);
+        assert!(
+            half.failures[0].contains("10-podnet.conflist: "),
+            "{:?}",
+            half.failures
+        );
+        assert!(!bin.join("podnet-cni").exists());
+    }
+}

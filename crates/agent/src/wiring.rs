@@ -33,6 +33,10 @@ pub const POD_ROUTE_PROTOCOL: u8 = 113;
 const DOOMED: u32 = 0x706f_646e;
 /// The protocol of the routes in the pod, `RTPROT_BOOT` as `ip route add` has it: they are the pod's own.
 const BOOT_PROTOCOL: u8 = 3;
+// The wiring and the data plane each remove routes of their own number that nobody wants.
+const _: () = assert!(POD_ROUTE_PROTOCOL != podnet_dataplane::route::ROUTE_PROTOCOL);
+const _: () =
+    assert!(POD_ROUTE_PROTOCOL != BOOT_PROTOCOL && podnet_dataplane::route::ROUTE_PROTOCOL != BOOT_PROTOCOL);
 const LOOPBACK: u32 = 1;
 
 /// Why a pod could not be wired, or unwired.

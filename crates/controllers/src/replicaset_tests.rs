@@ -106,12 +106,20 @@ fn deletes_in_the_order_of_kubernetes() {
 #[test]
 fn no_more_than_a_thousand_pods_wait_for_a_node() {
     let waiting = |count: usize| -> Vec<Pod> {
-        let unplaced = |n| pod(&format!("w{n}"), json!({"spec": {"nodeName": null}, "status": {"phase": "Pending"}}));
+        let unplaced = |n| {
+            pod(
+                &format!("w{n}"),
+                json!({"spec": {"nodeName": null}, "status": {"phase": "Pending"}}),
+            )
+        };
         (0..count).map(unplaced).collect()
     };
     let created = |pods: Vec<Pod>, replicas: i32| {
         let plan = actions(set(replicas), pods, &Context::at(now()));
-        plan.actions.iter().filter(|a| matches!(a.op, Op::Create(_))).count()
+        plan.actions
+            .iter()
+            .filter(|a| matches!(a.op, Op::Create(_)))
+            .count()
     };
     assert_eq!(created(waiting(0), 1_000_000), 500);
     assert_eq!(created(waiting(900), 1_000_000), 100);

@@ -6,13 +6,14 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use miette::{Context, IntoDiagnostic, miette};
+use podnet_manifest::Manifest;
 use rustix::process::Signal;
 use tokio::signal::unix::SignalKind;
 
 use super::api::Api;
+use super::create;
 use super::init::Word;
 use super::layout::LabDir;
-use super::manifest::{self, Manifest};
 use super::plan::Request;
 use super::precondition;
 use super::ready::{self, Workloads};
@@ -37,9 +38,9 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
     precondition::check()?;
     let mut manifests = Vec::new();
     for file in files {
-        manifests.extend(manifest::read(file)?);
+        manifests.extend(podnet_manifest::read(file)?);
     }
-    manifest::each_once(&manifests)?;
+    podnet_manifest::each_once(&manifests)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -126,8 +127,7 @@ async fn raise(
     }
     let mut workloads = Workloads::default();
     for manifest in manifests {
-        let created = manifest
-            .create(&api)
+        let created = create::create(manifest, &api)
             .await
             .map_err(|error| Failure::Undo(error.into()))?;
         workloads.add(&created);
