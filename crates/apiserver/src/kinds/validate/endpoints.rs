@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     Errors, FieldError, IMMUTABLE, IP, PROTOCOLS, invalid_each, names, one_of, port_or_name, service,
 };
-use crate::kinds::value::{list, text};
+use crate::kinds::value::{list, text, unset};
 
 /// Judges an Endpoints object.
 pub(in crate::kinds) fn endpoints(new: &Value, _old: Option<&Value>) -> Errors {
