@@ -142,13 +142,14 @@ async fn serve(args: Args) -> miette::Result<()> {
 }
 
 async fn client(kubeconfig: &Path) -> miette::Result<kube::Client> {
-    let file = kube::config::Kubeconfig::read_from(kubeconfig)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
+    // These errors say their causes themselves.
+    let broken = |error: &dyn std::fmt::Display| {
+        miette::miette!("cannot use the kubeconfig {}: {error}", kubeconfig.display())
+    };
+    let file = kube::config::Kubeconfig::read_from(kubeconfig).map_err(|error| broken(&error))?;
     let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
         .await
-        .into_diagnostic()
-        .wrap_err_with(|| format!("the kubeconfig {} cannot be used", kubeconfig.display()))?;
+        .map_err(|error| broken(&error))?;
     kube::Client::try_from(config).into_diagnostic()
 }
 
