@@ -128,6 +128,9 @@ fn parse(path: &Path, offset: u64, document: &str) -> Result<Vec<Manifest>, Mani
         .collect()
 }
 
+const TOO_MUCH: &str = "the file is too large, or nested too deeply, once its aliases (*name) are followed; write out what \
+                        they stand for, or split the file";
+
 /// What is wrong with the YAML, in the words of whoever wrote it.
 fn explain(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error;
@@ -138,11 +141,9 @@ fn explain(error: &serde_saphyr::Error) -> String {
         Error::DuplicateMappingKey { key: None, .. } => {
             "a key stands twice in one mapping; remove one of the two".into()
         }
-        Error::Budget { .. } => {
-            "the file is too large or nested too deeply once its aliases (*name) are followed; write \
-                                 out what they stand for, or split the file"
-                .into()
-        }
+        Error::Budget { .. } => TOO_MUCH.into(),
+        // The same within what an alias stands for; the library gives only its text.
+        Error::AliasError { msg, .. } if msg.contains("budget breached") => TOO_MUCH.into(),
         other => {
             let message = other.to_string();
             format!("not valid YAML: {}", message.lines().next().unwrap_or_default())
@@ -332,7 +333,10 @@ mod tests {
             bomb += &format!("x{level}: &x{level} [{}]\n", inner.trim_end_matches(", "));
         }
         let error = error(&bomb);
-        assert!(error.contains("aliases") && !error.contains("Breach"), "{error}");
+        assert!(
+            error.contains("its aliases (*name) are followed") && !error.contains("budget"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -343,7 +347,7 @@ mod tests {
         ));
         let error = each_once(&read(&path).unwrap()).unwrap_err().to_string();
         assert!(
-            error.contains("m.yaml:12: Deployment a stands already at "),
+            error.contains("m.yaml:13: Deployment a stands already at "),
             "{error}"
         );
         assert!(error.contains("m.yaml:4; remove one"), "{error}");
