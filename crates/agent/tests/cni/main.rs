@@ -264,11 +264,11 @@ fn a_failed_add_leaves_nothing() {
     );
 
     let no_namespace = node.cni_in("ADD", "c1", "/etc/passwd", "1.0.0");
-    assert_eq!(error_code(&no_namespace), 4, "{no_namespace:?}");
+    assert_eq!(error_code(&no_namespace), 8, "{no_namespace:?}");
     assert_eq!(error_code(&node.cni_in("ADD", "c1", "/nonexistent", "1.0.0")), 3);
     assert_eq!(
         error_code(&node.cni_in("ADD", "c1", &node.netns_path(), "1.0.0")),
-        4
+        8
     );
     assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
 }
