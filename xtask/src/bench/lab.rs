@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use miette::{Context, IntoDiagnostic, miette};
 
+use super::plugins::PluginTimes;
 use super::{Station, UpTimes};
 
 const PODS: [(&str, &str); 3] = [("client", "node1"), ("near", "node1"), ("far", "node2")];
@@ -79,6 +80,16 @@ pub(super) fn up_times(podnet: &Path, runs: u16) -> miette::Result<UpTimes> {
         drop(lab);
     }
     Ok(UpTimes::new(seconds))
+}
+
+/// Times ADD and DEL on the node of a lab that has no pods.
+pub(super) fn plugin_times(podnet: &Path, runs: u16) -> miette::Result<PluginTimes> {
+    eprintln!("ADD and DEL, {runs} runs");
+    let up = Lab::up(podnet, "bench-plugins", &["--nodes", "1"])?;
+    let mut command = lab(podnet, "node", &up.name);
+    command.args(["node1", "--"]).arg(super::own_executable()?);
+    let output = run(command.args(["plugin-times", "--runs", &runs.to_string()]))?;
+    serde_json::from_slice(&output).into_diagnostic()
 }
 
 /// One lab per routing mode, raised when it is first asked for.

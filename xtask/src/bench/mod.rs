@@ -5,6 +5,7 @@
 
 mod bare;
 mod lab;
+pub(crate) mod plugins;
 mod report;
 
 use std::io::{BufRead, BufReader};
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// How often to measure `podnet lab up`; 0 leaves it out
     #[arg(long, default_value_t = 5)]
     up_runs: u16,
+    /// How often to time ADD and DEL; 0 leaves it out
+    #[arg(long, default_value_t = 30)]
+    plugin_runs: u16,
     /// Only paths whose name contains this
     #[arg(long, default_value = "")]
     only: String,
@@ -86,6 +90,9 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
     let up = (args.up_runs > 0)
         .then(|| lab::up_times(&args.podnet, args.up_runs))
         .transpose()?;
+    let plugins = (args.plugin_runs > 0)
+        .then(|| lab::plugin_times(&args.podnet, args.plugin_runs))
+        .transpose()?;
     let mut series = Vec::new();
     // What is set up for the paths goes when this goes.
     let setups = setups(&args, PATHS.iter().filter(wanted).copied().collect())?;
@@ -110,6 +117,7 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         runs: args.runs,
         seconds: args.seconds,
         up,
+        plugins,
         paths: series,
     };
     println!("{report}");

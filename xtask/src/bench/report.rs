@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use miette::{Context, IntoDiagnostic};
 use serde::Serialize;
 
+use super::plugins::PluginTimes;
 use crate::netperf::{Sample, Test};
 
 /// All that was measured in one run.
@@ -17,6 +18,7 @@ pub(super) struct Report {
     pub(super) runs: u16,
     pub(super) seconds: f64,
     pub(super) up: Option<UpTimes>,
+    pub(super) plugins: Option<PluginTimes>,
     pub(super) paths: Vec<Series>,
 }
 
@@ -191,6 +193,9 @@ impl fmt::Display for Report {
                 up.seconds.len()
             )?;
         }
+        if let Some(plugins) = &self.plugins {
+            write!(f, "{plugins}")?;
+        }
         Ok(())
     }
 }
@@ -227,6 +232,7 @@ mod tests {
             runs: 1,
             seconds: 1.0,
             up: None,
+            plugins: None,
             paths: vec![series("limit", None, 1.0), series("ours", Some("limit"), 2.0)],
         };
         let row = report.row(&report.paths[1]);

@@ -3,6 +3,7 @@
 
 mod crash;
 mod node;
+mod wiring;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
