@@ -319,7 +319,7 @@ impl Node {
 }
 
 /// The server, and of the agent's loop what opens host ports.
-async fn serve(config: CniServerConfig, ready: watch::Receiver<Readiness>) {
+pub(crate) async fn serve(config: CniServerConfig, ready: watch::Receiver<Readiness>) {
     let host_ports = Arc::new(HostPorts::default());
     let server = bind(config, ready, host_ports.clone()).await.unwrap();
     let open = async {
