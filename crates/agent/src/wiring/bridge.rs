@@ -5,7 +5,7 @@
 //! two together say whose address is whose, as the routes do without a bridge.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use podnet_linux::MacAddr;
@@ -25,10 +25,13 @@ pub(super) const MAC: MacAddr = MacAddr([0x02, 0x70, 0x6f, 0x64, 0x6e, 0x01]);
 
 /// The gateway of a range: its first address, which no pod gets.
 pub(super) fn gateway(range: IpNet) -> Option<IpNet> {
-    let first = range
-        .hosts()
-        .next()
-        .filter(|_| range.max_prefix_len() - range.prefix_len() >= 2)?;
+    if range.max_prefix_len() - range.prefix_len() < 2 {
+        return None;
+    }
+    let first: IpAddr = match range.network() {
+        IpAddr::V4(network) => Ipv4Addr::from_bits(network.to_bits() + 1).into(),
+        IpAddr::V6(network) => Ipv6Addr::from_bits(network.to_bits() + 1).into(),
+    };
     IpNet::new(first, range.prefix_len()).ok()
 }
 
@@ -89,7 +92,7 @@ fn explained(error: SysctlError) -> WiringError {
 
 /// The node's end of a pod's link, as a port of the bridge.
 pub(super) fn port(pod: &PodLink<'_>, index: u32, bridge: u32) -> Vec<Request<'static>> {
-    let port = LinkChange::of(index, "the node's end");
+    let port = LinkChange::of(index, "the node's end").without_link_local();
     let entry = FdbEntry {
         link: index,
         mac: pod.mac,
@@ -97,11 +100,7 @@ pub(super) fn port(pod: &PodLink<'_>, index: u32, bridge: u32) -> Vec<Request<'s
         permanent: true,
         of_master: true,
     };
-    let mut requests = vec![
-        port.clone().without_link_local().apply(),
-        port.hairpin().apply(),
-        entry.replace(),
-    ];
+    let mut requests = vec![port.apply_with_hairpin(), entry.replace()];
     // After the forwarding entry: see `strays`.
     let known = pod.addresses.iter();
     requests.extend(known.map(|address| Neighbour::permanent(bridge, *address, pod.mac).replace()));
