@@ -4,10 +4,13 @@
 
 pub mod cluster;
 pub mod ipam;
+pub mod names;
 pub mod oracle;
 pub mod route;
 pub mod service;
 pub mod state;
+
+use std::sync::Arc;
 
 pub use cluster::{Cluster, ClusterConfig, NodeName};
 pub use state::NodeState;
@@ -19,6 +22,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
     let routing = route::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
+    let names = names::compute(cluster, &mut problems).map(Arc::new);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
         why: invalid.why.clone(),
@@ -30,6 +34,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         node: node.clone(),
         routing,
         services,
+        names,
         problems,
     }
 }

@@ -1,8 +1,10 @@
 //! What one node should have in its kernel: the answer of [`crate::compute`].
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::cluster::{NodeName, ObjectRef};
+use crate::names::Names;
 use crate::route::RoutingState;
 use crate::service::ServiceState;
 
@@ -17,6 +19,8 @@ pub struct NodeState {
     pub routing: RoutingState,
     /// Service addresses and what is behind them.
     pub services: ServiceState,
+    /// The cluster's names; `None` where somebody else answers them.
+    pub names: Option<Arc<Names>>,
     /// What was left out, and why.
     pub problems: Vec<Problem>,
 }
@@ -53,6 +57,7 @@ impl fmt::Display for NodeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node {} generation {}", self.node, self.generation)?;
         write!(f, "{}{}", self.routing, self.services)?;
+        self.names.iter().try_for_each(|names| write!(f, "{names}"))?;
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem {problem}"))

@@ -129,6 +129,7 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
             let endpoints = endpoints
                 .into_iter()
                 .map(|(on, host, [ready, serving, terminating], placed)| Endpoint {
+                    hostname: None,
                     address: if six {
                         v6(0x10, on, host)
                     } else {
@@ -160,6 +161,7 @@ fn empty(routing: Routing) -> Cluster {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10::/56".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
         routing,
+        ..ClusterConfig::default()
     })
 }
 

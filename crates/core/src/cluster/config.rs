@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+use super::DnsConfig;
+
 /// Settings that every node of a cluster shares.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ClusterConfig {
@@ -14,6 +16,8 @@ pub struct ClusterConfig {
     pub service_cidrs: Vec<IpNet>,
     /// How packets for pods get from node to node.
     pub routing: Routing,
+    /// The cluster's DNS; `None` where somebody else answers the cluster's names.
+    pub dns: Option<DnsConfig>,
 }
 
 /// How packets for pods get from node to node.

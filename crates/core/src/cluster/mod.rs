@@ -4,6 +4,8 @@
 //! is never silently dropped.
 
 mod config;
+mod dns;
+pub(crate) mod domain;
 mod names;
 mod node;
 mod pod;
@@ -14,10 +16,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
+pub use dns::{DnsConfig, PodRecords};
+pub use domain::{DomainError, DomainName};
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
 pub use pod::Pod;
-pub use service::{Affinity, InternalPolicy, Protocol, Service, ServiceError, ServicePort, UnknownProtocol};
+pub use service::{
+    Affinity, InternalPolicy, Protocol, Resolution, Service, ServiceError, ServicePort, UnknownProtocol,
+};
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, SliceError};
 
 /// One value per IP family.
