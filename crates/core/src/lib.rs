@@ -3,9 +3,11 @@
 //! Everything here is a function of its arguments: no clock, no sockets, no files, no history.
 
 pub mod cluster;
+pub mod flow;
 pub mod ipam;
 pub mod names;
 pub mod oracle;
+pub mod policy;
 pub mod route;
 pub mod service;
 pub mod state;
@@ -23,6 +25,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let routing = route::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
     let names = names::compute(cluster, &mut problems).map(Arc::new);
+    let policy = policy::compute(cluster, node, &mut problems);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
         why: invalid.why.clone(),
@@ -35,6 +38,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         routing,
         services,
         names,
+        policy,
         problems,
     }
 }

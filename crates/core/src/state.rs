@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::cluster::{NodeName, ObjectRef};
 use crate::names::Names;
+use crate::policy::PolicyState;
 use crate::route::RoutingState;
 use crate::service::ServiceState;
 
@@ -21,6 +22,8 @@ pub struct NodeState {
     pub services: ServiceState,
     /// The cluster's names; `None` where somebody else answers them.
     pub names: Option<Arc<Names>>,
+    /// Which connections of this node's pods are allowed. No data plane enforces it yet.
+    pub policy: PolicyState,
     /// What was left out, and why.
     pub problems: Vec<Problem>,
 }
@@ -34,7 +37,10 @@ impl NodeState {
 
     /// Whether two states ask the same of the kernel.
     pub fn same_kernel_state(&self, other: &NodeState) -> bool {
-        self.node == other.node && self.routing == other.routing && self.services == other.services
+        self.node == other.node
+            && self.routing == other.routing
+            && self.services == other.services
+            && self.policy == other.policy
     }
 }
 
@@ -56,7 +62,7 @@ impl fmt::Display for Problem {
 impl fmt::Display for NodeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node {} generation {}", self.node, self.generation)?;
-        write!(f, "{}{}", self.routing, self.services)?;
+        write!(f, "{}{}{}", self.routing, self.services, self.policy)?;
         self.names.iter().try_for_each(|names| write!(f, "{names}"))?;
         self.problems
             .iter()

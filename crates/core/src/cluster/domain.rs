@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 /// Why a text is no domain name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DomainError {
+pub enum DomainNameError {
     /// RFC 1035 allows labels of 1 to 63 characters.
     #[error("{0:?} is no domain name: between its dots stand 1 to 63 characters each")]
     Label(String),
@@ -53,21 +53,21 @@ impl DomainName {
 }
 
 impl FromStr for DomainName {
-    type Err = DomainError;
+    type Err = DomainNameError;
 
     /// A dot at the end changes nothing; there are no escapes.
-    fn from_str(text: &str) -> Result<Self, DomainError> {
+    fn from_str(text: &str) -> Result<Self, DomainNameError> {
         let labels = text.strip_suffix('.').unwrap_or(text);
         let mut wire = Vec::with_capacity(labels.len() + 2);
         for label in labels.split('.').filter(|_| !text.is_empty() && text != ".") {
-            append_label(&mut wire, label.as_bytes()).ok_or_else(|| DomainError::Label(text.into()))?;
+            append_label(&mut wire, label.as_bytes()).ok_or_else(|| DomainNameError::Label(text.into()))?;
         }
         if text.is_empty() {
-            return Err(DomainError::Label(text.into()));
+            return Err(DomainNameError::Label(text.into()));
         }
         wire.push(0);
         if wire.len() > 255 {
-            return Err(DomainError::Length(text.into()));
+            return Err(DomainNameError::Length(text.into()));
         }
         Ok(DomainName(wire.into()))
     }

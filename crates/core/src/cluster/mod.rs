@@ -9,6 +9,8 @@ pub(crate) mod domain;
 mod names;
 mod node;
 mod pod;
+mod policy;
+mod selector;
 mod service;
 mod slice;
 
@@ -17,10 +19,16 @@ use std::fmt;
 
 pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
 pub use dns::{DnsConfig, PodRecords};
-pub use domain::{DomainError, DomainName};
+pub use domain::{DomainName, DomainNameError};
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
-pub use pod::Pod;
+pub use pod::{NamedPort, Namespace, Pod};
+pub use policy::{
+    Action, BlockError, ClusterMatch, ClusterNetworkPolicy, ClusterPeer, ClusterPort, ClusterRule, Direction,
+    DomainError, DomainPattern, Existing, IpBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicyRule, Part, PodSelection, PolicyPort, PortRange, Tier, Unread,
+};
+pub use selector::{LabelTest, Labels, NAMESPACE_NAME, Requirement, Selector, SelectorError};
 pub use service::{
     Affinity, InternalPolicy, Protocol, Resolution, Service, ServiceError, ServicePort, UnknownProtocol,
 };
@@ -71,6 +79,33 @@ impl ObjectRef {
         }
     }
 
+    /// A reference to a pod.
+    pub fn pod(name: &ObjectName) -> Self {
+        ObjectRef {
+            kind: "Pod",
+            namespace: Some(name.namespace.clone()),
+            name: name.name.clone(),
+        }
+    }
+
+    /// A reference to a network policy.
+    pub fn network_policy(name: &ObjectName) -> Self {
+        ObjectRef {
+            kind: "NetworkPolicy",
+            namespace: Some(name.namespace.clone()),
+            name: name.name.clone(),
+        }
+    }
+
+    /// A reference to a cluster network policy.
+    pub fn cluster_network_policy(name: &str) -> Self {
+        ObjectRef {
+            kind: "ClusterNetworkPolicy",
+            namespace: None,
+            name: name.to_owned(),
+        }
+    }
+
     /// A reference to an endpoint slice.
     pub fn slice(name: &ObjectName) -> Self {
         ObjectRef {
@@ -115,6 +150,12 @@ pub struct Cluster {
     pub slices: BTreeMap<ObjectName, Parsed<EndpointSlice>>,
     /// Pods by namespace and name. Only those a feature asks for are watched.
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
+    /// Namespaces by name.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Network policies by namespace and name.
+    pub network_policies: BTreeMap<ObjectName, Parsed<NetworkPolicy>>,
+    /// Cluster network policies by name.
+    pub cluster_network_policies: BTreeMap<String, Parsed<ClusterNetworkPolicy>>,
 }
 
 impl Cluster {
@@ -148,12 +189,26 @@ impl Cluster {
         self.slices.values().filter_map(|slice| slice.as_ref().ok())
     }
 
+    /// The valid pods, by name.
+    pub fn valid_pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values().filter_map(|pod| pod.as_ref().ok())
+    }
+
     /// The objects that could not be parsed.
     pub fn invalid(&self) -> impl Iterator<Item = &Invalid> {
         let nodes = self.nodes.values().filter_map(|object| object.as_ref().err());
         let services = self.services.values().filter_map(|object| object.as_ref().err());
         let slices = self.slices.values().filter_map(|object| object.as_ref().err());
         let pods = self.pods.values().filter_map(|object| object.as_ref().err());
-        nodes.chain(services).chain(slices).chain(pods)
+        let policies = self
+            .network_policies
+            .values()
+            .filter_map(|object| object.as_ref().err());
+        let cluster_policies = self
+            .cluster_network_policies
+            .values()
+            .filter_map(|object| object.as_ref().err());
+        let policies = policies.chain(cluster_policies);
+        nodes.chain(services).chain(slices).chain(pods).chain(policies)
     }
 }

@@ -139,7 +139,7 @@ impl Names {
             let Ok(pod) = pod else { continue };
             let mut namespace = Vec::new();
             // Pods of the node's network have the node's address, and no name of their own.
-            if pod.host_network || append_label(&mut namespace, name.namespace.as_bytes()).is_none() {
+            if !pod.has_own_network() || append_label(&mut namespace, name.namespace.as_bytes()).is_none() {
                 continue;
             }
             let namespace: Arc<[u8]> = namespace.into();
