@@ -27,15 +27,12 @@ impl Answer<'_> {
             Node::Nothing | Node::Empty => Ok(false),
             Node::Apex => self.apex(zone),
             Node::Version => self.version(place),
-            Node::NameServer => self.addresses(place, self.names.config().servers.iter()),
-            Node::Address(address) => self.addresses(place, [address].iter()),
+            Node::NameServer => self.addresses(place, &self.names.config().servers),
+            Node::Address(address) => self.addresses(place, &[address]),
             Node::Pointer(address) => self.pointers(place, address),
             Node::Service(service) => self.service(place, service),
             Node::Port(service) => self.named_port(place, service, name),
-            Node::Endpoint(service) => {
-                let endpoints = service.endpoints_labelled(name.label(0));
-                self.addresses(place, endpoints.map(|endpoint| &endpoint.address))
-            }
+            Node::Endpoint(service) => self.addresses(place, &self.unique(service, name.label(0))),
         };
         let written = match written {
             // RFC 2308, section 3: how long that may be believed.
@@ -90,7 +87,7 @@ impl Answer<'_> {
                 out.extend(b"\x02ns\x03dns");
                 out.extend(config.zone.wire());
             })?;
-        self.additional(data, config.servers.iter());
+        self.additional(data, &config.servers);
         Ok(())
     }
 
@@ -103,34 +100,25 @@ impl Answer<'_> {
         Ok(self.asks(rtype::TXT))
     }
 
-    /// The addresses of the family in question; where several records have the same, it is said once.
-    fn addresses<'i>(
-        &mut self,
-        place: Place,
-        addresses: impl Iterator<Item = &'i IpAddr> + Clone,
-    ) -> Written {
+    /// Those of the family in question.
+    fn addresses(&mut self, place: Place, addresses: &[IpAddr]) -> Written {
         let ttl = self.names.config().ttl;
-        let mut before = None;
-        let (mut count, mut written) = (0, false);
-        for &address in addresses.clone() {
-            count += usize::from(before.replace(address) != Some(address));
-        }
-        before = None;
-        let mut distinct = addresses.filter(|&&address| before.replace(address) != Some(address));
-        // One or two are not worth turning.
-        if count <= 2 {
-            for &address in distinct {
-                written |= self.address(place, ttl, address)?;
-            }
-            return Ok(written);
-        }
-        let mut all: Vec<IpAddr> = Vec::with_capacity(count);
-        all.extend(&mut distinct);
-        all.rotate_left(self.turn % count);
-        for address in all {
+        let mut written = false;
+        for &address in addresses {
             written |= self.address(place, ttl, address)?;
         }
         Ok(written)
+    }
+
+    /// The addresses of a label's endpoints, each once, beginning with a different one each turn.
+    fn unique(&self, service: &NamedService, label: &[u8]) -> Vec<IpAddr> {
+        let endpoints = service.endpoints_labelled(label);
+        let mut addresses: Vec<IpAddr> = endpoints.map(|endpoint| endpoint.address).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let first = self.turn.checked_rem(addresses.len()).unwrap_or(0);
+        addresses.rotate_left(first);
+        addresses
     }
 
     fn address(&mut self, place: Place, ttl: u32, address: IpAddr) -> Written {
@@ -142,13 +130,10 @@ impl Answer<'_> {
     }
 
     /// Additional records may be missing, and nothing is said of that.
-    fn additional<'i>(&mut self, place: Place, addresses: impl Iterator<Item = &'i IpAddr>) {
+    fn additional(&mut self, place: Place, addresses: &[IpAddr]) {
         let ttl = self.names.config().ttl;
-        let mut before = None;
         for &address in addresses {
-            if before.replace(address) != Some(address)
-                && let Err(Full) = self.reply.address(Section::Additional, place, ttl, address)
-            {
+            if let Err(Full) = self.reply.address(Section::Additional, place, ttl, address) {
                 return;
             }
         }
@@ -178,7 +163,7 @@ impl Answer<'_> {
         if service.is_headless() {
             self.headless(place, service)
         } else {
-            self.addresses(place, service.cluster_ips().iter())
+            self.addresses(place, service.cluster_ips())
         }
     }
 
@@ -217,7 +202,7 @@ impl Answer<'_> {
             first.get_or_insert(target);
         }
         if let Some(target) = first {
-            self.additional(target, service.cluster_ips().iter());
+            self.additional(target, service.cluster_ips());
         }
         Ok(first.is_some())
     }
@@ -250,8 +235,7 @@ impl Answer<'_> {
         }
         for (target, endpoint) in &targets {
             let label = endpoint.label();
-            let same = service.endpoints_labelled(label.as_bytes());
-            self.additional(*target, same.map(|endpoint| &endpoint.address));
+            self.additional(*target, &self.unique(service, label.as_bytes()));
         }
         Ok(!targets.is_empty())
     }

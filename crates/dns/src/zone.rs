@@ -134,7 +134,8 @@ fn reverse<'a>(names: &Names, name: &Name) -> Option<Found<'a>> {
     });
     let apex = spelled.first + spelled.labels - own;
     match spelled.whole {
-        _ if zone.is_none() && !known => None,
+        // Without a range of ours, only the name of an address itself is ours.
+        _ if zone.is_none() && (!known || spelled.more) => None,
         _ if spelled.more => found(apex, Node::Nothing),
         Some(address) if known => found(apex, Node::Pointer(address)),
         Some(_) if own < spelled.labels => found(apex, Node::Nothing),

@@ -138,13 +138,14 @@ impl Names {
         for (name, pod) in &cluster.pods {
             let Ok(pod) = pod else { continue };
             let mut namespace = Vec::new();
-            // Pods of the node's network have the node's address, and no name of their own.
-            if !pod.has_own_network() || append_label(&mut namespace, name.namespace.as_bytes()).is_none() {
+            if append_label(&mut namespace, name.namespace.as_bytes()).is_none() {
                 continue;
             }
             let namespace: Arc<[u8]> = namespace.into();
+            // Pods of the node's network have the node's address, and no name of their own.
+            let addresses = pod.addresses.iter().filter(|_| pod.has_own_network());
             self.pods
-                .extend(pod.addresses.iter().map(|&address| (address, namespace.clone())));
+                .extend(addresses.map(|&address| (address, namespace.clone())));
             self.namespaces.insert(namespace);
         }
     }

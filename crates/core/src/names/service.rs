@@ -109,7 +109,11 @@ impl NamedService {
             .filter(|(_, endpoint)| endpoint.ready || service.publish_not_ready)
             .map(|(slice, endpoint)| NamedEndpoint {
                 address: endpoint.address,
-                hostname: endpoint.hostname.clone(),
+                // One that is what its address is made into says nothing new.
+                hostname: endpoint
+                    .hostname
+                    .clone()
+                    .filter(|name| name.as_bytes() != Dashed::new(endpoint.address).as_bytes()),
                 slice,
             })
             .collect();

@@ -6,7 +6,7 @@ use podnet_core::names::Names;
 use podnet_dns::{Context, Outcome, Transport, respond};
 
 /// A question, as it travels.
-pub fn question(name: &str, rtype: RecordType, edns: Option<u16>) -> Vec<u8> {
+pub(crate) fn question(name: &str, rtype: RecordType, edns: Option<u16>) -> Vec<u8> {
     let mut message = Message::query();
     message.metadata.id = 0x2b1d;
     message.metadata.recursion_desired = true;
@@ -23,7 +23,7 @@ pub fn question(name: &str, rtype: RecordType, edns: Option<u16>) -> Vec<u8> {
 }
 
 /// What answers depend on, for names alone.
-pub fn context(names: &Names) -> Context<'_> {
+pub(crate) fn context(names: &Names) -> Context<'_> {
     Context {
         names,
         serial: 7,
@@ -34,27 +34,27 @@ pub fn context(names: &Names) -> Context<'_> {
 
 /// An answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub outcome: Outcome,
-    pub message: Message,
-    pub bytes: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) outcome: Outcome,
+    pub(crate) message: Message,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Answer {
-    pub fn rcode(&self) -> ResponseCode {
+    pub(crate) fn rcode(&self) -> ResponseCode {
         self.message.metadata.response_code
     }
 
     /// The records of the answer section, as zone files have them.
-    pub fn answers(&self) -> Vec<String> {
+    pub(crate) fn answers(&self) -> Vec<String> {
         texts(&self.message.answers)
     }
 
-    pub fn authorities(&self) -> Vec<String> {
+    pub(crate) fn authorities(&self) -> Vec<String> {
         texts(&self.message.authorities)
     }
 
-    pub fn additionals(&self) -> Vec<String> {
+    pub(crate) fn additionals(&self) -> Vec<String> {
         texts(&self.message.additionals)
     }
 }
@@ -64,7 +64,7 @@ fn texts(records: &[Record]) -> Vec<String> {
 }
 
 /// Sends bytes and reads what comes back.
-pub fn send(bytes: &[u8], transport: Transport, context: &Context<'_>) -> Answer {
+pub(crate) fn send(bytes: &[u8], transport: Transport, context: &Context<'_>) -> Answer {
     let mut out = Vec::new();
     let outcome = respond(bytes, transport, context, &mut out);
     assert_ne!(outcome, Outcome::Silence);
@@ -79,7 +79,7 @@ pub fn send(bytes: &[u8], transport: Transport, context: &Context<'_>) -> Answer
 }
 
 /// Asks over a stream: nothing is left out.
-pub fn ask(names: &Names, name: &str, rtype: RecordType) -> Answer {
+pub(crate) fn ask(names: &Names, name: &str, rtype: RecordType) -> Answer {
     let answer = send(&question(name, rtype, None), Transport::Tcp, &context(names));
     assert!(!answer.message.metadata.truncation);
     answer

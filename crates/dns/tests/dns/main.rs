@@ -1,0 +1,9 @@
+//! What the cluster's DNS answers, asked and read with a library that shares no code with it.
+
+mod ask;
+mod autopath;
+mod cluster;
+mod oracle;
+mod properties;
+mod specification;
+mod wire;
