@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod flow;
 pub mod ipam;
+pub mod masquerade;
 pub mod names;
 pub mod oracle;
 pub mod policy;
@@ -24,6 +25,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
     let routing = route::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
+    let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
     let names = names::compute(cluster, &mut problems).map(Arc::new);
     let policy = policy::compute(cluster, node, &mut problems);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
@@ -37,6 +39,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         node: node.clone(),
         routing,
         services,
+        masquerade,
         names,
         policy,
         problems,

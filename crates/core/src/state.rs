@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::cluster::{NodeName, ObjectRef};
+use crate::masquerade::Masquerade;
 use crate::names::Names;
 use crate::policy::PolicyState;
 use crate::route::RoutingState;
@@ -20,6 +21,8 @@ pub struct NodeState {
     pub routing: RoutingState,
     /// Service addresses and what is behind them.
     pub services: ServiceState,
+    /// What leaves the cluster with the node's address.
+    pub masquerade: Option<Masquerade>,
     /// The cluster's names; `None` where somebody else answers them.
     pub names: Option<Arc<Names>>,
     /// Which connections of this node's pods are allowed. No data plane enforces it yet.
@@ -40,6 +43,7 @@ impl NodeState {
         self.node == other.node
             && self.routing == other.routing
             && self.services == other.services
+            && self.masquerade == other.masquerade
             && self.policy == other.policy
     }
 }
@@ -62,7 +66,11 @@ impl fmt::Display for Problem {
 impl fmt::Display for NodeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node {} generation {}", self.node, self.generation)?;
-        write!(f, "{}{}{}", self.routing, self.services, self.policy)?;
+        write!(f, "{}{}", self.routing, self.services)?;
+        if let Some(masquerade) = &self.masquerade {
+            write!(f, "{masquerade}")?;
+        }
+        write!(f, "{}", self.policy)?;
         self.names.iter().try_for_each(|names| write!(f, "{names}"))?;
         self.problems
             .iter()

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 
 use podnet_core::cluster::{
-    AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, InternalPolicy,
-    Node, NodeName, ObjectName, PodRanges, Protocol, Routing, Service, ServicePort,
+    AddressFamily, Cluster, ClusterConfig, DnsConfig, Endpoint, EndpointPort, EndpointSlice, Family,
+    InternalPolicy, Node, NodeName, ObjectName, PodRanges, Protocol, Routing, Service, ServicePort,
 };
 use podnet_core::oracle::{self, Fate, Way};
 use podnet_core::route::Hop;
@@ -162,7 +162,8 @@ fn empty(routing: Routing) -> Cluster {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10::/56".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
         routing,
-        ..ClusterConfig::default()
+        masquerade: Some(vec!["192.168.0.0/16".parse().unwrap()]),
+        dns: Some(DnsConfig::default()),
     })
 }
 

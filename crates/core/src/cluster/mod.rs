@@ -16,6 +16,7 @@ mod slice;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 
 pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
 pub use dns::{DnsConfig, PodRecords};
@@ -33,6 +34,8 @@ pub use service::{
     Affinity, InternalPolicy, Protocol, Resolution, Service, ServiceError, ServicePort, UnknownProtocol,
 };
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, SliceError};
+
+use crate::service::HostPort;
 
 /// One value per IP family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -150,6 +153,8 @@ pub struct Cluster {
     pub slices: BTreeMap<ObjectName, Parsed<EndpointSlice>>,
     /// Pods by namespace and name. Only those a feature asks for are watched.
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
+    /// Host ports that pods of this node have, as its container runtime asked for them.
+    pub host_ports: BTreeMap<HostPort, SocketAddr>,
     /// Namespaces by name.
     pub namespaces: BTreeMap<String, Namespace>,
     /// Network policies by namespace and name.
