@@ -84,6 +84,11 @@ pub(crate) fn compute(cluster: &Cluster, problems: &mut Vec<Problem>) -> Option<
     Some(names)
 }
 
+/// The names of a cluster by themselves; `None` without DNS to serve.
+pub fn of(cluster: &Cluster) -> Option<Names> {
+    compute(cluster, &mut Vec::new())
+}
+
 fn slices_by_service(cluster: &Cluster) -> HashMap<&ObjectName, Vec<&EndpointSlice>> {
     let mut slices: HashMap<&ObjectName, Vec<&EndpointSlice>> =
         HashMap::with_capacity(cluster.services.len());
