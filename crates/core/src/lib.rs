@@ -17,8 +17,9 @@ pub use state::NodeState;
 /// The result carries generation 0: who applies states counts them.
 pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
-    let routing = route::compute(cluster, node, &mut problems);
+    let mut routing = route::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
+    routing.sink(services.addresses());
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
         why: invalid.why.clone(),

@@ -20,10 +20,11 @@ use podnet_core::NodeState;
 use podnet_core::cluster::{Family, Protocol};
 use podnet_core::service::{Frontend, ServiceState};
 
+pub(crate) use conntrack::be_liberal;
 pub use found::Found;
 pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, Table, Value, Verdict};
 pub use render::render;
-pub use rule::{Clause, Rule, State};
+pub use rule::{Clause, Rule};
 pub use socket::NetfilterError;
 pub use transaction::{Operation, Transaction};
 

@@ -30,8 +30,6 @@ pub enum Clause {
     SourceIsLocal,
     /// The packet leaves by this link.
     Leaves(&'static str),
-    /// The connection is in one of these states.
-    State(State),
     /// The transport protocol, by number.
     Protocol(u8),
     /// An ICMP echo request.
@@ -50,25 +48,6 @@ pub enum Clause {
     PortUnreachable,
     /// Go on there.
     Verdict(Verdict),
-}
-
-/// States of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Known, or expected by one that is.
-    EstablishedOrRelated,
-    /// What connection tracking cannot place.
-    Invalid,
-}
-
-impl State {
-    /// The kernel's bits (NF_CT_STATE_BIT).
-    fn bits(self) -> u32 {
-        match self {
-            State::Invalid => 1,
-            State::EstablishedOrRelated => 2 | 4,
-        }
-    }
 }
 
 /// 32-bit registers; a 16-byte one overlays four of them.
@@ -241,11 +220,6 @@ impl Program {
                 self.meta(META_OIFNAME, REGISTER);
                 self.compare(EQUAL, &name);
             }
-            Clause::State(state) => {
-                self.expression("ct", Attributes::new().u32(1, REGISTER).u32(2, 0));
-                self.mask(&state.bits().to_ne_bytes());
-                self.compare(NOT_EQUAL, &[0; 4]);
-            }
             Clause::Protocol(number) => {
                 self.meta(META_L4PROTO, REGISTER);
                 self.compare(EQUAL, &[*number]);
@@ -350,8 +324,6 @@ impl fmt::Display for Clause {
             Clause::SourceIsNot(address) => write!(f, "{} saddr != {address}", ip(Family::of(*address))),
             Clause::SourceIsLocal => f.write_str("fib saddr type local"),
             Clause::Leaves(link) => write!(f, "oifname \"{link}\""),
-            Clause::State(State::EstablishedOrRelated) => f.write_str("ct state established,related"),
-            Clause::State(State::Invalid) => f.write_str("ct state invalid"),
             Clause::Protocol(6) => f.write_str("meta l4proto tcp"),
             Clause::Protocol(number) => write!(f, "meta l4proto {number}"),
             Clause::EchoRequest(Family::V4) => f.write_str("icmp type echo-request"),
