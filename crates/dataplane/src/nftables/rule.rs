@@ -1,4 +1,4 @@
-//! Rules as data: clauses that print as nft writes them and encode into the kernel's expressions.
+//! Rules as data: clauses that print as nft writes them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use podnet_core::cluster::Family;
 
 use super::model::{Verdict, digit};
+use super::program::Program;
 use super::wire::Attributes;
 
 /// A rule: its clauses from left to right.
@@ -22,6 +23,10 @@ pub enum Clause {
     DestinationIn(Family, &'static str),
     /// The destination is in a range.
     DestinationWithin(IpNet),
+    /// The source is in a range.
+    SourceWithin(IpNet),
+    /// The destination is an address of this node.
+    DestinationIsLocal,
     /// Source and destination together are in a set.
     PairIn(Family, &'static str),
     /// The source is another one.
@@ -30,6 +35,12 @@ pub enum Clause {
     SourceIsLocal,
     /// The packet leaves by this link.
     Leaves(&'static str),
+    /// The packet came by another link than this one.
+    CameNotBy(&'static str),
+    /// The connection's destination was translated.
+    Translated,
+    /// The packet answers one that began the connection.
+    Answers,
     /// The transport protocol, by number.
     Protocol(u8),
     /// An ICMP echo request.
@@ -38,6 +49,8 @@ pub enum Clause {
     ServiceVerdict(Family, &'static str),
     /// Translate to one of so many endpoints, found by destination, protocol, port and a random number.
     TranslateToOneOf(Family, &'static str, u32),
+    /// Translate to what a map has for protocol and port.
+    TranslateByPort(Family, &'static str),
     /// Translate to an address.
     TranslateTo(IpAddr),
     /// Give the packet the address of the link it leaves by.
@@ -50,23 +63,12 @@ pub enum Clause {
     Verdict(Verdict),
 }
 
-/// 32-bit registers; a 16-byte one overlays four of them.
-const REGISTER: u32 = 8;
-const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
-const META_OIFNAME: u32 = 7;
-const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
-const EQUAL: u32 = 0;
-const NOT_EQUAL: u32 = 1;
-const IFNAMSIZ: usize = 16;
-
 impl Rule {
     /// The kernel's list of expressions.
     pub(crate) fn expressions(&self) -> Attributes {
-        let mut program = Program(Attributes::new());
+        let mut program = Program::default();
         self.0.iter().for_each(|clause| program.clause(clause));
-        program.0
+        program.into_expressions()
     }
 
     /// A short fingerprint of the rule's text and program, kept as its comment in the kernel: so that we recognise our
@@ -81,221 +83,6 @@ impl Rule {
             .chain(self.expressions().as_slice())
             .fold(0xcbf2_9ce4_8422_2325, fold);
         format!("podnet {hash:016x}")
-    }
-}
-
-/// A rule's expressions in the making.
-struct Program(Attributes);
-
-impl Program {
-    fn expression(&mut self, name: &str, data: Attributes) {
-        let expression = Attributes::new().text(1, name).nest(2, data);
-        self.0 = std::mem::take(&mut self.0).nest(1, expression);
-    }
-
-    fn payload(&mut self, base: u32, offset: usize, length: usize, register: u32) {
-        let data = Attributes::new()
-            .u32(1, register)
-            .u32(2, base)
-            .u32(3, offset as u32)
-            .u32(4, length as u32);
-        self.expression("payload", data);
-    }
-
-    fn meta(&mut self, key: u32, register: u32) {
-        self.expression("meta", Attributes::new().u32(1, register).u32(2, key));
-    }
-
-    fn compare(&mut self, operator: u32, value: &[u8]) {
-        let data = Attributes::new()
-            .u32(1, REGISTER)
-            .u32(2, operator)
-            .nest(3, Attributes::new().bytes(1, value));
-        self.expression("cmp", data);
-    }
-
-    fn mask(&mut self, mask: &[u8]) {
-        let data = Attributes::new()
-            .u32(1, REGISTER)
-            .u32(2, REGISTER)
-            .u32(3, mask.len() as u32)
-            .nest(4, Attributes::new().bytes(1, mask))
-            .nest(5, Attributes::new().bytes(1, &vec![0; mask.len()]));
-        self.expression("bitwise", data);
-    }
-
-    fn lookup(&mut self, set: &str, destination: Option<u32>) {
-        let data = Attributes::new().text(1, set).u32(2, REGISTER);
-        let data = match destination {
-            Some(register) => data.u32(3, register),
-            None => data,
-        };
-        self.expression("lookup", data);
-    }
-
-    fn family(&mut self, family: Family) {
-        self.meta(META_NFPROTO, REGISTER);
-        self.compare(EQUAL, &[nfproto(family)]);
-    }
-
-    fn address(&mut self, family: Family, end: End, register: u32) {
-        let (source, length) = match family {
-            Family::V4 => (12, 4),
-            Family::V6 => (8, 16),
-        };
-        let offset = if end == End::Destination {
-            source + length
-        } else {
-            source
-        };
-        self.payload(NETWORK_HEADER, offset, length, register);
-    }
-
-    /// Destination, protocol and port side by side; returns the register after them.
-    fn frontend(&mut self, family: Family) -> u32 {
-        self.family(family);
-        self.address(family, End::Destination, REGISTER);
-        let next = REGISTER + words(family);
-        self.meta(META_L4PROTO, next);
-        self.payload(TRANSPORT_HEADER, 2, 2, next + 1);
-        next + 2
-    }
-
-    fn nat(&mut self, family: Family, port_register: Option<u32>) {
-        const DESTINATION: u32 = 1;
-        let data = Attributes::new()
-            .u32(1, DESTINATION)
-            .u32(2, u32::from(nfproto(family)))
-            .u32(3, REGISTER);
-        let data = match port_register {
-            Some(register) => data.u32(5, register),
-            None => data,
-        };
-        self.expression("nat", data);
-    }
-
-    fn clause(&mut self, clause: &Clause) {
-        match clause {
-            Clause::Family(family) => self.family(*family),
-            Clause::DestinationIn(family, set) => {
-                self.family(*family);
-                self.address(*family, End::Destination, REGISTER);
-                self.lookup(set, None);
-            }
-            Clause::DestinationWithin(range) => {
-                let family = Family::of(range.addr());
-                self.family(family);
-                self.address(family, End::Destination, REGISTER);
-                self.mask(&octets(range.netmask()));
-                self.compare(EQUAL, &octets(range.network()));
-            }
-            Clause::PairIn(family, set) => {
-                self.family(*family);
-                self.address(*family, End::Source, REGISTER);
-                self.address(*family, End::Destination, REGISTER + words(*family));
-                self.lookup(set, None);
-            }
-            Clause::SourceIsNot(address) => {
-                let family = Family::of(*address);
-                self.family(family);
-                self.address(family, End::Source, REGISTER);
-                self.compare(NOT_EQUAL, &octets(*address));
-            }
-            Clause::SourceIsLocal => {
-                const ADDRESS_TYPE: u32 = 3;
-                const BY_SOURCE: u32 = 1;
-                const LOCAL: u32 = 2;
-                self.expression(
-                    "fib",
-                    Attributes::new()
-                        .u32(1, REGISTER)
-                        .u32(2, ADDRESS_TYPE)
-                        .u32(3, BY_SOURCE),
-                );
-                self.compare(EQUAL, &LOCAL.to_ne_bytes());
-            }
-            Clause::Leaves(link) => {
-                let mut name = link.as_bytes().to_vec();
-                name.resize(IFNAMSIZ, 0);
-                self.meta(META_OIFNAME, REGISTER);
-                self.compare(EQUAL, &name);
-            }
-            Clause::Protocol(number) => {
-                self.meta(META_L4PROTO, REGISTER);
-                self.compare(EQUAL, &[*number]);
-            }
-            Clause::EchoRequest(family) => {
-                let (protocol, kind) = match family {
-                    Family::V4 => (1, 8),
-                    Family::V6 => (58, 128),
-                };
-                self.clause(&Clause::Protocol(protocol));
-                self.payload(TRANSPORT_HEADER, 0, 1, REGISTER);
-                self.compare(EQUAL, &[kind]);
-            }
-            Clause::ServiceVerdict(family, map) => {
-                self.frontend(*family);
-                self.lookup(map, Some(0));
-            }
-            Clause::TranslateToOneOf(family, map, count) => {
-                const RANDOM: u32 = 1;
-                let next = self.frontend(*family);
-                self.expression(
-                    "numgen",
-                    Attributes::new().u32(1, next).u32(2, *count).u32(3, RANDOM),
-                );
-                self.lookup(map, Some(REGISTER));
-                self.nat(*family, Some(REGISTER + words(*family)));
-            }
-            Clause::TranslateTo(address) => {
-                let value = Attributes::new().bytes(1, &octets(*address));
-                self.expression("immediate", Attributes::new().u32(1, REGISTER).nest(2, value));
-                self.nat(Family::of(*address), None);
-            }
-            Clause::Masquerade => self.expression("masq", Attributes::new()),
-            Clause::Reset => self.expression("reject", Attributes::new().u32(1, 1).bytes(2, &[0])),
-            Clause::PortUnreachable => self.expression("reject", Attributes::new().u32(1, 2).bytes(2, &[1])),
-            Clause::Verdict(verdict) => {
-                let data = Attributes::new().u32(1, 0).nest(2, encode_verdict(verdict));
-                self.expression("immediate", data);
-            }
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum End {
-    Source,
-    Destination,
-}
-
-/// NFTA_DATA_VERDICT: how verdicts stand in rules and in elements.
-pub(crate) fn encode_verdict(verdict: &Verdict) -> Attributes {
-    let (code, chain) = match verdict {
-        Verdict::Drop => (0, None),
-        Verdict::Accept => (1, None),
-        Verdict::Jump(chain) => (-3, Some(chain)),
-        Verdict::Goto(chain) => (-4, Some(chain)),
-    };
-    let inner = Attributes::new().u32(1, i32::cast_unsigned(code));
-    let inner = match chain {
-        Some(chain) => inner.text(2, chain),
-        None => inner,
-    };
-    Attributes::new().nest(2, inner)
-}
-
-fn nfproto(family: Family) -> u8 {
-    match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
-    }
-}
-
-fn words(family: Family) -> u32 {
-    match family {
-        Family::V4 => 1,
-        Family::V6 => 4,
     }
 }
 
@@ -320,10 +107,15 @@ impl fmt::Display for Clause {
             Clause::Family(family) => write!(f, "meta nfproto ipv{}", digit(*family)),
             Clause::DestinationIn(family, set) => write!(f, "{} daddr @{set}", ip(*family)),
             Clause::DestinationWithin(range) => write!(f, "{} daddr {range}", ip(Family::of(range.addr()))),
+            Clause::SourceWithin(range) => write!(f, "{} saddr {range}", ip(Family::of(range.addr()))),
+            Clause::DestinationIsLocal => f.write_str("fib daddr type local"),
             Clause::PairIn(family, set) => write!(f, "{0} saddr . {0} daddr @{set}", ip(*family)),
             Clause::SourceIsNot(address) => write!(f, "{} saddr != {address}", ip(Family::of(*address))),
             Clause::SourceIsLocal => f.write_str("fib saddr type local"),
             Clause::Leaves(link) => write!(f, "oifname \"{link}\""),
+            Clause::CameNotBy(link) => write!(f, "iifname != \"{link}\""),
+            Clause::Translated => f.write_str("ct status dnat"),
+            Clause::Answers => f.write_str("ct direction reply"),
             Clause::Protocol(6) => f.write_str("meta l4proto tcp"),
             Clause::Protocol(number) => write!(f, "meta l4proto {number}"),
             Clause::EchoRequest(Family::V4) => f.write_str("icmp type echo-request"),
@@ -337,6 +129,9 @@ impl fmt::Display for Clause {
                     f,
                     "dnat {ip} to {ip} daddr . meta l4proto . th dport . numgen random mod {count} map @{map}"
                 )
+            }
+            Clause::TranslateByPort(family, map) => {
+                write!(f, "dnat {} to meta l4proto . th dport map @{map}", ip(*family))
             }
             Clause::TranslateTo(address) => write!(f, "dnat {} to {address}", ip(Family::of(*address))),
             Clause::Masquerade => f.write_str("masquerade"),

@@ -6,7 +6,8 @@ use std::fmt;
 use super::TABLE;
 use super::found::{Found, FoundChain};
 use super::model::{Chain, Elements, Key, MapsTo, Set, Table, Value, concatenated, width};
-use super::rule::{Rule, encode_verdict};
+use super::program::encode_verdict;
+use super::rule::Rule;
 use super::socket::Message;
 use super::wire::Attributes;
 use crate::delta::Delta;
@@ -103,26 +104,20 @@ impl Transaction {
         self.0.iter().map(count).sum()
     }
 
-    /// The keys that elements are taken from, by set.
-    pub(crate) fn removed(&self, set: &str) -> impl Iterator<Item = &Key> {
-        self.0
-            .iter()
-            .flat_map(move |operation| match operation {
-                Operation::DeleteElements(name, _, elements) if name == set => elements.as_slice(),
-                _ => &[],
-            })
-            .map(|(key, _)| key)
+    /// The elements that are taken from a set.
+    pub(crate) fn removed(&self, set: &str) -> impl Iterator<Item = &(Key, Value)> {
+        self.0.iter().flat_map(move |operation| match operation {
+            Operation::DeleteElements(name, _, elements) if name == set => elements.as_slice(),
+            _ => &[],
+        })
     }
 
-    /// The keys that elements are put at, by set.
-    pub(crate) fn added(&self, set: &str) -> impl Iterator<Item = &Key> {
-        self.0
-            .iter()
-            .flat_map(move |operation| match operation {
-                Operation::AddElements(name, _, elements) if name == set => elements.as_slice(),
-                _ => &[],
-            })
-            .map(|(key, _)| key)
+    /// The elements that are put into a set.
+    pub(crate) fn added(&self, set: &str) -> impl Iterator<Item = &(Key, Value)> {
+        self.0.iter().flat_map(move |operation| match operation {
+            Operation::AddElements(name, _, elements) if name == set => elements.as_slice(),
+            _ => &[],
+        })
     }
 
     pub(crate) fn messages(&self) -> Vec<Message> {
