@@ -4,6 +4,7 @@
 //! add a row, make a path and name what it is compared with.
 
 mod bare;
+mod dns;
 mod lab;
 pub(crate) mod plugins;
 mod report;
@@ -38,7 +39,7 @@ pub(crate) struct Args {
     /// How often to time ADD and DEL; 0 leaves it out
     #[arg(long, default_value_t = 30)]
     plugin_runs: u16,
-    /// Only paths whose name contains this
+    /// Only paths whose name contains this ("dns" for DNS alone)
     #[arg(long, default_value = "")]
     only: String,
     /// The executable to measure
@@ -93,6 +94,10 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
     let plugins = (args.plugin_runs > 0)
         .then(|| lab::plugin_times(&args.podnet, args.plugin_runs))
         .transpose()?;
+    let dns = "dns"
+        .contains(&args.only)
+        .then(|| dns::measure(cpu, args.seconds))
+        .transpose()?;
     let mut series = Vec::new();
     // What is set up for the paths goes when this goes.
     let setups = setups(&args, PATHS.iter().filter(wanted).copied().collect())?;
@@ -118,6 +123,7 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         seconds: args.seconds,
         up,
         plugins,
+        dns,
         paths: series,
     };
     println!("{report}");
@@ -127,10 +133,13 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
 }
 
 /// The rows, in the order of the table.
-const PATHS: [&str; 7] = [
+const PATHS: [&str; 10] = [
     "one node: veth pair",
     "one node: kernel routing",
+    "one node: kernel routing, tracked",
     "one node: podnet",
+    "one node: podnet service",
+    "one node: service as kube-proxy",
     "two nodes: kernel routing",
     "two nodes: podnet direct",
     "two nodes: kernel VXLAN",
@@ -144,7 +153,16 @@ fn setups(args: &Args, names: Vec<&'static str>) -> miette::Result<Vec<Path>> {
         let (against, (client, server, address)) = match name {
             "one node: veth pair" => (None, bare::pair()?),
             "one node: kernel routing" => (Some("one node: veth pair"), bare::one_node()?),
+            "one node: kernel routing, tracked" => (
+                Some("one node: veth pair"),
+                bare::one_node_with(bare::Rules::Tracking)?,
+            ),
             "one node: podnet" => (Some("one node: veth pair"), labs.one_node("direct")?),
+            "one node: podnet service" => (Some("one node: podnet"), labs.service("direct")?),
+            "one node: service as kube-proxy" => (
+                Some("one node: kernel routing, tracked"),
+                bare::one_node_with(bare::Rules::KubeProxy)?,
+            ),
             "two nodes: kernel routing" => (None, bare::two_nodes(bare::Between::Routes)?),
             "two nodes: podnet direct" => (Some("two nodes: kernel routing"), labs.two_nodes("direct")?),
             "two nodes: kernel VXLAN" => (None, bare::two_nodes(bare::Between::Vxlan)?),
