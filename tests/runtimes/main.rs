@@ -134,7 +134,6 @@ fn cleanup_leaves_the_machine_as_it_was() {
     let removed = machine.clean_up();
     assert!(removed.contains("removed link podnet"), "{removed}");
     assert_eq!(machine.snapshot(), before);
-    drop(two);
     drop(runtimes);
     assert!(
         machine
