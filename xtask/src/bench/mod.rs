@@ -4,6 +4,7 @@
 //! add a row, make a path and name what it is compared with.
 
 mod bare;
+mod dns;
 mod lab;
 mod report;
 
@@ -34,7 +35,7 @@ pub(crate) struct Args {
     /// How often to measure `podnet lab up`; 0 leaves it out
     #[arg(long, default_value_t = 5)]
     up_runs: u16,
-    /// Only paths whose name contains this
+    /// Only paths whose name contains this ("dns" for DNS alone)
     #[arg(long, default_value = "")]
     only: String,
     /// The executable to measure
@@ -86,6 +87,10 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
     let up = (args.up_runs > 0)
         .then(|| lab::up_times(&args.podnet, args.up_runs))
         .transpose()?;
+    let dns = "dns"
+        .contains(&args.only)
+        .then(|| dns::measure(cpu, args.seconds))
+        .transpose()?;
     let mut series = Vec::new();
     // What is set up for the paths goes when this goes.
     let setups = setups(&args, PATHS.iter().filter(wanted).copied().collect())?;
@@ -110,6 +115,7 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         runs: args.runs,
         seconds: args.seconds,
         up,
+        dns,
         paths: series,
     };
     println!("{report}");
