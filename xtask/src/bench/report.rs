@@ -196,7 +196,7 @@ impl fmt::Display for Report {
         if let Some(dns) = &self.dns {
             writeln!(
                 f,
-                "names of 10,000 services and 50,000 endpoints: {:.1} MiB, made in {:.1} ms; questions a second in process:",
+                "names of 10,000 services and 50,000 endpoints: {:.1} MiB, made in {:.1} ms; questions per CPU second:",
                 dns.table_mebibytes, dns.table_made_in_milliseconds
             )?;
             for rate in &dns.questions {
