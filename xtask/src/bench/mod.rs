@@ -6,6 +6,7 @@
 mod bare;
 mod dns;
 mod lab;
+mod plugin;
 mod report;
 
 use std::io::{BufRead, BufReader};
@@ -91,6 +92,10 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         .contains(&args.only)
         .then(|| dns::measure(cpu, args.seconds))
         .transpose()?;
+    let plugin = "plugin"
+        .contains(&args.only)
+        .then(|| plugin::measure(&args.podnet))
+        .transpose()?;
     let mut series = Vec::new();
     // What is set up for the paths goes when this goes.
     let setups = setups(&args, PATHS.iter().filter(wanted).copied().collect())?;
@@ -116,6 +121,7 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         seconds: args.seconds,
         up,
         dns,
+        plugin,
         paths: series,
     };
     println!("{report}");

@@ -9,6 +9,7 @@ use miette::{Context, IntoDiagnostic};
 use serde::Serialize;
 
 use super::dns::Figures;
+use super::plugin::PluginStart;
 use crate::netperf::{Sample, Test};
 
 /// All that was measured in one run.
@@ -19,6 +20,7 @@ pub(super) struct Report {
     pub(super) seconds: f64,
     pub(super) up: Option<UpTimes>,
     pub(super) dns: Option<Figures>,
+    pub(super) plugin: Option<PluginStart>,
     pub(super) paths: Vec<Series>,
 }
 
@@ -193,6 +195,13 @@ impl fmt::Display for Report {
                 up.seconds.len()
             )?;
         }
+        if let Some(plugin) = &self.plugin {
+            writeln!(
+                f,
+                "podnet-cni, from exec to exit: {:.2} ms (p99 {:.2})",
+                plugin.p50, plugin.p99
+            )?;
+        }
         if let Some(dns) = &self.dns {
             writeln!(
                 f,
@@ -239,6 +248,7 @@ mod tests {
             runs: 1,
             seconds: 1.0,
             up: None,
+            plugin: None,
             dns: None,
             paths: vec![series("limit", None, 1.0), series("ours", Some("limit"), 2.0)],
         };
