@@ -32,7 +32,7 @@ enum Recipe {
     Bench(bench::Args),
     /// Times CNI plugins on the node where it runs (used by `bench`)
     #[command(hide = true)]
-    PluginTimes(bench::plugins::Args),
+    VerbTimes(bench::verbs::Args),
     /// The load generator and its server (used by `bench`)
     #[command(subcommand, hide = true)]
     Netperf(netperf::Command),
@@ -45,7 +45,7 @@ fn main() -> miette::Result<()> {
         Recipe::CheckEdges => edges::run(),
         Recipe::Fuzz(args) => fuzz::run(&args),
         Recipe::Bench(args) => bench::run(args),
-        Recipe::PluginTimes(args) => bench::plugins::run(&args),
+        Recipe::VerbTimes(args) => bench::verbs::run(&args),
         Recipe::Netperf(command) => netperf::run(command),
     }
 }

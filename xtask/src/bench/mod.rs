@@ -6,8 +6,9 @@
 mod bare;
 mod dns;
 mod lab;
-pub(crate) mod plugins;
+mod plugin;
 mod report;
+pub(crate) mod verbs;
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
@@ -38,7 +39,7 @@ pub(crate) struct Args {
     up_runs: u16,
     /// How often to time ADD and DEL; 0 leaves it out
     #[arg(long, default_value_t = 30)]
-    plugin_runs: u16,
+    verb_runs: u16,
     /// Only paths whose name contains this ("dns" for DNS alone)
     #[arg(long, default_value = "")]
     only: String,
@@ -91,12 +92,16 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
     let up = (args.up_runs > 0)
         .then(|| lab::up_times(&args.podnet, args.up_runs))
         .transpose()?;
-    let plugins = (args.plugin_runs > 0)
-        .then(|| lab::plugin_times(&args.podnet, args.plugin_runs))
+    let verbs = (args.verb_runs > 0)
+        .then(|| lab::verb_times(&args.podnet, args.verb_runs))
         .transpose()?;
     let dns = "dns"
         .contains(&args.only)
         .then(|| dns::measure(cpu, args.seconds))
+        .transpose()?;
+    let plugin = "plugin"
+        .contains(&args.only)
+        .then(|| plugin::measure(&args.podnet))
         .transpose()?;
     let mut series = Vec::new();
     // What is set up for the paths goes when this goes.
@@ -122,8 +127,9 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         runs: args.runs,
         seconds: args.seconds,
         up,
-        plugins,
+        verbs,
         dns,
+        plugin,
         paths: series,
     };
     println!("{report}");

@@ -26,7 +26,7 @@ pub(crate) struct Args {
 
 /// What both plugins took, in milliseconds.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct PluginTimes {
+pub(crate) struct VerbTimes {
     podnet: Times,
     reference: Times,
 }
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> miette::Result<()> {
         }
     }
     let [podnet, reference] = plugins.map(|plugin| plugin.times);
-    println!("{}", json!(PluginTimes { podnet, reference }));
+    println!("{}", json!(VerbTimes { podnet, reference }));
     Ok(())
 }
 
@@ -198,7 +198,7 @@ fn percentile(figures: &[f64], percent: usize) -> f64 {
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }
 
-impl fmt::Display for PluginTimes {
+impl fmt::Display for VerbTimes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rows: [(&str, fn(&Times) -> &Vec<f64>); 4] = [
             ("ADD", |times| &times.add),
