@@ -200,7 +200,8 @@ fn percentile(figures: &[f64], percent: usize) -> f64 {
 
 impl fmt::Display for VerbTimes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows: [(&str, fn(&Times) -> &Vec<f64>); 4] = [
+        type Column = fn(&Times) -> &Vec<f64>;
+        let rows: [(&str, Column); 4] = [
             ("ADD", |times| &times.add),
             ("DEL", |times| &times.del),
             ("110 ADDs at once", |times| &times.add_at_once),
