@@ -7,7 +7,7 @@ use miette::miette;
 use podnet_dataplane::{Dataplane, Kernel};
 
 use crate::cli::NodePaths;
-use crate::{cni_server, wiring};
+use crate::{cni_server, dropins, wiring};
 
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
@@ -37,7 +37,9 @@ pub fn run(args: Args) -> miette::Result<()> {
     // First what makes the runtime ask for more.
     sweep.plugin(&args.paths.cni_bin_dir, &args.paths.cni_conf_dir);
     sweep.pod_links();
+    sweep.bridge();
     sweep.kernel();
+    sweep.drop_ins(&args.paths.host_etc);
     for directory in [&args.paths.run_dir, &args.paths.state_dir] {
         sweep.directory(directory);
     }
@@ -135,6 +137,25 @@ impl Sweep {
         }
     }
 
+    fn bridge(&mut self) {
+        match wiring::remove_bridge(!self.dry_run) {
+            Ok(true) => self.say(&format!("link {}", wiring::BRIDGE)),
+            Ok(false) => {}
+            Err(error) => self.failures.push(format!("link {}: {error}", wiring::BRIDGE)),
+        }
+    }
+
+    fn drop_ins(&mut self, etc: &Path) {
+        for file in dropins::installed(etc) {
+            let outcome = if self.dry_run {
+                Ok(())
+            } else {
+                std::fs::remove_file(&file)
+            };
+            self.outcome(&format!("file {}", file.display()), outcome);
+        }
+    }
+
     fn kernel(&mut self) {
         let dry_run = self.dry_run;
         let swept = Kernel::open(None);
@@ -165,6 +186,7 @@ mod tests {
             socket: "/run/podnet/cni.sock".into(),
             state_dir: "/var/lib/podnet".into(),
             node: "node1".into(),
+            wiring: cni_server::Wiring::Bridged,
         };
         cni_server::install_from(&plugin, &bin, &conf, &config).unwrap();
         std::fs::write(conf.join("20-other.conflist"), "{}").unwrap();
