@@ -3,10 +3,13 @@
 pub mod cleanup;
 pub mod cli;
 pub mod cni_server;
+pub mod dropins;
+pub mod host_ports;
 pub mod ipam;
 pub mod metrics;
 pub mod node;
 pub mod parse;
 pub mod report;
+pub mod settings;
 pub mod watch;
 pub mod wiring;

@@ -1,4 +1,4 @@
-//! How many questions one core answers in a second, without the sockets: `cargo xtask bench` runs it.
+//! How many questions are answered in a second of CPU time, without the sockets: `cargo xtask bench` runs it.
 //!
 //! The cluster has 10,000 services and 50,000 endpoints. Each round asks all kinds of questions in turn, for names all
 //! over the zone.
@@ -111,6 +111,12 @@ fn memory() -> f64 {
     pages * 4096.0
 }
 
+/// The CPU time this thread has had: what else runs on the machine does not show in it.
+fn cpu_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+}
+
 fn main() {
     let seconds: f64 = std::env::args().nth(1).map_or(1.0, |text| text.parse().unwrap());
     let cluster = cluster();
@@ -118,9 +124,9 @@ fn main() {
     let names = podnet_core::names::of(&cluster).unwrap();
     let table = (memory() - before) / f64::from(1 << 20);
     let made = std::iter::repeat_with(|| {
-        let start = Instant::now();
+        let start = cpu_time();
         black_box(podnet_core::names::of(&cluster));
-        start.elapsed()
+        cpu_time() - start
     });
     let made = made.take(5).min().unwrap_or_default();
 
@@ -138,7 +144,7 @@ fn main() {
             searches: &[],
         };
         let mut out = Vec::with_capacity(1232);
-        let (mut count, start) = (0_u32, Instant::now());
+        let (mut count, start, used) = (0_u32, Instant::now(), cpu_time());
         while start.elapsed() < Duration::from_secs_f64(seconds) {
             for bytes in &questions {
                 context.turn = context.turn.wrapping_add(1);
@@ -149,7 +155,7 @@ fn main() {
                 count += 1;
             }
         }
-        let rate = f64::from(count) / start.elapsed().as_secs_f64();
+        let rate = f64::from(count) / (cpu_time() - used).as_secs_f64();
         figures.push(format!("{{\"kind\":\"{kind}\",\"per_second\":{rate:.0}}}"));
     }
     println!(

@@ -17,7 +17,7 @@ pub(super) struct Figures {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Rate {
     pub(super) kind: String,
-    /// On one core.
+    /// A second of CPU time.
     pub(super) per_second: f64,
 }
 

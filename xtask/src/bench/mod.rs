@@ -8,6 +8,7 @@ mod dns;
 mod lab;
 mod plugin;
 mod report;
+pub(crate) mod verbs;
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
@@ -36,6 +37,9 @@ pub(crate) struct Args {
     /// How often to measure `podnet lab up`; 0 leaves it out
     #[arg(long, default_value_t = 5)]
     up_runs: u16,
+    /// How often to time ADD and DEL; 0 leaves it out
+    #[arg(long, default_value_t = 30)]
+    verb_runs: u16,
     /// Only paths whose name contains this ("dns" for DNS alone)
     #[arg(long, default_value = "")]
     only: String,
@@ -88,6 +92,9 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
     let up = (args.up_runs > 0)
         .then(|| lab::up_times(&args.podnet, args.up_runs))
         .transpose()?;
+    let verbs = (args.verb_runs > 0)
+        .then(|| lab::verb_times(&args.podnet, args.verb_runs))
+        .transpose()?;
     let dns = "dns"
         .contains(&args.only)
         .then(|| dns::measure(cpu, args.seconds))
@@ -120,6 +127,7 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         runs: args.runs,
         seconds: args.seconds,
         up,
+        verbs,
         dns,
         plugin,
         paths: series,

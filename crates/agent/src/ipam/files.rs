@@ -194,6 +194,8 @@ fn repaired(path: &Path, boot_id: &str, in_kernel: &LinksInKernel) -> Option<Lea
         addresses: addresses.clone(),
         network: String::new(),
         pod: PodReference::default(),
+        port_mappings: Vec::new(),
+        bandwidth: podnet_cni::Bandwidth::default(),
         boot_id: boot_id.into(),
         sequence: 0,
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::RecordType::{A, AAAA, AXFR, SRV};
+use hickory_proto::rr::RecordType::{A, AAAA, AXFR, PTR, SOA, SRV};
 use podnet_core::cluster::DnsConfig;
 use podnet_core::names::Names;
 use podnet_dns::{Context, Outcome, Transport, respond, servfail};
@@ -299,4 +299,31 @@ fn survives(bytes: &[u8], names: &Names) -> String {
         );
     }
     kinds
+}
+
+#[test]
+fn fuzz_dns_message() {
+    let names = table(30);
+    let seeds = [
+        question(MANY, A, Some(1232)),
+        question(WEB, AAAA, None),
+        question(&format!("_http._tcp.{MANY}"), SRV, Some(512)),
+        question("10-244-0-1.default.pod.cluster.local.", A, Some(4096)),
+        question("1.0.244.10.in-addr.arpa.", PTR, None),
+        question("cluster.local.", SOA, None),
+    ];
+    let seeds: Vec<&[u8]> = seeds.iter().map(Vec::as_slice).collect();
+    let words = [
+        "\u{3}web",
+        "\u{7}default",
+        "\u{3}svc",
+        "\u{3}ip6",
+        "\0\0)\u{4}",
+        "_tcp",
+    ];
+    let (_, kinds) = podnet_fuzz::run("dns_message", &seeds, &words, |bytes| survives(bytes, &names));
+    assert!(
+        kinds > 8,
+        "only {kinds} kinds of answers: the fuzzer does not get anywhere"
+    );
 }
