@@ -222,7 +222,7 @@ fn fuzz_agent_request() {
             Err(error) => error
                 .to_string()
                 .chars()
-                .take_while(|c| !c.is_ascii_digit())
+                .take_while(|c| !c.is_ascii_digit() && *c != '`' && *c != '"')
                 .take(60)
                 .collect(),
         },

@@ -26,6 +26,8 @@ pub const SEED: &str = "PODNET_FUZZ_SEED";
 pub const DIRECTORY: &str = "PODNET_FUZZ_DIRECTORY";
 /// Documents in an ordinary test run.
 const ORDINARY_RUN: u64 = 20_000;
+/// Documents that are kept to be mutated further. When there are more, one of them makes room.
+const LARGEST_CORPUS: usize = 4096;
 /// Longest document that mutation makes.
 const LONGEST: usize = 64 * 1024;
 
@@ -70,7 +72,11 @@ pub fn run(
             target(&document)
         };
         if answers.insert(answer) {
-            corpus.push(document);
+            if corpus.len() < LARGEST_CORPUS {
+                corpus.push(document);
+            } else {
+                corpus[random.below(LARGEST_CORPUS)] = document;
+            }
         }
         count += 1;
     }
