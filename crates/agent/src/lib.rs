@@ -7,6 +7,7 @@ pub mod ipam;
 pub mod metrics;
 pub mod node;
 pub mod parse;
+pub mod policy;
 pub mod report;
 pub mod watch;
 pub mod wiring;
