@@ -264,6 +264,8 @@ async fn agent(args: Args) -> miette::Result<()> {
             cluster_cidrs: args.cluster_cidr,
             service_cidrs: args.service_cidr,
             routing: args.routing,
+            // Nothing serves the names yet.
+            dns: None,
         },
         dns: args.cluster_dns,
         cni_bin_dir: args.cni_bin_dir,

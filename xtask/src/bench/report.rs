@@ -8,6 +8,8 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use miette::{Context, IntoDiagnostic};
 use serde::Serialize;
 
+use super::dns::Figures;
+use super::plugin::PluginStart;
 use crate::netperf::{Sample, Test};
 
 /// All that was measured in one run.
@@ -17,6 +19,8 @@ pub(super) struct Report {
     pub(super) runs: u16,
     pub(super) seconds: f64,
     pub(super) up: Option<UpTimes>,
+    pub(super) dns: Option<Figures>,
+    pub(super) plugin: Option<PluginStart>,
     pub(super) paths: Vec<Series>,
 }
 
@@ -191,6 +195,23 @@ impl fmt::Display for Report {
                 up.seconds.len()
             )?;
         }
+        if let Some(plugin) = &self.plugin {
+            writeln!(
+                f,
+                "podnet-cni, from exec to exit: {:.2} ms (p99 {:.2})",
+                plugin.p50, plugin.p99
+            )?;
+        }
+        if let Some(dns) = &self.dns {
+            writeln!(
+                f,
+                "names of 10,000 services and 50,000 endpoints: {:.1} MiB, made in {:.1} ms; questions per CPU second:",
+                dns.table_mebibytes, dns.table_made_in_milliseconds
+            )?;
+            for rate in &dns.questions {
+                writeln!(f, "  {:>9.0}  {}", rate.per_second, rate.kind)?;
+            }
+        }
         Ok(())
     }
 }
@@ -227,6 +248,8 @@ mod tests {
             runs: 1,
             seconds: 1.0,
             up: None,
+            plugin: None,
+            dns: None,
             paths: vec![series("limit", None, 1.0), series("ours", Some("limit"), 2.0)],
         };
         let row = report.row(&report.paths[1]);

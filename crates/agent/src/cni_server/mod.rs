@@ -21,7 +21,7 @@ use podnet_linux::netlink::NetlinkError;
 use podnet_linux::ns::Namespace;
 use podnet_linux::{bootid, fdpass};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::ipam::{LeaseError, Leases};
 use crate::wiring;
@@ -31,6 +31,9 @@ use reaper::Reaper;
 
 /// Enough for a request; the default of 2 MiB times a hundred pods at once is worth saving.
 const STACK: usize = 512 * 1024;
+/// Most requests at work at once. Those that come on top wait in the socket's queue, and their plugins with them: a
+/// node full of pods that restart must not become a node full of threads.
+const MOST_AT_ONCE: usize = 64;
 
 /// What pods of this node get.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +55,18 @@ pub enum Readiness {
     ///
     /// The node forwards by then: the data plane has been applied.
     Ready(PodNetwork),
+    /// They can, but not everything that they should reach can be reached, and why.
+    Limited(PodNetwork, String),
+}
+
+impl Readiness {
+    /// What pods get, if they can be connected.
+    pub fn network(&self) -> Option<&PodNetwork> {
+        match self {
+            Readiness::NotReady(_) => None,
+            Readiness::Ready(network) | Readiness::Limited(network, _) => Some(network),
+        }
+    }
 }
 
 /// Where the server is found, and where it keeps its state.
@@ -130,10 +145,12 @@ pub async fn bind(
 impl CniServer {
     /// Answers, until it is dropped.
     pub async fn run(self) {
+        let slots = Arc::new(Semaphore::new(MOST_AT_ONCE));
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    if let Err(error) = answer_on_a_thread(&self.server, stream) {
+                    let slot = slots.clone().acquire_owned().await.ok();
+                    if let Err(error) = answer_on_a_thread(&self.server, stream, slot) {
                         tracing::error!(%error, "a CNI request gets no answer");
                     }
                 }
@@ -175,7 +192,12 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn answer_on_a_thread(server: &Arc<Server>, stream: tokio::net::UnixStream) -> io::Result<()> {
+/// The slot is free again when the thread ends.
+fn answer_on_a_thread(
+    server: &Arc<Server>,
+    stream: tokio::net::UnixStream,
+    slot: Option<OwnedSemaphorePermit>,
+) -> io::Result<()> {
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
     let server = Arc::clone(server);
@@ -183,6 +205,7 @@ fn answer_on_a_thread(server: &Arc<Server>, stream: tokio::net::UnixStream) -> i
         .name("cni".into())
         .stack_size(STACK)
         .spawn(move || {
+            let _slot = slot;
             if let Err(error) = answer(&server, &stream) {
                 tracing::warn!(%error, "a CNI request was broken off");
             }

@@ -67,6 +67,12 @@ fn ask(words: &[&str], texts: &[&str]) -> Result<(String, bool), String> {
     Ok((answer.text, answer.fine))
 }
 
+/// A report in one line, without what it is wrapped with.
+fn words(report: &str) -> String {
+    let words = report.split_whitespace().filter(|word| *word != "│");
+    words.collect::<Vec<_>>().join(" ")
+}
+
 fn explained(from: &str, to: &str) -> (String, bool) {
     ask(&["explain", "-n", "shop", from, to], &[SHOP]).unwrap()
 }
@@ -121,7 +127,7 @@ fn ends_are_pods_addresses_and_names() {
         ),
     ] {
         let error = ask(&["explain", "-n", "shop", from, to], &[SHOP]).unwrap_err();
-        let error = error.split_whitespace().collect::<Vec<_>>().join(" ");
+        let error = words(&error);
         assert!(error.contains(why), "{error}");
     }
 }
@@ -292,11 +298,11 @@ fn lint_says_nothing_of_what_is_meant() {
 fn what_a_cluster_would_not_take_is_refused_with_its_line() {
     for (text, why) in [
         (
-            policy("typo", "{podSelector: {}, ingres: []}"),
-            "0.yaml:4: NetworkPolicy has no field spec.ingres",
+            policy("typo", "\n  podSelector: {}\n  ingres: all"),
+            "0.yaml:6: NetworkPolicy has no field spec.ingres",
         ),
         (
-            policy("type", "{podSelector: all}"),
+            policy("type", "\n  podSelector: all"),
             "0.yaml:4: NetworkPolicy cannot be read",
         ),
         (
@@ -306,7 +312,7 @@ fn what_a_cluster_would_not_take_is_refused_with_its_line() {
         ("a: [".to_owned(), "not valid YAML"),
     ] {
         let error = ask(&["lint"], &[&text]).unwrap_err();
-        let error = error.split_whitespace().collect::<Vec<_>>().join(" ");
+        let error = words(&error);
         assert!(error.contains(why), "{error} lacks {why}");
     }
     let missing = load(&[PathBuf::from("/nowhere/at/all.yaml")], "default", &[]).unwrap_err();
