@@ -24,6 +24,8 @@ enum Command {
     Agent(podnet_agent::cli::Args),
     /// Takes everything of podnet off this node
     Cleanup(podnet_agent::cleanup::Args),
+    /// What network policies allow, worked out from files
+    Policy(podnet_agent::policy::Args),
     /// The embedded Kubernetes API server
     Apiserver(podnet_apiserver::cli::Args),
     /// What must be done once per cluster
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Agent(args) => podnet_agent::cli::run(args),
         Command::Cleanup(args) => podnet_agent::cleanup::run(args),
+        Command::Policy(args) => return podnet_agent::policy::run(args),
         Command::Apiserver(args) => podnet_apiserver::cli::run(args),
         Command::Controller(args) => podnet_controllers::cli::run(args),
         Command::Lab(args) => return podnet_lab::cli::run(args),

@@ -9,6 +9,7 @@ pub mod ipam;
 pub mod metrics;
 pub mod node;
 pub mod parse;
+pub mod policy;
 pub mod report;
 pub mod settings;
 pub mod watch;

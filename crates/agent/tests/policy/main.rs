@@ -1,0 +1,5 @@
+//! Policies from manifests to verdicts.
+
+mod clusterwide;
+mod network;
+mod world;
