@@ -18,6 +18,7 @@ pub use state::NodeState;
 pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
     let routing = route::compute(cluster, node, &mut problems);
+    let addressing = ipam::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
@@ -29,6 +30,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         generation: 0,
         node: node.clone(),
         routing,
+        addressing,
         services,
         problems,
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::cluster::{NodeName, ObjectRef};
+use crate::ipam::Addressing;
 use crate::route::RoutingState;
 use crate::service::ServiceState;
 
@@ -15,6 +16,8 @@ pub struct NodeState {
     pub node: NodeName,
     /// Links, addresses, routes, neighbours.
     pub routing: RoutingState,
+    /// What pods of this node get their addresses from. Nothing of it is in the kernel.
+    pub addressing: Addressing,
     /// Service addresses and what is behind them.
     pub services: ServiceState,
     /// What was left out, and why.
@@ -52,7 +55,7 @@ impl fmt::Display for Problem {
 impl fmt::Display for NodeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node {} generation {}", self.node, self.generation)?;
-        write!(f, "{}{}", self.routing, self.services)?;
+        write!(f, "{}{}{}", self.routing, self.addressing, self.services)?;
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem {problem}"))

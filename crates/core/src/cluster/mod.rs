@@ -7,6 +7,7 @@ mod config;
 mod names;
 mod node;
 mod pod;
+mod pool;
 mod service;
 mod slice;
 
@@ -17,6 +18,7 @@ pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
 pub use pod::Pod;
+pub use pool::{Block, IpPool, PoolSpec, Selector};
 pub use service::{Affinity, InternalPolicy, Protocol, Service, ServiceError, ServicePort, UnknownProtocol};
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, SliceError};
 
@@ -109,6 +111,10 @@ pub struct Cluster {
     pub slices: BTreeMap<ObjectName, Parsed<EndpointSlice>>,
     /// Pods by namespace and name. Only those a feature asks for are watched.
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
+    /// IP pools by name; none where their kind is not installed.
+    pub ip_pools: BTreeMap<String, Parsed<IpPool>>,
+    /// The labels of namespaces, by name. Only watched where a feature asks for them.
+    pub namespaces: BTreeMap<String, Parsed<BTreeMap<String, String>>>,
 }
 
 impl Cluster {
@@ -142,12 +148,18 @@ impl Cluster {
         self.slices.values().filter_map(|slice| slice.as_ref().ok())
     }
 
+    /// The IP pools, by name.
+    pub fn valid_ip_pools(&self) -> impl Iterator<Item = &IpPool> {
+        self.ip_pools.values().filter_map(|pool| pool.as_ref().ok())
+    }
+
     /// The objects that could not be parsed.
     pub fn invalid(&self) -> impl Iterator<Item = &Invalid> {
         let nodes = self.nodes.values().filter_map(|object| object.as_ref().err());
         let services = self.services.values().filter_map(|object| object.as_ref().err());
         let slices = self.slices.values().filter_map(|object| object.as_ref().err());
         let pods = self.pods.values().filter_map(|object| object.as_ref().err());
-        nodes.chain(services).chain(slices).chain(pods)
+        let pools = self.ip_pools.values().filter_map(|object| object.as_ref().err());
+        nodes.chain(services).chain(slices).chain(pods).chain(pools)
     }
 }
