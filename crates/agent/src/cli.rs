@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::blocks;
 use crate::cni_server::{self, CniServerConfig, Readiness};
 use crate::metrics::{self, Metrics};
 use crate::node::{NodeConfig, NodeLoop};
@@ -230,12 +231,14 @@ async fn agent(args: Args) -> miette::Result<()> {
     crate::watch::start(&client, updates, &mut tasks);
     let (problems, reported) = watch::channel(Default::default());
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
-    tasks.spawn(greet(client, url, args.kubeconfig.clone()));
+    tasks.spawn(greet(client.clone(), url, args.kubeconfig.clone()));
     // It listens before the loop can install the plugin's configuration.
-    let server = cni_server::bind(cni.clone(), ready)
+    let server = cni_server::bind(cni.clone(), ready.clone())
         .await
         .into_diagnostic()
         .wrap_err("cannot serve the CNI plugin")?;
+    metrics.watch(server.leases());
+    tasks.spawn(blocks::run(client, args.node.clone(), server.leases(), ready));
     // A task of its own: requests are accepted while the loop waits for the kernel.
     tasks.spawn(server.run());
     let config = NodeConfig {

@@ -54,6 +54,8 @@ pub struct NodeLoop {
     told: BTreeSet<Problem>,
     refused: Vec<String>,
     installed: bool,
+    /// Largest packet of a pod, as the last application found it.
+    pod_mtu: Option<u32>,
     /// The last application failed, perhaps half-way: what is in force is neither `applied` nor what was to follow.
     failed: bool,
 }
@@ -98,6 +100,7 @@ impl NodeLoop {
             told: BTreeSet::new(),
             refused: Vec::new(),
             installed: false,
+            pod_mtu: None,
             failed: false,
         }
     }
@@ -151,6 +154,12 @@ impl NodeLoop {
         let in_force = self.applied.as_ref().filter(|_| !self.failed);
         let same = in_force.is_some_and(|applied| applied.same_kernel_state(&state));
         if same && cause == Cause::Objects {
+            let moved = |applied: &NodeState| applied.addressing != state.addressing;
+            if self.applied.as_ref().is_some_and(moved) {
+                self.publish(&state);
+                let generation = self.applied.as_ref().map_or(0, |applied| applied.generation);
+                self.applied = Some(state.numbered(generation));
+            }
             return Turn::Nothing;
         }
         let before = self.applied.as_ref().map_or(0, |applied| applied.generation);
@@ -159,7 +168,8 @@ impl NodeLoop {
             Ok(applied) => {
                 self.failed = false;
                 self.log(&state, &applied, same, begin.elapsed());
-                let installed = self.publish(&state, &applied);
+                self.pod_mtu = applied.pod_mtu;
+                let installed = self.publish(&state);
                 self.applied = Some(state);
                 !installed || !applied.refused.is_empty()
             }
@@ -213,16 +223,15 @@ impl NodeLoop {
 
     /// Tells the plugin's server what pods get, and puts the plugin in place once it can be served. False when that
     /// should be tried again.
-    fn publish(&mut self, state: &NodeState, applied: &Applied) -> bool {
-        let ranges: Vec<_> = state.routing.pod_ranges.iter().copied().collect();
-        let readiness = match applied.pod_mtu {
-            _ if ranges.is_empty() => Readiness::NotReady(format!(
+    fn publish(&mut self, state: &NodeState) -> bool {
+        let readiness = match self.pod_mtu {
+            _ if state.routing.pod_ranges.is_empty() => Readiness::NotReady(format!(
                 "node {} has no spec.podCIDRs yet: the cluster's controller manager must give it a range",
                 state.node
             )),
             None => Readiness::NotReady(format!("node {} has no InternalIP in its status yet", state.node)),
             Some(mtu) => Readiness::Ready(PodNetwork {
-                ranges,
+                addressing: state.addressing.clone(),
                 mtu,
                 dns: self.config.dns.clone(),
             }),

@@ -15,8 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use podnet_cni::{AgentReply, AgentRequest};
+use podnet_core::ipam::Addressing;
 use podnet_linux::netlink::NetlinkError;
 use podnet_linux::ns::Namespace;
 use podnet_linux::{bootid, fdpass};
@@ -35,8 +35,8 @@ const STACK: usize = 512 * 1024;
 /// What pods of this node get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodNetwork {
-    /// The node's ranges (`Node.spec.podCIDRs`).
-    pub ranges: Vec<IpNet>,
+    /// Where their addresses come from.
+    pub addressing: Addressing,
     /// Largest packet in bytes.
     pub mtu: u32,
     /// Where pods look up names.
@@ -128,10 +128,28 @@ pub async fn bind(
 }
 
 impl CniServer {
+    /// The leases that it keeps.
+    pub fn leases(&self) -> Arc<Leases> {
+        Arc::clone(&self.server.leases)
+    }
+
     /// Answers, until it is dropped.
     pub async fn run(self) {
+        let mut ready = self.server.ready.clone();
+        let mut more = true;
         loop {
-            match self.listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                changed = ready.changed(), if more => {
+                    more = changed.is_ok();
+                    // ADDs may be waiting for just that.
+                    if let Readiness::Ready(network) = &*ready.borrow_and_update() {
+                        self.server.leases.set(&network.addressing);
+                    }
+                    continue;
+                }
+            };
+            match accepted {
                 Ok((stream, _)) => {
                     if let Err(error) = answer_on_a_thread(&self.server, stream) {
                         tracing::error!(%error, "a CNI request gets no answer");

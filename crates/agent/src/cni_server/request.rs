@@ -7,10 +7,11 @@ use podnet_cni::{
     AddResult, AgentReply, AgentRequest, Attachment, CniError, Code, Dns, Interface, IpConfig, RouteConfig,
     Verb,
 };
+use podnet_core::ipam::{PoolId, Refused};
 use podnet_linux::ns::Namespace;
 
 use super::{PodNetwork, Readiness, Server};
-use crate::ipam::{Lease, LeaseError};
+use crate::ipam::{Ask, Lease, LeaseError};
 use crate::wiring::{self, GATEWAY_V4, GATEWAY_V6, PodLink, WiringError};
 
 impl Server {
@@ -51,7 +52,7 @@ impl Server {
                 .with_details(why.clone()));
             }
         };
-        self.leases.set_ranges(&network.ranges);
+        self.leases.set(&network.addressing);
         Ok(network)
     }
 
@@ -65,7 +66,7 @@ impl Server {
         let network = self.network(Code::TryAgainLater)?;
         let lease = self
             .leases
-            .lease(attachment, &request.network, &request.pod)
+            .lease(&Ask::any(attachment, &request.network, &request.pod))
             .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
         let pod = PodLink {
             attachment,
@@ -167,8 +168,9 @@ fn lease_error(error: &LeaseError, code: Code) -> CniError {
             .with_details("an attachment is added once; DEL comes before another ADD"),
         LeaseError::Busy(_) => CniError::new(Code::TryAgainLater, error.to_string())
             .with_details("see the agent's log for what the kernel refuses"),
-        LeaseError::Exhausted { .. } => CniError::new(code, error.to_string())
-            .with_details("delete pods on this node, or give the cluster's nodes larger ranges"),
+        LeaseError::Refused { refused, .. } => refusal(refused, error, code),
+        LeaseError::UnknownNamespace(_) => CniError::new(code, error.to_string())
+            .with_details("the API server is away or slow; see the agent's log"),
         LeaseError::NoRange => CniError::new(code, error.to_string()).with_details(
             "Node.spec.podCIDRs is empty: the controller that gives nodes their ranges is not running",
         ),
@@ -176,6 +178,31 @@ fn lease_error(error: &LeaseError, code: Code) -> CniError {
             .with_details("see that the state directory is writable and its file system not full"),
         LeaseError::Locked(_) => CniError::new(Code::Io, error.to_string()),
     }
+}
+
+/// What can be right another time has the verb's code; what is wrong in the pod or the network's configuration has 7.
+fn refusal(refused: &Refused, error: &LeaseError, code: Code) -> CniError {
+    let node = "delete pods on this node, or give the cluster's nodes larger ranges";
+    let (code, help) = match refused {
+        Refused::Exhausted {
+            pool: PoolId::Node, ..
+        } => (code, node),
+        Refused::Exhausted { .. } => (
+            code,
+            "delete pods on this node, or give the pool another range; see its status for who holds its blocks",
+        ),
+        Refused::NoBlock(_) => (
+            code,
+            "`podnet controller` cuts pools into blocks: see that it runs, and in the pool's status what is left",
+        ),
+        Refused::Taken(_) => (code, "delete that pod first, or choose another address"),
+        Refused::Elsewhere { .. } => (
+            Code::InvalidConfig,
+            "choose an address of these ranges, or make an IPPool of single-address blocks that follow their pods",
+        ),
+        Refused::Reserved(_) | Refused::Disjoint(_) => (Code::InvalidConfig, "choose others"),
+    };
+    CniError::new(code, error.to_string()).with_details(help)
 }
 
 fn wiring_error(error: &WiringError, attachment: &Attachment) -> CniError {

@@ -4,6 +4,7 @@
 //! already, but for what its API says that readers must assume.
 
 mod node;
+mod pool;
 mod service;
 mod slice;
 
@@ -12,6 +13,7 @@ use std::num::NonZeroU16;
 use podnet_core::cluster::{Invalid, ObjectName, ObjectRef, Parsed, Protocol};
 
 pub use node::node;
+pub use pool::{namespace, pool, pools};
 pub use service::service;
 pub use slice::slice;
 

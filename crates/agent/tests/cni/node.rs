@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, bind};
+use podnet_core::ipam::Addressing;
 use podnet_linux::netlink::{Address, Netlink, NewLink};
 use podnet_linux::ns::{Kind, Namespace};
 use podnet_linux::sysctl;
@@ -117,7 +118,12 @@ impl Node {
 
     pub(crate) fn set_ranges(&self, ranges: &[&str]) {
         self.set(Readiness::Ready(PodNetwork {
-            ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            addressing: Addressing::of_node(
+                &ranges
+                    .iter()
+                    .map(|range| range.parse().unwrap())
+                    .collect::<Vec<_>>(),
+            ),
             mtu: 1450,
             dns: vec!["10.96.0.10".parse().unwrap()],
         }));

@@ -1,0 +1,103 @@
+//! IP pools, where the cluster has that kind, and then namespaces, by which they are chosen.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Api, DynamicObject, ListParams, PartialObjectMeta};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
+use tokio::sync::mpsc;
+
+use super::{Change, Retry, Update, pass_on};
+use crate::parse;
+
+/// How long to wait before asking again for a kind that is not there: at first a second, for a cluster that is being
+/// set up, then twice as long each time, since most clusters never have it.
+const LONGEST_WAIT: Duration = Duration::from_secs(32);
+
+/// Watches pools from when their kind is there until it is gone, and again.
+pub(super) async fn follow(client: kube::Client, updates: mpsc::UnboundedSender<Update>) {
+    let kind = parse::pools();
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
+    let mut namespaces = None;
+    let mut wait = Duration::from_secs(1);
+    let mut told = false;
+    while !updates.is_closed() {
+        match api.list_metadata(&ListParams::default().limit(1)).await {
+            Ok(_) => {
+                let watch = follow_namespaces(client.clone(), updates.clone());
+                // A set ends its tasks with this one.
+                let set = namespaces.get_or_insert_with(tokio::task::JoinSet::new);
+                if set.is_empty() {
+                    set.spawn(watch);
+                }
+                follow_while_there(&api, &updates).await;
+                wait = Duration::from_secs(1);
+            }
+            Err(error) if is_not_served(&error) => {
+                if !std::mem::replace(&mut told, true) && is_forbidden(&error) {
+                    tracing::warn!(%error, "may not read IPPools, and goes without them; grant it if the cluster has any");
+                }
+                if updates.send(Update::Pools(Change::All(Vec::new()))).is_err() {
+                    return;
+                }
+            }
+            // The other watches say that the API server is away.
+            Err(_) => wait = Duration::from_secs(1),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+/// Passes on pools until the API server says that there is no such kind.
+async fn follow_while_there(api: &Api<DynamicObject>, updates: &mpsc::UnboundedSender<Update>) {
+    let events = watcher(api.clone(), watcher::Config::default()).backoff(Retry::default());
+    let there = |event: &watcher::Result<watcher::Event<DynamicObject>>| {
+        let gone = event.as_ref().is_err_and(is_gone);
+        std::future::ready(!gone)
+    };
+    let pool = |object: &DynamicObject| parse::pool(object).map(|(name, parsed)| (name, Some(parsed)));
+    pass_on(
+        "IPPool",
+        events.take_while(there),
+        pool,
+        Update::Pools,
+        updates.clone(),
+    )
+    .await;
+}
+
+async fn follow_namespaces(client: kube::Client, updates: mpsc::UnboundedSender<Update>) {
+    let events = watcher(
+        Api::<PartialObjectMeta<Namespace>>::all(client),
+        watcher::Config::default(),
+    );
+    let namespace = |object: &_| parse::namespace(object).map(|(name, labels)| (name, Some(labels)));
+    pass_on(
+        "Namespace",
+        events.backoff(Retry::default()),
+        namespace,
+        Update::Namespaces,
+        updates,
+    )
+    .await;
+}
+
+fn is_gone(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => {
+            is_not_served(error)
+        }
+        _ => false,
+    }
+}
+
+fn is_not_served(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404) || is_forbidden(error)
+}
+
+fn is_forbidden(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 403)
+}
