@@ -43,6 +43,12 @@ pub struct Args {
     /// Ranges of all services' addresses, at most one per IP family
     #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6")]
     service_cidr: Vec<IpNet>,
+    /// Whether what pods send beyond the cluster gets their node's address; off where the world knows the way to pods
+    #[arg(long, default_value = "on", value_name = "on|off")]
+    masquerade: Switch,
+    /// Destinations beyond the cluster that see pods' own addresses all the same
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
+    non_masquerade_cidr: Vec<IpNet>,
     /// DNS servers for pods
     #[arg(long, value_delimiter = ',', value_name = "IP,IP6")]
     cluster_dns: Vec<IpAddr>,
@@ -91,6 +97,13 @@ impl FromStr for DataplaneName {
             _ => Err(format!("{text:?} is no data plane; choose auto or nftables")),
         }
     }
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -171,6 +184,11 @@ impl Args {
         Ok(())
     }
 
+    /// The destinations that are not masqueraded; none when nothing is.
+    fn masquerade(&self) -> Option<Vec<IpNet>> {
+        (self.masquerade == Switch::On).then(|| self.non_masquerade_cidr.iter().map(IpNet::trunc).collect())
+    }
+
     fn plugin(&self) -> miette::Result<PathBuf> {
         let beside = || Some(std::env::current_exe().ok()?.with_file_name("podnet-cni"));
         let plugin = self
@@ -241,9 +259,11 @@ async fn agent(args: Args) -> miette::Result<()> {
     tasks.spawn(blocks::run(client, args.node.clone(), server.leases(), ready));
     // A task of its own: requests are accepted while the loop waits for the kernel.
     tasks.spawn(server.run());
+    let masquerade = args.masquerade();
     let config = NodeConfig {
         name: args.node,
         cluster: ClusterConfig {
+            masquerade,
             cluster_cidrs: args.cluster_cidr,
             service_cidrs: args.service_cidr,
             routing: args.routing,

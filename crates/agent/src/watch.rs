@@ -46,8 +46,8 @@ pub enum Update {
     Slices(Change<ObjectName, cluster::EndpointSlice>),
     /// IP pools.
     Pools(Change<String, cluster::IpPool>),
-    /// Namespaces' labels.
-    Namespaces(Change<String, BTreeMap<String, String>>),
+    /// Namespaces.
+    Namespaces(Change<String, cluster::Namespace>),
 }
 
 /// The kinds that have been listed once: before all have been, the cluster is not known.
@@ -57,8 +57,6 @@ pub struct Synced {
     services: bool,
     slices: bool,
     pools: bool,
-    /// A pod whose namespace is not known waits; nothing else does.
-    namespaces: bool,
 }
 
 impl Synced {
@@ -76,13 +74,31 @@ impl Update {
             Update::Services(change) => change.apply(&mut cluster.services, &mut synced.services),
             Update::Slices(change) => change.apply(&mut cluster.slices, &mut synced.slices),
             Update::Pools(change) => change.apply(&mut cluster.ip_pools, &mut synced.pools),
-            Update::Namespaces(change) => change.apply(&mut cluster.namespaces, &mut synced.namespaces),
+            Update::Namespaces(change) => change.apply_sound(&mut cluster.namespaces),
         }
     }
 }
 
 impl<K: Ord, T> Change<K, T> {
-    fn apply(self, objects: &mut std::collections::BTreeMap<K, Parsed<T>>, listed: &mut bool) {
+    /// Of a kind whose objects are always sound, and that nothing has to wait for.
+    fn apply_sound(self, objects: &mut BTreeMap<K, T>) {
+        match self {
+            Change::All(all) => {
+                let sound = all
+                    .into_iter()
+                    .filter_map(|(key, object)| Some((key, object.ok()?)));
+                *objects = sound.collect();
+            }
+            Change::Set(key, object) => {
+                if let Ok(object) = *object {
+                    objects.insert(key, object);
+                }
+            }
+            Change::Gone(key) => _ = objects.remove(&key),
+        }
+    }
+
+    fn apply(self, objects: &mut BTreeMap<K, Parsed<T>>, listed: &mut bool) {
         match self {
             Change::All(all) => {
                 *objects = all.into_iter().collect();

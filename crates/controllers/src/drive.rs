@@ -19,7 +19,6 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::engine::{Answer, Engine, Job, Refusal};
 use crate::execute::execute;
-use crate::ip_pools::IPPool;
 use crate::resource::Resource;
 use crate::world::{Kind, Observation};
 

@@ -300,7 +300,7 @@ impl NodeRanges {
                     .get_or_insert_default()
                     .extend(annotations);
                 updated.spec.get_or_insert_default().holder_identity = node.metadata.name.clone();
-                Action::modify_exactly(Part::Main, lease, &updated)
+                Action::modify_exactly(Part::Main, &**lease, &updated)
             }
         }
     }

@@ -3,8 +3,11 @@
 //! Everything here is a function of its arguments: no clock, no sockets, no files, no history.
 
 pub mod cluster;
+pub mod flow;
 pub mod ipam;
+pub mod masquerade;
 pub mod oracle;
+pub mod policy;
 pub mod route;
 pub mod service;
 pub mod state;
@@ -20,6 +23,8 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let routing = route::compute(cluster, node, &mut problems);
     let addressing = ipam::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
+    let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
+    let policy = policy::compute(cluster, node, &mut problems);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
         why: invalid.why.clone(),
@@ -32,6 +37,8 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         routing,
         addressing,
         services,
+        masquerade,
+        policy,
         problems,
     }
 }

@@ -1,8 +1,6 @@
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1 as api;
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
-use podnet_core::cluster::{IpPool, Parsed};
+use podnet_core::cluster::{IpPool, Namespace, Parsed};
 
 /// What the API calls IP pools. The kind is there only where somebody has installed it.
 pub fn pools() -> ApiResource {
@@ -27,13 +25,10 @@ pub fn pool(object: &DynamicObject) -> Option<(String, Parsed<IpPool>)> {
     Some((name, Ok(pool)))
 }
 
-/// A namespace's labels.
-pub fn namespace(
-    object: &PartialObjectMeta<api::Namespace>,
-) -> Option<(String, Parsed<BTreeMap<String, String>>)> {
+/// A namespace.
+pub fn namespace(object: &PartialObjectMeta<api::Namespace>) -> Option<(String, Parsed<Namespace>)> {
     let name = object.metadata.name.clone()?;
-    let mut labels = object.metadata.labels.clone().unwrap_or_default();
-    // Every API server since 1.21 sets it; a selector may count on it.
-    labels.insert("kubernetes.io/metadata.name".into(), name.clone());
-    Some((name, Ok(labels)))
+    let labels = object.metadata.labels.clone().unwrap_or_default();
+    let namespace = Namespace::new(&name, labels);
+    Some((name, Ok(namespace)))
 }

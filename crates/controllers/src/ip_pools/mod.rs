@@ -5,7 +5,7 @@
 
 mod object;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
@@ -122,9 +122,9 @@ impl IpPools {
         }
         for object in world.namespaces.iter() {
             let name = object.metadata.name.clone().unwrap_or_default();
-            let mut labels: BTreeMap<_, _> = object.metadata.labels.clone().unwrap_or_default();
-            labels.insert("kubernetes.io/metadata.name".into(), name.clone());
-            cluster.namespaces.insert(name, Ok(labels));
+            let labels = object.metadata.labels.clone().unwrap_or_default();
+            let namespace = cluster::Namespace::new(&name, labels);
+            cluster.namespaces.insert(name, namespace);
         }
         cluster
     }

@@ -14,6 +14,9 @@ pub struct ClusterConfig {
     pub service_cidrs: Vec<IpNet>,
     /// How packets for pods get from node to node.
     pub routing: Routing,
+    /// Destinations beyond the cluster that pods reach with their own address; all others see the node's. None if
+    /// pods always keep theirs, because the world around the cluster knows the way back to them.
+    pub masquerade: Option<Vec<IpNet>>,
 }
 
 /// How packets for pods get from node to node.

@@ -153,7 +153,7 @@ pub(crate) fn compute(cluster: &Cluster, me: &NodeName, problems: &mut Vec<Probl
     if addressing.by_namespace {
         let known = cluster.namespaces.iter();
         addressing.namespaces = known
-            .filter_map(|(name, labels)| Some((name.clone(), sources(Some(labels.as_ref().ok()?)))))
+            .map(|(name, namespace)| (name.clone(), sources(Some(namespace.labels()))))
             .collect();
     }
     addressing

@@ -70,10 +70,10 @@ pub fn grant(cluster: &Cluster, claims: &[Claim], now: &str, expired: impl Fn(&s
             .collect();
         let mut need = BTreeMap::new();
         for (namespace, claims) in served {
-            let Some(Ok(labels)) = cluster.namespaces.get(namespace) else {
+            let Some(known) = cluster.namespaces.get(namespace) else {
                 continue;
             };
-            let sources = pools::for_namespace(&open, Some(labels));
+            let sources = pools::for_namespace(&open, Some(known.labels()));
             for family in &families {
                 book.serve(name, *family, &sources, &claims, &mut need);
             }

@@ -19,6 +19,7 @@ pub use allocator::{Allocator, Refused, Slot, Usage};
 pub use bounds::{Bounds, hosts};
 pub use grant::{Claim, Grant, grant};
 pub use netset::NetSet;
+pub(crate) use pools::ranges_of_pools;
 pub use pools::{Pools, Standing};
 pub use statics::{STATIC_ANNOTATIONS, static_addresses};
 

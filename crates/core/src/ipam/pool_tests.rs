@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::cluster::{Block, Cluster, ClusterConfig, IpPool, Node, NodeName, PodRanges, Routing};
+use crate::cluster::{Block, Cluster, ClusterConfig, IpPool, Namespace, Node, NodeName, PodRanges, Routing};
 use crate::route::Hop;
 use crate::state::NodeState;
 
@@ -36,8 +36,12 @@ fn cluster() -> Cluster {
         cluster.nodes.insert(node.name.clone(), Ok(node));
     }
     let labels = BTreeMap::from([("team".to_owned(), "payments".to_owned())]);
-    cluster.namespaces.insert("pay".into(), Ok(labels));
-    cluster.namespaces.insert("web".into(), Ok(BTreeMap::new()));
+    cluster
+        .namespaces
+        .insert("pay".into(), Namespace::new("pay", labels));
+    cluster
+        .namespaces
+        .insert("web".into(), Namespace::new("web", BTreeMap::new()));
     cluster
 }
 
@@ -180,6 +184,17 @@ fn other_nodes_have_routes_to_the_blocks() {
     assert_eq!(
         tunnelled.get(&net("10.90.0.0/30")),
         tunnelled.get(&net("10.244.1.0/24"))
+    );
+}
+
+#[test]
+fn pods_of_a_pool_leave_the_cluster_with_their_nodes_address_and_reach_pods_with_their_own() {
+    let mut cluster = cluster();
+    cluster.config.masquerade = Some(Default::default());
+    add(&mut cluster, "pay", 1, payments(json!(["10.90.0.0/24"])));
+    let masquerade = state(&cluster, "n1").masquerade.unwrap();
+    assert!(
+        masquerade.pods.contains(&net("10.90.0.0/24")) && masquerade.except.contains(&net("10.90.0.0/24"))
     );
 }
 

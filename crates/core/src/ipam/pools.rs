@@ -1,13 +1,9 @@
 //! Which pools are in force, and for whom.
 
-use std::collections::BTreeMap;
-
 use ipnet::IpNet;
 
 use super::NetSet;
-use crate::cluster::{Cluster, IpPool, PoolSpec};
-
-type Labels = BTreeMap<String, String>;
+use crate::cluster::{Cluster, IpPool, Labels, PoolSpec};
 
 /// How a pool stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +51,7 @@ impl<'a> Pools<'a> {
         let open = self.0.iter().filter(|judged| judged.standing == Standing::Open);
         let specs = open.filter_map(|judged| Some((judged.pool, judged.pool.spec.as_ref().ok()?)));
         specs
-            .filter(|(_, spec)| spec.nodes.as_ref().is_none_or(|nodes| nodes.selects(node)))
+            .filter(|(_, spec)| spec.nodes.as_ref().is_none_or(|nodes| nodes.matches(node)))
             .collect()
     }
 }
@@ -68,7 +64,7 @@ pub(super) fn for_namespace<'a>(
 ) -> Vec<(&'a IpPool, &'a PoolSpec)> {
     let chosen = open.iter().filter(|(_, spec)| {
         let selector = spec.namespaces.as_ref();
-        selector.is_some_and(|selector| namespace.is_some_and(|labels| selector.selects(labels)))
+        selector.is_some_and(|selector| namespace.is_some_and(|labels| selector.matches(labels)))
     });
     let for_all = open.iter().filter(|(_, spec)| spec.namespaces.is_none());
     chosen.chain(for_all).copied().collect()
@@ -120,4 +116,16 @@ fn judge(pool: &IpPool, occupied: &mut NetSet<String>) -> Standing {
 /// Single nets that do not overlap, from many that may.
 pub(super) fn merged(nets: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
     IpNet::aggregate(&nets.collect())
+}
+
+/// Where pods may have addresses from but nodes' own ranges.
+pub(crate) fn ranges_of_pools(cluster: &Cluster) -> Vec<IpNet> {
+    let mut ranges = Vec::new();
+    for (pool, standing) in Pools::judge(cluster).iter() {
+        ranges.extend(pool.blocks.iter().map(|block| block.range));
+        if !matches!(standing, Standing::Wrong(_)) {
+            ranges.extend(pool.spec.iter().flat_map(|spec| spec.ranges.iter().copied()));
+        }
+    }
+    ranges
 }

@@ -5,15 +5,13 @@
 //! version that was read: there is one truth about every block, and no block has two holders. A node hands out of the
 //! blocks it holds; every other node routes them to it.
 
-mod selector;
 mod wire;
 
 use std::fmt;
 
 use ipnet::IpNet;
 
-use super::{NodeName, ObjectRef};
-pub use selector::Selector;
+use super::{NodeName, ObjectRef, Selector};
 
 /// An `IPPool` object.
 #[derive(Debug, Clone, PartialEq, Eq)]

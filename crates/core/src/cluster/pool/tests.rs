@@ -28,8 +28,8 @@ fn a_pool_is_read_with_its_blocks() {
     let labels =
         |text: &str| BTreeMap::from([text.split_once('=').map(|(k, v)| (k.into(), v.into())).unwrap()]);
     let (namespaces, nodes) = (parsed.namespaces.unwrap(), parsed.nodes.unwrap());
-    assert!(namespaces.selects(&labels("team=payments")) && !namespaces.selects(&labels("team=web")));
-    assert!(nodes.selects(&labels("zone=a")) && !nodes.selects(&labels("zone=b")));
+    assert!(namespaces.matches(&labels("team=payments")) && !namespaces.matches(&labels("team=web")));
+    assert!(nodes.matches(&labels("zone=a")) && !nodes.matches(&labels("zone=b")));
     assert_eq!(pool.blocks[0].node.as_str(), "a");
     assert_eq!(pool.blocks.len(), 2, "a torn entry hurts itself only");
     assert_eq!(pool.torn.len(), 1);

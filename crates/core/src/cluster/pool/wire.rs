@@ -6,10 +6,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::selector::Requirement;
-use super::{Block, IpPool, PoolSpec, Selector};
-use crate::cluster::NodeName;
+use super::{Block, IpPool, PoolSpec};
 use crate::cluster::node::is_unroutable;
+use crate::cluster::{LabelTest, NodeName, Requirement, Selector};
 
 /// Blocks of 64 addresses, where the pool does not say: enough for most nodes, and few routes.
 const DEFAULT_BLOCKS: (u8, u8) = (26, 122);
@@ -199,8 +198,8 @@ fn reserved(texts: &[String]) -> Result<Vec<IpNet>, String> {
 fn selector(field: &str, object: Option<SelectorObject>) -> Result<Option<Selector>, String> {
     let Some(object) = object else { return Ok(None) };
     let labels = object.match_labels.into_iter();
-    let mut requirements: Vec<Requirement> = labels
-        .map(|(key, value)| Requirement::In(key, vec![value]))
+    let mut tests: Vec<(String, LabelTest)> = labels
+        .map(|(key, value)| (key, LabelTest::In([value].into())))
         .collect();
     for RequirementObject {
         key,
@@ -208,17 +207,25 @@ fn selector(field: &str, object: Option<SelectorObject>) -> Result<Option<Select
         values,
     } in object.match_expressions
     {
-        requirements.push(match operator.as_str() {
-            "In" => Requirement::In(key, values),
-            "NotIn" => Requirement::NotIn(key, values),
-            "Exists" => Requirement::Exists(key),
-            "DoesNotExist" => Requirement::DoesNotExist(key),
+        let values = values.into_iter().collect();
+        let test = match operator.as_str() {
+            "In" => LabelTest::In(values),
+            "NotIn" => LabelTest::NotIn(values),
+            "Exists" => LabelTest::Exists,
+            "DoesNotExist" => LabelTest::Missing,
             _ => {
                 return Err(format!(
                     "{field}: operator {operator:?} is none of In, NotIn, Exists and DoesNotExist"
                 ));
             }
-        });
+        };
+        tests.push((key, test));
     }
-    Ok(Some(Selector(requirements)))
+    let requirements: Result<Vec<Requirement>, _> = tests
+        .into_iter()
+        .map(|(key, test)| Requirement::new(key, test))
+        .collect();
+    requirements
+        .map(|requirements| Some(Selector::new(requirements)))
+        .map_err(|error| format!("{field}: {error}"))
 }
