@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod edges;
+mod fuzz;
 mod netperf;
 mod recipe;
 mod test;
@@ -25,6 +26,8 @@ enum Recipe {
     Test,
     /// Checks the workspace's dependencies against the table in ARCHITECTURE.md
     CheckEdges,
+    /// Feeds every reader of foreign documents with broken ones for a while
+    Fuzz(fuzz::Args),
     /// Measures podnet against what the kernel can do without it
     Bench(bench::Args),
     /// The load generator and its server (used by `bench`)
@@ -37,6 +40,7 @@ fn main() -> miette::Result<()> {
         Recipe::Demo => demo::run(),
         Recipe::Test => test::run(),
         Recipe::CheckEdges => edges::run(),
+        Recipe::Fuzz(args) => fuzz::run(&args),
         Recipe::Bench(args) => bench::run(args),
         Recipe::Netperf(command) => netperf::run(command),
     }

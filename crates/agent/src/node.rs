@@ -216,9 +216,12 @@ impl NodeLoop {
         }
         self.refused = vec![text.clone()];
         // What was ready goes on: what the kernel has is the last generation.
-        if self.applied.is_none() {
-            self.readiness.send_replace(Readiness::NotReady(text));
-        }
+        self.readiness.send_modify(|readiness| {
+            *readiness = match readiness.network() {
+                Some(network) if self.applied.is_some() => Readiness::Limited(network.clone(), text),
+                _ => Readiness::NotReady(text),
+            };
+        });
     }
 
     /// Tells the plugin's server what pods get, and puts the plugin in place once it can be served. False when that
@@ -230,13 +233,23 @@ impl NodeLoop {
                 state.node
             )),
             None => Readiness::NotReady(format!("node {} has no InternalIP in its status yet", state.node)),
-            Some(mtu) => Readiness::Ready(PodNetwork {
-                addressing: state.addressing.clone(),
-                mtu,
-                dns: self.config.dns.clone(),
-            }),
+            Some(mtu) => {
+                let network = PodNetwork {
+                    addressing: Arc::new(state.addressing.clone()),
+                    mtu,
+                    dns: self.config.dns.clone(),
+                };
+                if self.refused.is_empty() {
+                    Readiness::Ready(network)
+                } else {
+                    Readiness::Limited(
+                        network,
+                        format!("the kernel refused: {}", self.refused.join("; ")),
+                    )
+                }
+            }
         };
-        let ready = matches!(readiness, Readiness::Ready(_));
+        let ready = readiness.network().is_some();
         self.readiness.send_if_modified(|published| {
             let changed = *published != readiness;
             if changed {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podnet_cni::{Attachment, HOST_LINK_PREFIX};
+use podnet_linux::MacAddr;
 use podnet_linux::netlink::{
     Address, AddressFlags, Link, LinkChange, LinkKind, Neighbour, Netlink, NetlinkError, NewLink,
     NewLinkKind, Request, Route, RouteFilter,
@@ -83,6 +84,8 @@ pub struct PodLink<'a> {
     pub addresses: &'a [IpAddr],
     /// Largest packet in bytes.
     pub mtu: u32,
+    /// The Ethernet address of the pod's end.
+    pub mac: MacAddr,
 }
 
 /// Wires a pod. When it fails, nothing is left of it, unless the error says so.
@@ -125,7 +128,7 @@ fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Resul
     pair.mac = Some(pod.attachment.host_mac());
     pair.up = true;
     if let NewLinkKind::Veth(peer) = &mut pair.kind {
-        peer.mac = Some(pod.attachment.pod_mac());
+        peer.mac = Some(pod.mac);
     }
     match node.apply_and_get([pair.create()], &name) {
         Ok(link) => Ok(link),
@@ -177,7 +180,7 @@ fn node_requests(pod: &PodLink<'_>, index: u32) -> Vec<Request<'static>> {
         requests.push(gateway.replace());
     }
     for address in pod.addresses {
-        requests.push(Neighbour::permanent(index, *address, pod.attachment.pod_mac()).replace());
+        requests.push(Neighbour::permanent(index, *address, pod.mac).replace());
         requests.push(Route::on_link(IpNet::from(*address), index, POD_ROUTE_PROTOCOL).replace());
     }
     requests

@@ -26,7 +26,7 @@ const DIRECTORY: &str = "PODNET_TEST_LEASES";
 fn open(dir: &Path) -> Leases {
     fs::create_dir_all(dir.join("links")).unwrap();
     let leases = Leases::open(&dir.join("state"), "boot", &links(dir)).unwrap();
-    leases.set(&Addressing::of_node(&RANGES.map(|range| range.parse().unwrap())));
+    leases.set(&Addressing::of_node(&RANGES.map(|range| range.parse().unwrap())).into());
     leases
 }
 

@@ -13,6 +13,7 @@ mod invocation;
 pub mod plugin;
 mod release;
 mod result;
+mod runtime_config;
 mod version;
 
 pub use ask::{AgentReply, AgentRequest, AskError, Verb, ask};
@@ -23,4 +24,5 @@ pub use error::{CniError, Code};
 pub use invocation::{Command, Invocation, PodReference};
 pub use release::{LEASES, RELEASED, note_release};
 pub use result::{AddResult, Dns, Interface, IpConfig, RouteConfig};
+pub use runtime_config::{Bandwidth, Capability, IpRange, PortMapping, Rate, RuntimeConfig};
 pub use version::CniVersion;

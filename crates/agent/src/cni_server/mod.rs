@@ -21,7 +21,7 @@ use podnet_linux::netlink::NetlinkError;
 use podnet_linux::ns::Namespace;
 use podnet_linux::{bootid, fdpass};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::ipam::{LeaseError, Leases};
 use crate::wiring;
@@ -31,12 +31,15 @@ use reaper::Reaper;
 
 /// Enough for a request; the default of 2 MiB times a hundred pods at once is worth saving.
 const STACK: usize = 512 * 1024;
+/// Most requests at work at once. Those that come on top wait in the socket's queue, and their plugins with them: a
+/// node full of pods that restart must not become a node full of threads.
+const MOST_AT_ONCE: usize = 64;
 
 /// What pods of this node get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodNetwork {
     /// Where their addresses come from.
-    pub addressing: Addressing,
+    pub addressing: Arc<Addressing>,
     /// Largest packet in bytes.
     pub mtu: u32,
     /// Where pods look up names.
@@ -52,6 +55,18 @@ pub enum Readiness {
     ///
     /// The node forwards by then: the data plane has been applied.
     Ready(PodNetwork),
+    /// They can, but not everything that they should reach can be reached, and why.
+    Limited(PodNetwork, String),
+}
+
+impl Readiness {
+    /// What pods get, if they can be connected.
+    pub fn network(&self) -> Option<&PodNetwork> {
+        match self {
+            Readiness::NotReady(_) => None,
+            Readiness::Ready(network) | Readiness::Limited(network, _) => Some(network),
+        }
+    }
 }
 
 /// Where the server is found, and where it keeps its state.
@@ -135,23 +150,26 @@ impl CniServer {
 
     /// Answers, until it is dropped.
     pub async fn run(self) {
+        tokio::join!(self.feed(), self.accept());
+    }
+
+    /// Tells the leases at once what there is to hand out: ADDs may be waiting for just that.
+    async fn feed(&self) {
         let mut ready = self.server.ready.clone();
-        let mut more = true;
+        while ready.changed().await.is_ok() {
+            if let Some(network) = ready.borrow_and_update().network() {
+                self.server.leases.set(&network.addressing);
+            }
+        }
+    }
+
+    async fn accept(&self) {
+        let slots = Arc::new(Semaphore::new(MOST_AT_ONCE));
         loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                changed = ready.changed(), if more => {
-                    more = changed.is_ok();
-                    // ADDs may be waiting for just that.
-                    if let Readiness::Ready(network) = &*ready.borrow_and_update() {
-                        self.server.leases.set(&network.addressing);
-                    }
-                    continue;
-                }
-            };
-            match accepted {
+            match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    if let Err(error) = answer_on_a_thread(&self.server, stream) {
+                    let slot = slots.clone().acquire_owned().await.ok();
+                    if let Err(error) = answer_on_a_thread(&self.server, stream, slot) {
                         tracing::error!(%error, "a CNI request gets no answer");
                     }
                 }
@@ -193,7 +211,12 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn answer_on_a_thread(server: &Arc<Server>, stream: tokio::net::UnixStream) -> io::Result<()> {
+/// The slot is free again when the thread ends.
+fn answer_on_a_thread(
+    server: &Arc<Server>,
+    stream: tokio::net::UnixStream,
+    slot: Option<OwnedSemaphorePermit>,
+) -> io::Result<()> {
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
     let server = Arc::clone(server);
@@ -201,6 +224,7 @@ fn answer_on_a_thread(server: &Arc<Server>, stream: tokio::net::UnixStream) -> i
         .name("cni".into())
         .stack_size(STACK)
         .spawn(move || {
+            let _slot = slot;
             if let Err(error) = answer(&server, &stream) {
                 tracing::warn!(%error, "a CNI request was broken off");
             }

@@ -4,15 +4,46 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podnet_cni::{
-    AddResult, AgentReply, AgentRequest, Attachment, CniError, Code, Dns, Interface, IpConfig, RouteConfig,
-    Verb,
+    AddResult, AgentReply, AgentRequest, Attachment, Capability, CniError, Code, Dns, Interface, IpConfig,
+    IpRange, RouteConfig, RuntimeConfig, Verb,
 };
-use podnet_core::ipam::{PoolId, Refused};
+use podnet_core::ipam::{Bounds, PoolId, Refused, hosts, static_addresses};
 use podnet_linux::ns::Namespace;
+use serde_json::Map;
 
+use super::install::NETWORK;
 use super::{PodNetwork, Readiness, Server};
 use crate::ipam::{Ask, Lease, LeaseError};
 use crate::wiring::{self, GATEWAY_V4, GATEWAY_V6, PodLink, WiringError};
+
+/// What the agent does for a pod when it is asked, as the network's configuration declares it.
+pub(super) const ENFORCED: &[Capability] = &[
+    Capability::Ips,
+    Capability::IpRanges,
+    Capability::Mac,
+    Capability::Dns,
+    Capability::Annotations,
+];
+
+/// A pod that got less than it wished would be worse than none.
+fn refuse_what_is_not_enforced(wishes: &RuntimeConfig) -> Result<(), CniError> {
+    let wishes = wishes.wishes();
+    let Some(wish) = wishes.iter().find(|wish| !ENFORCED.contains(wish)) else {
+        return Ok(());
+    };
+    let msg = format!("this version of podnet does not support {wish}");
+    Err(CniError::new(Code::UnsupportedField, msg)
+        .with_details("take it out of the pod, or chain a plugin that does it behind podnet"))
+}
+
+/// What an ADD is for.
+struct Target<'a> {
+    attachment: &'a Attachment,
+    /// The namespace, by the runtime's path and open.
+    netns: &'a str,
+    namespace: &'a Namespace,
+    wishes: &'a RuntimeConfig,
+}
 
 impl Server {
     pub(super) fn serve(
@@ -21,21 +52,32 @@ impl Server {
         namespace: Option<&Namespace>,
     ) -> Result<AgentReply, CniError> {
         match &request.verb {
-            Verb::Add { attachment, netns } => {
+            Verb::Add {
+                attachment,
+                netns,
+                runtime_config,
+            } => {
+                refuse_what_is_not_enforced(runtime_config)?;
                 let namespace = namespace.ok_or_else(|| {
                     CniError::new(Code::InvalidEnvironment, "no network namespace came with the ADD")
                         .with_details("the plugin and the agent are of different versions; restart the agent")
                 })?;
                 let begin = std::time::Instant::now();
-                let result = self.add(request, attachment, netns, namespace)?;
+                let target = Target {
+                    attachment,
+                    netns,
+                    namespace,
+                    wishes: runtime_config,
+                };
+                let result = self.add(request, &target)?;
                 let took = begin.elapsed();
                 tracing::debug!(%attachment, pod = request.pod.name, ?took, "added");
-                Ok(AgentReply::Added(result))
+                Ok(AgentReply::Added(Box::new(result)))
             }
             Verb::Del { attachment } => self.del(attachment).map(|()| AgentReply::Done),
-            Verb::Check { attachment, previous } => {
-                self.check(attachment, previous).map(|()| AgentReply::Done)
-            }
+            Verb::Check {
+                attachment, previous, ..
+            } => self.check(attachment, previous).map(|()| AgentReply::Done),
             Verb::Status => self.status().map(|()| AgentReply::Done),
             Verb::Gc { valid } => self.gc(&request.network, valid).map(|()| AgentReply::Done),
         }
@@ -43,7 +85,6 @@ impl Server {
 
     fn network(&self, code: Code) -> Result<PodNetwork, CniError> {
         let network = match &*self.ready.borrow() {
-            Readiness::Ready(network) => network.clone(),
             Readiness::NotReady(why) => {
                 return Err(CniError::new(
                     code,
@@ -51,32 +92,29 @@ impl Server {
                 )
                 .with_details(why.clone()));
             }
+            Readiness::Ready(network) | Readiness::Limited(network, _) => network.clone(),
         };
         self.leases.set(&network.addressing);
         Ok(network)
     }
 
-    fn add(
-        &self,
-        request: &AgentRequest,
-        attachment: &Attachment,
-        netns: &str,
-        namespace: &Namespace,
-    ) -> Result<AddResult, CniError> {
+    fn add(&self, request: &AgentRequest, target: &Target<'_>) -> Result<AddResult, CniError> {
+        let attachment = target.attachment;
         let network = self.network(Code::TryAgainLater)?;
         let lease = self
             .leases
-            .lease(&Ask::any(attachment, &request.network, &request.pod))
+            .lease(&ask(request, target)?)
             .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
         let pod = PodLink {
             attachment,
             addresses: &lease.addresses,
             mtu: network.mtu,
+            mac: target.wishes.mac.unwrap_or(attachment.pod_mac()),
         };
-        match wiring::attach(&pod, namespace) {
+        match wiring::attach(&pod, target.namespace) {
             Ok(()) => {
                 self.leases.wired(&lease);
-                Ok(result(&lease, &network, netns))
+                Ok(result(&pod, &network, target))
             }
             Err(error) => {
                 if error.link_left {
@@ -118,6 +156,7 @@ impl Server {
         Ok(())
     }
 
+    /// What the plugin cannot see: whether the leases and the node's routes agree with the container.
     fn check(&self, attachment: &Attachment, previous: &AddResult) -> Result<(), CniError> {
         let failed = |msg: String| {
             CniError::new(Code::CheckFailed, msg).with_details(
@@ -129,10 +168,21 @@ impl Server {
             .get(attachment)
             .ok_or_else(|| failed(format!("{attachment} has no lease")))?;
         let had: Vec<IpAddr> = previous.ips.iter().map(|ip| ip.address.addr()).collect();
-        match lease.addresses.iter().find(|address| !had.contains(address)) {
+        if let Some(address) = lease.addresses.iter().find(|address| !had.contains(address)) {
+            return Err(failed(format!(
+                "{attachment} has a lease on {address}, which prevResult lacks"
+            )));
+        }
+        let in_kernel = wiring::in_kernel().map_err(|error| wiring_error(&error.into(), attachment))?;
+        let routed = in_kernel.get(&attachment.host_link());
+        let missing = lease
+            .addresses
+            .iter()
+            .find(|address| routed.is_none_or(|routed| !routed.contains(address)));
+        match missing {
             None => Ok(()),
             Some(address) => Err(failed(format!(
-                "{attachment} has a lease on {address}, which prevResult lacks"
+                "the node has no route to {address} of {attachment}"
             ))),
         }
     }
@@ -141,15 +191,26 @@ impl Server {
         self.network(Code::NotAvailable)?;
         self.leases
             .check()
-            .map_err(|error| lease_error(&error, Code::NotAvailable))
+            .map_err(|error| lease_error(&error, Code::NotAvailable))?;
+        match &*self.ready.borrow() {
+            Readiness::Limited(_, why) => {
+                let msg = format!("pods of node {} would have limited connectivity", self.node);
+                Err(CniError::new(Code::LimitedConnectivity, msg).with_details(why.clone()))
+            }
+            Readiness::Ready(_) | Readiness::NotReady(_) => Ok(()),
+        }
     }
 
     /// Goes on after an error and reports all of them.
     fn gc(&self, network: &str, valid: &[Attachment]) -> Result<(), CniError> {
         let mut errors = Vec::new();
         for lease in self.leases.all() {
-            // A lease whose file was repaired has lost the name of its network; it is ours in any case.
-            let of_network = lease.network == network || lease.network.is_empty();
+            // A lease whose file was repaired has lost the name of its network: it counts as of the one that the
+            // agent itself configures, since no other network's collection may take it.
+            let of_network = match lease.network.as_str() {
+                "" => network == NETWORK,
+                name => name == network,
+            };
             if of_network && !valid.contains(&lease.attachment) {
                 tracing::info!(attachment = %lease.attachment, "freed by garbage collection");
                 errors.extend(self.del(&lease.attachment).err().map(|error| error.to_string()));
@@ -207,52 +268,79 @@ fn refusal(refused: &Refused, error: &LeaseError, code: Code) -> CniError {
 
 fn wiring_error(error: &WiringError, attachment: &Attachment) -> CniError {
     let code = match error {
-        WiringError::InterfaceExists(_) | WiringError::NotANamespace(_) | WiringError::NodeNamespace => {
-            Code::InvalidEnvironment
-        }
+        WiringError::InterfaceExists(_) => Code::InvalidEnvironment,
+        WiringError::NotANamespace(_) | WiringError::NodeNamespace => Code::InvalidNetns,
         WiringError::Netlink(_) | WiringError::Sysctl(_) => Code::Wiring,
     };
     CniError::new(code, format!("cannot wire {attachment}")).with_details(error.to_string())
 }
 
+/// The addresses that a pod wishes: by capability, which is nearest to the pod, else by annotation.
+fn ask<'a>(request: &'a AgentRequest, target: &Target<'a>) -> Result<Ask<'a>, CniError> {
+    let wishes = target.wishes;
+    let addresses = match &wishes.ips[..] {
+        [] => static_addresses(&wishes.annotations).map_err(|why| {
+            CniError::new(Code::InvalidConfig, why)
+                .with_details("correct the annotation, and make the pod anew")
+        })?,
+        ips => ips.to_vec(),
+    };
+    let bounds = |range: &IpRange| {
+        let hosts = hosts(range.subnet);
+        Bounds {
+            first: range.first.unwrap_or(hosts.first),
+            last: range.last.unwrap_or(hosts.last),
+        }
+    };
+    let sets = wishes.ip_ranges.iter();
+    Ok(Ask {
+        addresses,
+        within: sets.map(|set| set.iter().map(bounds).collect()).collect(),
+        ..Ask::any(target.attachment, &request.network, &request.pod)
+    })
+}
+
 /// What the runtime is told.
-fn result(lease: &Lease, network: &PodNetwork, netns: &str) -> AddResult {
-    let attachment = &lease.attachment;
+fn result(pod: &PodLink<'_>, network: &PodNetwork, target: &Target<'_>) -> AddResult {
+    let attachment = pod.attachment;
     let interface = |name: String, mac: podnet_linux::MacAddr, sandbox| Interface {
         name,
         mac: Some(mac.to_string()),
-        mtu: Some(network.mtu),
+        mtu: Some(pod.mtu),
         sandbox,
+        more: Map::new(),
     };
     let gateway = |address: &IpAddr| match address {
         IpAddr::V4(_) => IpAddr::V4(GATEWAY_V4),
         IpAddr::V6(_) => IpAddr::V6(GATEWAY_V6),
     };
-    let ips = lease.addresses.iter().map(|address| IpConfig {
+    let ips = pod.addresses.iter().map(|address| IpConfig {
         interface: Some(1),
         address: IpNet::from(*address),
         gateway: Some(gateway(address)),
+        more: Map::new(),
     });
-    let routes = lease.addresses.iter().map(|address| RouteConfig {
+    let routes = pod.addresses.iter().map(|address| RouteConfig {
         dst: match address {
             IpAddr::V4(_) => Ipv4Net::default().into(),
             IpAddr::V6(_) => Ipv6Net::default().into(),
         },
         gw: Some(gateway(address)),
+        more: Map::new(),
     });
+    let dns = target.wishes.dns.clone();
     AddResult {
         interfaces: vec![
             interface(attachment.host_link(), attachment.host_mac(), None),
             interface(
                 attachment.ifname().to_owned(),
-                attachment.pod_mac(),
-                Some(netns.to_owned()),
+                pod.mac,
+                Some(target.netns.to_owned()),
             ),
         ],
         ips: ips.collect(),
         routes: routes.collect(),
-        dns: Dns {
-            nameservers: network.dns.clone(),
-        },
+        dns: dns.unwrap_or_else(|| Dns::of(network.dns.iter().copied())),
+        more: Map::new(),
     }
 }

@@ -15,7 +15,7 @@ mod files;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -33,7 +33,7 @@ const COOL_DOWN: Duration = Duration::from_secs(30);
 /// How long an ADD waits for the end of a DEL of the same attachment, and a DEL for that of an ADD.
 const TURN: Duration = Duration::from_secs(10);
 /// How long an ADD waits for a block of a pool that is on its way.
-const BLOCK_WAIT: Duration = Duration::from_secs(10);
+const BLOCK_WAIT: Duration = Duration::from_secs(5);
 /// How long an ADD waits for another block when those that the node holds are full.
 const MORE_WAIT: Duration = Duration::from_secs(2);
 /// On the clock of this process: the moment it opened the leases. Whatever rests has begun to before.
@@ -75,7 +75,7 @@ enum Stage {
 
 struct Inner {
     allocator: Allocator,
-    addressing: Addressing,
+    addressing: Arc<Addressing>,
     /// Blocks that are being given back.
     closing: BTreeSet<IpNet>,
     held: BTreeMap<Attachment, (Stage, Lease)>,
@@ -119,7 +119,7 @@ impl Leases {
         let found = directory.load(boot_id, in_kernel)?;
         let mut inner = Inner {
             allocator: Allocator::new(COOL_DOWN),
-            addressing: Addressing::default(),
+            addressing: Arc::default(),
             closing: BTreeSet::new(),
             held: BTreeMap::new(),
             released: BTreeMap::new(),
@@ -167,12 +167,13 @@ impl Leases {
     }
 
     /// This is what the node may hand out from now on.
-    pub fn set(&self, addressing: &Addressing) {
+    pub fn set(&self, addressing: &Arc<Addressing>) {
         let mut inner = self.inner();
+        // Equal is most often the same, which is seen at a glance.
         if inner.addressing == *addressing {
             return;
         }
-        let first = inner.addressing == Addressing::default();
+        let first = *inner.addressing == Addressing::default();
         inner.addressing = addressing.clone();
         let held: BTreeSet<IpNet> = addressing.ranges.iter().map(|range| range.range).collect();
         inner.closing.retain(|range| held.contains(range));
@@ -412,7 +413,7 @@ impl Inner {
 
     /// Tells the allocator what it may hand out of.
     fn apply(&mut self) {
-        let mut addressing = self.addressing.clone();
+        let mut addressing = Addressing::clone(&self.addressing);
         for range in &mut addressing.ranges {
             range.open &= !self.closing.contains(&range.range);
         }
@@ -435,8 +436,8 @@ impl Inner {
             return Err(LeaseError::NoRange);
         }
         let namespace = &ask.pod.namespace;
-        let sources = self
-            .addressing
+        let addressing = Arc::clone(&self.addressing);
+        let sources = addressing
             .sources(namespace)
             .ok_or_else(|| LeaseError::UnknownNamespace(namespace.clone()))?;
         let slots = ask.slots(sources);
@@ -538,3 +539,6 @@ mod tests;
 
 #[cfg(test)]
 mod model_tests;
+
+#[cfg(test)]
+mod fuzz_tests;

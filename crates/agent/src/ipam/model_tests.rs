@@ -108,7 +108,7 @@ impl World {
         let opened = Leases::open_on(Box::new(self.fuse.clone()), self.dir.path(), &boot, &self.links);
         if let Ok(leases) = opened {
             let ranges = RANGES.map(|range| range.parse().unwrap());
-            leases.set(&Addressing::of_node(&ranges));
+            leases.set(&Addressing::of_node(&ranges).into());
             for lease in leases.ended() {
                 self.links.remove(&lease.attachment.host_link());
                 leases.forget(&lease);

@@ -16,7 +16,7 @@ fn open(dir: &Path, in_kernel: &LinksInKernel) -> Leases {
 
 fn set(leases: &Leases, ranges: &[&str]) {
     let ranges: Vec<IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
-    leases.set(&Addressing::of_node(&ranges));
+    leases.set(&Addressing::of_node(&ranges).into());
 }
 
 fn ask(leases: &Leases, n: usize) -> Result<Lease, LeaseError> {

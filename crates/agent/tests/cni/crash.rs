@@ -29,7 +29,8 @@ fn serves_until_it_is_killed() {
         addressing: Addressing::of_node(&[
             "10.244.1.0/26".parse().unwrap(),
             "fd00:10:244:1::/64".parse().unwrap(),
-        ]),
+        ])
+        .into(),
         mtu: 1450,
         dns: Vec::new(),
     });

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 /// The plugin, built with the profile of this test.
-fn plugin() -> &'static PathBuf {
+pub(crate) fn plugin() -> &'static PathBuf {
     static PLUGIN: OnceLock<PathBuf> = OnceLock::new();
     PLUGIN.get_or_init(|| {
         // target/TARGET/PROFILE/deps/THIS
@@ -123,7 +123,8 @@ impl Node {
                     .iter()
                     .map(|range| range.parse().unwrap())
                     .collect::<Vec<_>>(),
-            ),
+            )
+            .into(),
             mtu: 1450,
             dns: vec!["10.96.0.10".parse().unwrap()],
         }));
@@ -180,7 +181,8 @@ impl Node {
                     .stderr(Stdio::piped())
                     .spawn()
                     .unwrap();
-                child.stdin.take().unwrap().write_all(document).unwrap();
+                // One that refuses a document without reading all of it closes its end.
+                let _ = child.stdin.take().unwrap().write_all(document);
                 child.wait_with_output().unwrap()
             })
             .unwrap()
