@@ -216,7 +216,7 @@ impl Directory {
                 .ok()
                 .and_then(|bytes| serde_json::from_slice(&bytes).ok());
             match (age(&path), lease) {
-                (Some(age), Some(lease)) if age < COOL_DOWN => found.push((age, lease)),
+                (Some(age), Some(lease)) if is_warm(age, &lease) => found.push((age, lease)),
                 _ => drop(self.disk.remove(&path)),
             }
         }
@@ -275,6 +275,10 @@ fn gone_is_fine(outcome: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+fn is_warm(age: Duration, lease: &Lease) -> bool {
+    age < COOL_DOWN && lease.sequence < LAST_NUMBER
 }
 
 fn name_of(path: &Path) -> std::borrow::Cow<'_, str> {

@@ -343,7 +343,10 @@ impl Leases {
         inner.strangers = strangers;
         let now = self.now();
         for address in gone.into_values().flatten() {
-            inner.allocator.release(address, now);
+            let leased = inner.leases().any(|lease| lease.addresses.contains(&address));
+            if !leased {
+                inner.allocator.release(address, now);
+            }
         }
         Ok(inner.released.values().cloned().collect())
     }

@@ -293,6 +293,7 @@ impl World {
 
     /// After a look around nothing but the links' addresses is in use, and all others can be had.
     fn settle(&mut self) {
+        self.fuse.0.store(i64::MAX, Ordering::Relaxed);
         self.collect();
         let Some(leases) = &self.leases else { return };
         let linked: BTreeSet<IpAddr> = self.links.values().flatten().copied().collect();
