@@ -51,6 +51,10 @@ impl Machine {
              done
              mount -t tmpfs run /run
              mkdir -p /etc/cni/net.d /opt/cni/bin
+             # What any Kubernetes node has; and no addresses that appear by and by.
+             echo 1 >/proc/sys/net/ipv4/ip_forward
+             echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+             echo 1 >/proc/sys/net/ipv6/conf/default/addr_gen_mode
              ip link set lo up
              ip link add eth0 type veth peer name far
              ip link set eth0 up

@@ -130,8 +130,8 @@ fn however_many_ask_at_once_the_agent_has_64_threads_for_them() {
     let idle: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     node.wait_until("every slot is taken", || threads() == 64);
     // The next one waits for a slot, and gets it when those that asked nothing are gone.
+    let pod = Pod::new("waits");
     std::thread::scope(|scope| {
-        let pod = Pod::new("waits");
         let add = scope.spawn(|| answer(&node.cni("ADD", &pod, "1.1.0", None)));
         std::thread::sleep(std::time::Duration::from_millis(100));
         assert!(threads() <= 64 && !add.is_finished());
