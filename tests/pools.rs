@@ -7,10 +7,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 use support::{Lab, Pod};
 
-const DEFINITION: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/deploy/crds/ippools.podnet.io.yaml"
-);
+const DEFINITION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crds/ippools.podnet.io.yaml");
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/ip-pool.yaml");
 
 fn fixed_on(node: &str) -> String {
@@ -24,7 +21,11 @@ fn fixed_on(node: &str) -> String {
 /// What the lab's first node gets from a pod, over each of its addresses.
 fn reach(lab: &Lab, pod: &Pod) {
     for ip in &pod.ips {
-        let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
+        let host = if ip.contains(':') {
+            format!("[{ip}]")
+        } else {
+            ip.clone()
+        };
         for node in ["node1", "node2"] {
             let answer = lab.node_sh(node, &format!("curl -sS -m 5 -g 'http://{host}:8080/'"));
             let answer: Value = serde_json::from_str(&answer).unwrap();
@@ -43,9 +44,38 @@ fn blocks(lab: &Lab, pool: &str) -> Vec<(IpNet, String)> {
     blocks.iter().map(block).collect()
 }
 
+/// The pools first, and what uses them when the nodes know them: they do when they have a route to their ranges.
+fn apply_example(lab: &Lab) {
+    let example = std::fs::read_to_string(EXAMPLE).unwrap();
+    let (pools, pods): (Vec<&str>, Vec<&str>) = example
+        .split("\n---\n")
+        .partition(|object| object.contains("kind: Namespace") || object.contains("kind: IPPool"));
+    lab.apply(&pools.join("\n---\n"));
+    for node in ["node1", "node2"] {
+        lab.until("the pools' routes", || {
+            let routes = lab.node_sh(node, "ip route");
+            (routes.contains("10.90.0.0/20") && routes.contains("10.91.0.0/24")).then_some(())
+        });
+    }
+    lab.apply(&pods.join("\n---\n"));
+    let ready = [
+        "wait",
+        "--for=condition=Ready",
+        "pod",
+        "--all",
+        "--timeout=60s",
+        "-n",
+    ];
+    for (namespace, count) in [("payments", 3), ("fixed", 1)] {
+        lab.until("all pods", || (lab.pods(namespace).len() == count).then_some(()));
+        lab.kubectl_ok(&[&ready[..], &[namespace]].concat());
+    }
+}
+
 #[test]
 fn pods_have_addresses_of_their_namespaces_pool_and_static_addresses_follow_their_pods() {
-    let lab = Lab::up("pools", &["--nodes", "2", "-f", DEFINITION, "-f", EXAMPLE]);
+    let lab = Lab::up("pools", &["--nodes", "2", "-f", DEFINITION]);
+    apply_example(&lab);
     let pool: [IpNet; 2] = ["10.90.0.0/20".parse().unwrap(), "fd00:90::/108".parse().unwrap()];
     let pods = lab.pods("payments");
     assert_eq!(pods.len(), 3);
@@ -56,7 +86,8 @@ fn pods_have_addresses_of_their_namespaces_pool_and_static_addresses_follow_thei
             let ip: std::net::IpAddr = ip.parse().unwrap();
             assert!(pool.iter().any(|range| range.contains(&ip)), "{pod:?}");
             assert!(
-                held.iter().any(|(range, node)| range.contains(&ip) && *node == pod.node),
+                held.iter()
+                    .any(|(range, node)| range.contains(&ip) && *node == pod.node),
                 "{pod:?} is in none of its node's blocks {held:?}"
             );
             assert_ne!(ip.to_string(), "10.90.0.2", "reserved");
@@ -68,13 +99,24 @@ fn pods_have_addresses_of_their_namespaces_pool_and_static_addresses_follow_thei
     assert_eq!(fixed.ips[0], "10.91.0.77");
     reach(&lab, &fixed);
     let other = if fixed.node == "node1" { "node2" } else { "node1" };
-    lab.kubectl_ok(&["delete", "pod", "-n", "fixed", "fixed", "--grace-period=0", "--force"]);
+    lab.kubectl_ok(&[
+        "delete",
+        "pod",
+        "-n",
+        "fixed",
+        "fixed",
+        "--grace-period=0",
+        "--force",
+    ]);
     lab.apply(&fixed_on(other));
     let moved = lab.until("the pod with the same address on the other node", || {
         let pod = lab.pods("fixed").into_iter().next()?;
         (!pod.ips.is_empty()).then_some(pod)
     });
-    assert_eq!((moved.node.as_str(), moved.ips[0].as_str()), (other, "10.91.0.77"));
+    assert_eq!(
+        (moved.node.as_str(), moved.ips[0].as_str()),
+        (other, "10.91.0.77")
+    );
     let single = "10.91.0.77/32".parse().unwrap();
     assert_eq!(blocks(&lab, "fixed"), [(single, other.to_owned())]);
     reach(&lab, &moved);

@@ -4,16 +4,17 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DynamicObject, ListParams, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, watcher};
+use kube::runtime::watcher::{self, Event, watcher};
 use tokio::sync::mpsc;
 
 use super::{Change, Retry, Update, pass_on};
 use crate::parse;
 
-/// How long to wait before asking again for a kind that is not there: at first a second, for a cluster that is being
-/// set up, then twice as long each time, since most clusters never have it.
+/// Longest wait before asking again for a kind that is not there, where its definition cannot be watched: most clusters
+/// never have it.
 const LONGEST_WAIT: Duration = Duration::from_secs(32);
 
 /// Watches pools from when their kind is there until it is gone, and again.
@@ -46,9 +47,26 @@ pub(super) async fn follow(client: kube::Client, updates: mpsc::UnboundedSender<
             // The other watches say that the API server is away.
             Err(_) => wait = Duration::from_secs(1),
         }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
+            () = installed(&client) => {}
+        }
     }
+}
+
+/// Waits until the kind is defined; for ever, where its definition may not be looked at.
+async fn installed(client: &kube::Client) {
+    // Something that was defined just now is served a moment later.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let api: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
+    let config = watcher::Config::default().fields("metadata.name=ippools.podnet.io");
+    let mut events = std::pin::pin!(watcher(api, config).backoff(Retry::default()));
+    while let Some(event) = events.next().await {
+        if let Ok(Event::Apply(_) | Event::InitApply(_)) = event {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Passes on pools until the API server says that there is no such kind.
