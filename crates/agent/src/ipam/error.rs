@@ -20,9 +20,9 @@ pub enum LeaseError {
     #[error("{refused}{}", Who(.holder))]
     Refused {
         /// Why.
-        refused: Refused,
+        refused: Box<Refused>,
         /// Who is in the way.
-        holder: Option<Holder>,
+        holder: Option<Box<Holder>>,
     },
     /// The pod's namespace decides which pool its addresses are from, and is not known.
     #[error("the namespace {0} is not known to this node yet, and pools are chosen by namespace")]
@@ -54,11 +54,11 @@ pub enum Holder {
     Container(String),
 }
 
-struct Who<'a>(&'a Option<Holder>);
+struct Who<'a>(&'a Option<Box<Holder>>);
 
 impl fmt::Display for Who<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
+        match self.0.as_deref() {
             Some(Holder::Most(namespace, count)) => {
                 write!(f, "; most ({count}) by pods of namespace {namespace}")
             }

@@ -452,7 +452,7 @@ impl Inner {
     fn patience(&self, error: &LeaseError) -> Duration {
         match error {
             LeaseError::UnknownNamespace(_) => BLOCK_WAIT,
-            LeaseError::Refused { refused, .. } => match refused {
+            LeaseError::Refused { refused, .. } => match &**refused {
                 Refused::NoBlock(PoolId::Pool(_)) => BLOCK_WAIT,
                 Refused::Elsewhere { .. } if ask::has_pools(&self.addressing) => BLOCK_WAIT,
                 Refused::Exhausted {
@@ -520,7 +520,10 @@ impl Inner {
             }
             _ => None,
         };
-        LeaseError::Refused { refused, holder }
+        LeaseError::Refused {
+            refused: Box::new(refused),
+            holder: holder.map(Box::new),
+        }
     }
 
     /// The namespace that has most addresses of these ranges.
