@@ -20,9 +20,10 @@ pub use state::NodeState;
 /// The result carries generation 0: who applies states counts them.
 pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
-    let routing = route::compute(cluster, node, &mut problems);
+    let mut routing = route::compute(cluster, node, &mut problems);
     let addressing = ipam::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
+    routing.sink(services.addresses());
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
     let policy = policy::compute(cluster, node, &mut problems);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {

@@ -1,7 +1,7 @@
 //! podnet's paths: labs raised by the real executable, and pods in them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -9,8 +9,10 @@ use std::time::Instant;
 
 use miette::{Context, IntoDiagnostic, miette};
 
-use super::{Station, UpTimes};
+use super::{PORT, Station, UpTimes};
 
+/// The address of the service in front of the pod `near`, within the lab's service range.
+const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 77, 77));
 const PODS: [(&str, &str); 3] = [("client", "node1"), ("near", "node1"), ("far", "node2")];
 
 /// A lab that goes down with this value.
@@ -102,6 +104,12 @@ impl Labs {
         self.pods(routing, "near")
     }
 
+    /// Two pods of one node, and the address of a service in front of one of them.
+    pub(super) fn service(&mut self, routing: &str) -> miette::Result<Ends> {
+        let (client, server, _) = self.one_node(routing)?;
+        Ok((client, server, SERVICE))
+    }
+
     /// Two pods of two nodes.
     pub(super) fn two_nodes(&mut self, routing: &str) -> miette::Result<Ends> {
         self.pods(routing, "far")
@@ -145,11 +153,15 @@ impl Labs {
 fn manifest_text() -> String {
     let pod = |(name, node): (&str, &str)| {
         format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  nodeName: {node}\n  \
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{pod: {name}}}}}\nspec:\n  nodeName: {node}\n  \
              terminationGracePeriodSeconds: 0\n  containers:\n  - {{name: idle, image: host, command: [sleep, infinity]}}\n"
         )
     };
-    PODS.into_iter().map(pod).collect()
+    let service = format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: near}}\nspec:\n  clusterIP: {SERVICE}\n  \
+         selector: {{pod: near}}\n  ports:\n  - {{port: {PORT}}}\n"
+    );
+    PODS.into_iter().map(pod).chain([service]).collect()
 }
 
 /// A pod, in which programs of this machine can be run.

@@ -119,10 +119,13 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
 }
 
 /// The rows, in the order of the table.
-const PATHS: [&str; 7] = [
+const PATHS: [&str; 10] = [
     "one node: veth pair",
     "one node: kernel routing",
+    "one node: kernel routing, tracked",
     "one node: podnet",
+    "one node: podnet service",
+    "one node: service as kube-proxy",
     "two nodes: kernel routing",
     "two nodes: podnet direct",
     "two nodes: kernel VXLAN",
@@ -136,7 +139,16 @@ fn setups(args: &Args, names: Vec<&'static str>) -> miette::Result<Vec<Path>> {
         let (against, (client, server, address)) = match name {
             "one node: veth pair" => (None, bare::pair()?),
             "one node: kernel routing" => (Some("one node: veth pair"), bare::one_node()?),
+            "one node: kernel routing, tracked" => (
+                Some("one node: veth pair"),
+                bare::one_node_with(bare::Rules::Tracking)?,
+            ),
             "one node: podnet" => (Some("one node: veth pair"), labs.one_node("direct")?),
+            "one node: podnet service" => (Some("one node: podnet"), labs.service("direct")?),
+            "one node: service as kube-proxy" => (
+                Some("one node: kernel routing, tracked"),
+                bare::one_node_with(bare::Rules::KubeProxy)?,
+            ),
             "two nodes: kernel routing" => (None, bare::two_nodes(bare::Between::Routes)?),
             "two nodes: podnet direct" => (Some("two nodes: kernel routing"), labs.two_nodes("direct")?),
             "two nodes: kernel VXLAN" => (None, bare::two_nodes(bare::Between::Vxlan)?),

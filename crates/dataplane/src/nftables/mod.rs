@@ -7,6 +7,7 @@ mod conntrack;
 mod flows;
 mod found;
 mod model;
+mod program;
 mod render;
 mod rule;
 mod socket;
@@ -21,10 +22,11 @@ use podnet_core::NodeState;
 use podnet_core::cluster::{Family, Protocol};
 use podnet_core::service::{Frontend, HostAddress, HostPort};
 
+pub(crate) use conntrack::be_liberal;
 pub use found::Found;
 pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, Table, Value, Verdict};
 pub use render::render;
-pub use rule::{Clause, Rule, State};
+pub use rule::{Clause, Rule};
 pub use socket::NetfilterError;
 pub use transaction::{Operation, Transaction};
 

@@ -1,9 +1,10 @@
 //! Links, addresses, routes and tunnel entries of a node, over rtnetlink.
 //!
-//! Ours are: the link [`TUNNEL_LINK`] with all that is on it, and the routes with our protocol number. Nothing else is
+//! Ours are: the links [`TUNNEL_LINK`] and [`SINK_LINK`] with all that is on them, and the routes with our protocol number. Nothing else is
 //! ever changed; a destination that somebody else has a route for is reported and left alone. Links and routes of
 //! pods are the wiring's, under another protocol number.
 
+mod sink;
 mod tunnel;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use podnet_linux::netlink::{
 use podnet_linux::sysctl::{self, SysctlError};
 
 use crate::delta::Delta;
+pub use sink::SINK_LINK;
 
 /// The name of the VXLAN link.
 pub const TUNNEL_LINK: &str = "podnet.vxlan";
@@ -96,8 +98,20 @@ enum Way {
         tunnel: Option<u32>,
     },
     Unreachable,
+    Sink {
+        link: u32,
+        /// The source of what this node sends itself.
+        source: Option<IpAddr>,
+    },
     /// Not as we would make it.
     Strange(Box<Route>),
+}
+
+/// The links of ours that routes lead to, by index.
+#[derive(Debug, Clone, Copy, Default)]
+struct Links {
+    tunnel: Option<u32>,
+    sink: Option<u32>,
 }
 
 impl Routes {
@@ -116,9 +130,10 @@ impl Routes {
         let underlay = self.underlay(want)?;
         self.forward(want, underlay.as_ref(), &mut applied)?;
         let tunnel = tunnel::apply(&mut self.netlink, want, underlay.as_ref(), &mut applied)?;
-        self.routes(want, tunnel, &mut applied)?;
         let overhead = want.tunnel.as_ref().map_or(0, |tunnel| tunnel.overhead());
         applied.pod_mtu = underlay.map(|link| link.mtu.saturating_sub(overhead));
+        let sink = sink::apply(&mut self.netlink, want, applied.pod_mtu, &mut applied)?;
+        self.routes(want, Links { tunnel, sink }, &mut applied)?;
         Ok(applied)
     }
 
@@ -169,10 +184,10 @@ impl Routes {
     fn routes(
         &mut self,
         want: &RoutingState,
-        tunnel: Option<u32>,
+        links: Links,
         applied: &mut RoutesApplied,
     ) -> Result<(), RouteError> {
-        let wanted = wanted_routes(want, tunnel);
+        let wanted = wanted_routes(want, links);
         let have = self.our_routes()?;
         let delta = Delta::between(&wanted, &have);
         // New ways before old ones go. Adding refuses what somebody else has; replacing is for what is ours.
@@ -196,11 +211,15 @@ impl Routes {
             table: Some(MAIN_TABLE),
             ..RouteFilter::default()
         };
-        let tunnel = self.netlink.link(TUNNEL_LINK)?.map(|link| link.index);
+        let mut index = |name| Ok::<_, NetlinkError>(self.netlink.link(name)?.map(|link| link.index));
+        let links = Links {
+            tunnel: index(TUNNEL_LINK)?,
+            sink: index(SINK_LINK)?,
+        };
         let routes = self.netlink.routes(filter)?.into_iter();
         let ours = routes.filter(|route| route.protocol == ROUTE_PROTOCOL && route.table == MAIN_TABLE);
         Ok(ours
-            .map(|found| ((found.destination, found.metric.unwrap_or(0)), way(found, tunnel)))
+            .map(|found| ((found.destination, found.metric.unwrap_or(0)), way(found, links)))
             .collect())
     }
 
@@ -218,6 +237,7 @@ impl Routes {
                     tunnel: None,
                 } => Hop::Via(gateway),
                 Way::Unreachable => Hop::Unreachable,
+                Way::Sink { .. } => Hop::Sink,
                 Way::Strange(_) => continue,
             };
             installed.routes.entry(destination).or_insert(hop);
@@ -233,9 +253,11 @@ impl Routes {
             removed.push(format!("route {}", key.0));
             requests.push(route(key, &way).delete());
         }
-        if let Some(link) = self.netlink.link(TUNNEL_LINK)? {
-            removed.push(format!("link {TUNNEL_LINK}"));
-            requests.push(link.delete());
+        for name in [TUNNEL_LINK, SINK_LINK] {
+            if let Some(link) = self.netlink.link(name)? {
+                removed.push(format!("link {name}"));
+                requests.push(link.delete());
+            }
         }
         if really {
             let outcomes = self.netlink.apply_each(requests)?;
@@ -294,6 +316,7 @@ fn each(
 fn change(key: RouteKey, way: &Way, old: &Way) -> Vec<Request<'static>> {
     let link = |way: &Way| match way {
         Way::Via { tunnel, .. } => *tunnel,
+        Way::Sink { link, .. } => Some(*link),
         Way::Unreachable | Way::Strange(_) => None,
     };
     if link(way) == link(old) {
@@ -302,7 +325,7 @@ fn change(key: RouteKey, way: &Way, old: &Way) -> Vec<Request<'static>> {
     vec![route(key, old).delete(), route(key, way).add()]
 }
 
-fn wanted_routes(want: &RoutingState, tunnel: Option<u32>) -> BTreeMap<RouteKey, Way> {
+fn wanted_routes(want: &RoutingState, links: Links) -> BTreeMap<RouteKey, Way> {
     let mut wanted = BTreeMap::new();
     for (destination, hop) in &want.routes {
         let metric = match (hop, Family::of(destination.addr())) {
@@ -316,12 +339,19 @@ fn wanted_routes(want: &RoutingState, tunnel: Option<u32>) -> BTreeMap<RouteKey,
                 gateway: *gateway,
                 tunnel: None,
             },
-            Hop::Tunnel(gateway) if tunnel.is_some() => Way::Via {
+            Hop::Tunnel(gateway) if links.tunnel.is_some() => Way::Via {
                 gateway: *gateway,
-                tunnel,
+                tunnel: links.tunnel,
             },
             // No tunnel, no route into it.
             Hop::Tunnel(_) => continue,
+            Hop::Sink => match links.sink {
+                Some(link) => Way::Sink {
+                    link,
+                    source: want.address(Family::of(destination.addr())),
+                },
+                None => continue,
+            },
         };
         wanted.insert((*destination, metric), way);
     }
@@ -342,13 +372,32 @@ fn route((destination, metric): RouteKey, way: &Way) -> Route {
             kind: RouteKind::Unreachable,
             ..plain
         },
+        Way::Sink { link, source } => {
+            let router = sink::router(Family::of(destination.addr()));
+            Route {
+                metric,
+                onlink: true,
+                source: *source,
+                ..Route::via(destination, router, Some(*link), ROUTE_PROTOCOL)
+            }
+        }
         Way::Strange(route) => (**route).clone(),
     }
 }
 
-fn way(route: Route, tunnel: Option<u32>) -> Way {
+fn way(route: Route, Links { tunnel, sink }: Links) -> Way {
     match (route.kind, route.via) {
         (RouteKind::Unreachable, _) => Way::Unreachable,
+        (RouteKind::Unicast, Some(gateway))
+            if sink.is_some()
+                && route.link == sink
+                && gateway == sink::router(Family::of(route.destination.addr())) =>
+        {
+            Way::Sink {
+                link: sink.unwrap_or_default(),
+                source: route.source,
+            }
+        }
         (RouteKind::Unicast, Some(gateway)) if tunnel.is_some() && route.link == tunnel => {
             Way::Via { gateway, tunnel }
         }

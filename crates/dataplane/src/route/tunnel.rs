@@ -14,7 +14,7 @@ use super::{Installed, RouteError, RoutesApplied, TUNNEL_LINK, each};
 use crate::delta::Delta;
 
 /// What IPv6 asks of every link (RFC 8200 section 5).
-const LEAST_MTU: u32 = 1280;
+pub(super) const LEAST_MTU: u32 = 1280;
 
 /// Makes the tunnel the wanted one, and returns its index; where none is wanted, takes it away.
 pub(super) fn apply(
