@@ -192,7 +192,7 @@ fn status(pool: &IPPool, grant: &Grant, now: Timestamp) -> Option<Action> {
         "lastTransitionTime": since,
     }]);
     let action = Action::modify_exactly(Part::Status, pool, &updated)?;
-    let news = before["reason"] != reason || before["message"] != Value::from(message.as_str());
+    let news = before["reason"] != reason || before["message"] != message.as_str();
     match !ready && news && reason != "Deleting" {
         true => Some(action.telling(Note::warning(pool, reason, message))),
         false => Some(action),
