@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use podnet_core::Cluster;
 use podnet_core::cluster::{self, Block, ClusterConfig, NodeName, PodRanges};
 use podnet_core::ipam::{Claim, Grant, Standing, grant, static_addresses};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::action::{Action, Note, Part};
 use crate::control::{Context, Controller, Plan};

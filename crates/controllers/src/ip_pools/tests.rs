@@ -1,4 +1,5 @@
 use kube::runtime::watcher::Event;
+use serde_json::Value;
 
 use super::*;
 use crate::action::Op;
