@@ -43,7 +43,7 @@ impl<'a> Runtimes<'a> {
 export PATH={ROOT}/usr/bin:{ROOT}/usr/sbin:/usr/sbin:/usr/bin:/sbin:/bin
 export LD_LIBRARY_PATH={ROOT}/usr/lib/x86_64-linux-gnu:{ROOT}/lib/x86_64-linux-gnu
 export CONTAINERS_CONF=/mnt/containers.conf
-ctr() {{ command ctr -a /mnt/containerd.sock \"$@\"; }}
+export CONTAINERD_ADDRESS=/mnt/containerd.sock
 podman() {{
     command podman --root /mnt/podman --runroot /mnt/podman-run --tmpdir /mnt/podman-tmp --storage-driver vfs \"$@\"
 }}

@@ -113,7 +113,11 @@ END
         let dir = self.dir.path().display();
         self.run(&format!(
             "kill $(cat {dir}/agent.pid)
-             for attempt in $(seq 300); do [ -d /proc/$(cat {dir}/agent.pid) ] || break; sleep 0.1; done
+             for attempt in $(seq 300); do
+                 # Nobody here takes note of what has ended: it stays as a zombie.
+                 case $(cut -d' ' -f3 /proc/$(cat {dir}/agent.pid)/stat) in Z | '') break;; esac
+                 sleep 0.1
+             done
              {PODNET} cleanup"
         ))
     }

@@ -15,6 +15,17 @@ pub(crate) struct Args {
     seed: Option<u64>,
 }
 
+impl Args {
+    /// All of them, for so long each.
+    pub(crate) fn for_seconds(seconds: u64) -> Self {
+        Args {
+            seconds,
+            name: None,
+            seed: None,
+        }
+    }
+}
+
 /// Runs them. What one of them finds is kept below target/fuzz.
 pub(crate) fn run(args: &Args) -> miette::Result<()> {
     let filter = match &args.name {

@@ -30,6 +30,9 @@ enum Recipe {
     Fuzz(fuzz::Args),
     /// Measures podnet against what the kernel can do without it
     Bench(bench::Args),
+    /// Times CNI plugins on the node where it runs (used by `bench`)
+    #[command(hide = true)]
+    VerbTimes(bench::verbs::Args),
     /// The load generator and its server (used by `bench`)
     #[command(subcommand, hide = true)]
     Netperf(netperf::Command),
@@ -42,6 +45,7 @@ fn main() -> miette::Result<()> {
         Recipe::CheckEdges => edges::run(),
         Recipe::Fuzz(args) => fuzz::run(&args),
         Recipe::Bench(args) => bench::run(args),
+        Recipe::VerbTimes(args) => bench::verbs::run(&args),
         Recipe::Netperf(command) => netperf::run(command),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use miette::miette;
 use podnet_dataplane::{Dataplane, Kernel};
 
-use crate::{cni_server, wiring};
+use crate::{cni_server, dropins, wiring};
 
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
@@ -20,6 +20,9 @@ pub struct Args {
     /// Where the CNI configuration was put
     #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
     cni_conf_dir: PathBuf,
+    /// Where the settings of systemd-networkd and NetworkManager are
+    #[arg(long, default_value = "/etc", value_name = "DIR")]
+    host_etc: PathBuf,
     /// Address leases
     #[arg(long, default_value = "/var/lib/podnet", value_name = "DIR")]
     state_dir: PathBuf,
@@ -47,7 +50,9 @@ pub fn run(args: Args) -> miette::Result<()> {
     // First what makes the runtime ask for more.
     sweep.plugin(&args.cni_bin_dir, &args.cni_conf_dir);
     sweep.pod_links();
+    sweep.bridge();
     sweep.kernel();
+    sweep.drop_ins(&args.host_etc);
     for directory in [&args.run_dir, &args.state_dir] {
         sweep.directory(directory);
     }
@@ -142,6 +147,25 @@ impl Sweep {
         match outcome {
             Ok(()) => links.iter().for_each(|link| self.say(&format!("link {link}"))),
             Err(error) => self.failures.push(format!("pods' links: {error}")),
+        }
+    }
+
+    fn bridge(&mut self) {
+        match wiring::remove_bridge(!self.dry_run) {
+            Ok(true) => self.say(&format!("link {}", wiring::BRIDGE)),
+            Ok(false) => {}
+            Err(error) => self.failures.push(format!("link {}: {error}", wiring::BRIDGE)),
+        }
+    }
+
+    fn drop_ins(&mut self, etc: &Path) {
+        for file in dropins::installed(etc) {
+            let outcome = if self.dry_run {
+                Ok(())
+            } else {
+                std::fs::remove_file(&file)
+            };
+            self.outcome(&format!("file {}", file.display()), outcome);
         }
     }
 

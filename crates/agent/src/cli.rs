@@ -17,10 +17,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::blocks;
-use crate::cni_server::{self, CniServerConfig, Readiness};
+use crate::cni_server::{self, CniServerConfig, Readiness, Wiring};
+use crate::dropins;
+use crate::host_ports::HostPorts;
 use crate::metrics::{self, Metrics};
 use crate::node::{NodeConfig, NodeLoop};
 use crate::report;
+use crate::wiring::Pair;
 
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
@@ -43,6 +46,13 @@ pub struct Args {
     /// Ranges of all services' addresses, at most one per IP family
     #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6")]
     service_cidr: Vec<IpNet>,
+    /// How pods are wired: ptp, a veth pair each; netkit, the faster pair of Linux 6.7; auto, netkit where the kernel has
+    /// it; bridge, all on the bridge cbr0
+    #[arg(long, default_value = "ptp", value_name = "auto|ptp|netkit|bridge")]
+    wiring: WiringName,
+    /// Where the settings of systemd-networkd and NetworkManager are, which are told to leave podnet's links alone
+    #[arg(long, default_value = "/etc", value_name = "DIR")]
+    host_etc: PathBuf,
     /// Whether what pods send beyond the cluster gets their node's address; off where the world knows the way to pods
     #[arg(long, default_value = "on", value_name = "on|off")]
     masquerade: Switch,
@@ -95,6 +105,26 @@ impl FromStr for DataplaneName {
                 "data plane {text:?} is not supported by this version; choose auto or nftables"
             )),
             _ => Err(format!("{text:?} is no data plane; choose auto or nftables")),
+        }
+    }
+}
+
+/// A way to wire pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum WiringName {
+    Auto,
+    Ptp,
+    Netkit,
+    Bridge,
+}
+
+impl WiringName {
+    fn resolve(self) -> Wiring {
+        match self {
+            WiringName::Auto => Wiring::Routed(Pair::probe()),
+            WiringName::Ptp => Wiring::Routed(Pair::Veth),
+            WiringName::Netkit => Wiring::Routed(Pair::Netkit),
+            WiringName::Bridge => Wiring::Bridged,
         }
     }
 }
@@ -228,6 +258,7 @@ async fn client(path: &Path) -> miette::Result<(kube::Client, String)> {
 
 async fn agent(args: Args) -> miette::Result<()> {
     let plugin = args.plugin()?;
+    leave_us_alone(&args.host_etc);
     let (client, url) = client(&args.kubeconfig).await?;
     let kernel = Kernel::open(args.underlay_interface.clone());
     let kernel = kernel
@@ -237,6 +268,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         socket: args.run_dir.join("cni.sock"),
         state_dir: args.state_dir.clone(),
         node: args.node.to_string(),
+        wiring: args.wiring.resolve(),
     };
     let not_yet = Readiness::NotReady("the agent has not seen the cluster yet".into());
     let (readiness, ready) = watch::channel(not_yet);
@@ -251,7 +283,8 @@ async fn agent(args: Args) -> miette::Result<()> {
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
     tasks.spawn(greet(client.clone(), url, args.kubeconfig.clone()));
     // It listens before the loop can install the plugin's configuration.
-    let server = cni_server::bind(cni.clone(), ready.clone())
+    let host_ports = Arc::new(HostPorts::default());
+    let server = cni_server::bind(cni.clone(), ready.clone(), Arc::clone(&host_ports))
         .await
         .into_diagnostic()
         .wrap_err("cannot serve the CNI plugin")?;
@@ -267,6 +300,8 @@ async fn agent(args: Args) -> miette::Result<()> {
             cluster_cidrs: args.cluster_cidr,
             service_cidrs: args.service_cidr,
             routing: args.routing,
+            // Nothing serves the names yet.
+            dns: None,
         },
         dns: args.cluster_dns,
         cni_bin_dir: args.cni_bin_dir,
@@ -275,7 +310,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         plugin,
     };
     let disturbed = disturbances(kernel.monitor());
-    let node = NodeLoop::new(config, kernel, metrics, readiness, problems);
+    let node = NodeLoop::new(config, kernel, metrics, host_ports, readiness, problems);
     let (mut interrupt, mut terminate) = (
         stopped(SignalKind::interrupt())?,
         stopped(SignalKind::terminate())?,
@@ -287,6 +322,16 @@ async fn agent(args: Args) -> miette::Result<()> {
         _ = terminate.recv() => Ok(()),
     }
     // What runs goes on: nothing is taken down. `podnet cleanup` does that.
+}
+
+/// A network manager that cannot be told may still leave our links alone.
+fn leave_us_alone(etc: &Path) {
+    match dropins::install(etc) {
+        Ok(written) => written
+            .iter()
+            .for_each(|path| tracing::info!(path = %path.display(), "told a network manager to leave podnet's links alone")),
+        Err(error) => tracing::warn!("a network manager may take podnet's links down: {error}"),
+    }
 }
 
 /// Waits until one of the agent's tasks fails. Without it the agent would go on with old objects and not know it; what

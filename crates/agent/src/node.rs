@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, ClusterConfig, NodeName, NodeState, compute};
 use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
+use podnet_linux::sysctl;
 use tokio::sync::{mpsc, watch};
 
 use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
+use crate::host_ports::HostPorts;
 use crate::metrics::Metrics;
 use crate::report;
+use crate::settings;
 use crate::watch::{Synced, Update};
 
 /// So often the kernel is compared with what it should have, though nothing is known to have changed.
@@ -45,6 +48,7 @@ pub struct NodeLoop {
     config: NodeConfig,
     kernel: Kernel,
     metrics: Arc<Metrics>,
+    host_ports: Arc<HostPorts>,
     readiness: watch::Sender<Readiness>,
     problems: watch::Sender<BTreeSet<Problem>>,
     cluster: Cluster,
@@ -56,6 +60,8 @@ pub struct NodeLoop {
     installed: bool,
     /// Largest packet of a pod, as the last application found it.
     pod_mtu: Option<u32>,
+    /// Settings of the machine that are known to be wrong.
+    wrong_settings: Vec<settings::Wrong>,
     /// The last application failed, perhaps half-way: what is in force is neither `applied` nor what was to follow.
     failed: bool,
 }
@@ -84,6 +90,7 @@ impl NodeLoop {
         config: NodeConfig,
         kernel: Kernel,
         metrics: Arc<Metrics>,
+        host_ports: Arc<HostPorts>,
         readiness: watch::Sender<Readiness>,
         problems: watch::Sender<BTreeSet<Problem>>,
     ) -> Self {
@@ -92,6 +99,7 @@ impl NodeLoop {
             config,
             kernel,
             metrics,
+            host_ports,
             readiness,
             problems,
             cluster,
@@ -101,6 +109,7 @@ impl NodeLoop {
             refused: Vec::new(),
             installed: false,
             pod_mtu: None,
+            wrong_settings: Vec::new(),
             failed: false,
         }
     }
@@ -120,6 +129,7 @@ impl NodeLoop {
                     update.apply(&mut self.cluster, &mut self.synced);
                     Cause::Objects
                 }
+                () = self.host_ports.changed() => Cause::Objects,
                 Some(()) = disturbed.recv() => Cause::Kernel,
                 () = tokio::time::sleep_until(due) => Cause::Kernel,
             };
@@ -149,11 +159,14 @@ impl NodeLoop {
 
     /// Computes and applies.
     fn turn(&mut self, cause: Cause, begin: Instant) -> Turn {
+        let (version, host_ports) = self.host_ports.wanted();
+        self.cluster.host_ports = host_ports;
         let state = compute(&self.cluster, &self.config.name);
         self.tell(&state.problems);
         let in_force = self.applied.as_ref().filter(|_| !self.failed);
         let same = in_force.is_some_and(|applied| applied.same_kernel_state(&state));
         if same && cause == Cause::Objects {
+            self.host_ports.applied(version);
             let moved = |applied: &NodeState| applied.addressing != state.addressing;
             if self.applied.as_ref().is_some_and(moved) {
                 self.publish(&state);
@@ -167,8 +180,10 @@ impl NodeLoop {
         let unfinished = match self.kernel.apply(&state) {
             Ok(applied) => {
                 self.failed = false;
+                self.host_ports.applied(version);
                 self.log(&state, &applied, same, begin.elapsed());
                 self.pod_mtu = applied.pod_mtu;
+                self.check_settings(&state);
                 let installed = self.publish(&state);
                 self.applied = Some(state);
                 !installed || !applied.refused.is_empty()
@@ -222,6 +237,21 @@ impl NodeLoop {
                 _ => Readiness::NotReady(text),
             };
         });
+    }
+
+    /// Says which of the settings that are the administrator's to make keep packets from getting through.
+    fn check_settings(&mut self, state: &NodeState) {
+        let bridged = self.config.cni.wiring == cni_server::Wiring::Bridged;
+        let links = settings::underlay(state);
+        let wrong = settings::wrong(state, &links, bridged, |key| sysctl::get(key).ok());
+        if wrong == self.wrong_settings {
+            return;
+        }
+        wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
+        if wrong.is_empty() {
+            tracing::info!("the kernel's settings are right again");
+        }
+        self.wrong_settings = wrong;
     }
 
     /// Tells the plugin's server what pods get, and puts the plugin in place once it can be served. False when that

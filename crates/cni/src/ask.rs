@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::attachment::Attachment;
 use crate::error::CniError;
 use crate::invocation::PodReference;
+use crate::pod_settings::PodSettings;
 use crate::result::AddResult;
 use crate::runtime_config::RuntimeConfig;
 
@@ -34,6 +35,9 @@ pub enum Verb {
         /// What the pod wishes.
         #[serde(default)]
         runtime_config: Box<RuntimeConfig>,
+        /// What the network says of all its pods.
+        #[serde(default)]
+        pod_settings: Box<PodSettings>,
     },
     /// Take the link away and the addresses back.
     Del {

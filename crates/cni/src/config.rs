@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::attachment::Attachment;
 use crate::error::{CniError, Code};
+use crate::pod_settings::PodSettings;
 use crate::result::AddResult;
 use crate::runtime_config::RuntimeConfig;
 use crate::version::CniVersion;
@@ -76,6 +77,11 @@ impl NetworkConfig {
         RuntimeConfig::parse(&self.document)
     }
 
+    /// Settings and routes of the network's pods (keys `sysctl` and `routes`).
+    pub fn pod_settings(&self) -> Result<PodSettings, CniError> {
+        PodSettings::parse(&self.document)
+    }
+
     /// GC: the attachments that are alive (key `cni.dev/valid-attachments`).
     pub fn valid_attachments(&self) -> Result<Option<Vec<Attachment>>, CniError> {
         valid_attachments(&self.document)
@@ -100,7 +106,7 @@ pub(crate) fn json_object(document: &[u8]) -> Result<Map<String, Value>, CniErro
     }
 }
 
-fn invalid(key: &str, why: impl std::fmt::Display) -> CniError {
+pub(crate) fn invalid(key: &str, why: impl std::fmt::Display) -> CniError {
     CniError::new(
         Code::InvalidConfig,
         format!("the network configuration's {key:?} is wrong"),

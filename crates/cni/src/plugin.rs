@@ -138,6 +138,7 @@ fn add(
         attachment,
         netns: netns.to_string_lossy().into_owned(),
         runtime_config: Box::new(config.runtime_config()?),
+        pod_settings: Box::new(config.pod_settings()?),
     };
     let request = question(config, verb, pod);
     let reply = ask(&config.socket, &request, Some(namespace.as_fd()))
@@ -241,7 +242,8 @@ fn check_attachment(
         runtime_config: Box::new(config.runtime_config()?),
     };
     let request = question(config, verb, pod);
-    match ask(&config.socket, &request, None) {
+    let namespace = Namespace::open(netns).ok();
+    match ask(&config.socket, &request, namespace.as_ref().map(AsFd::as_fd)) {
         Ok(reply) => accept(reply).map(drop),
         // Without an agent the pod's network goes on working, and that is what was asked.
         Err(_) => Ok(()),

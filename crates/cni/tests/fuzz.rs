@@ -101,6 +101,7 @@ fn understand(document: &[u8]) -> Result<String, CniError> {
         attachment: attachment.clone(),
         netns: "/n".into(),
         runtime_config: Box::new(runtime_config.clone()),
+        pod_settings: Box::new(config.pod_settings()?),
     };
     reaches_the_agent(&config, add);
     let check = Verb::Check {

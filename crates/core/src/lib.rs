@@ -6,11 +6,14 @@ pub mod cluster;
 pub mod flow;
 pub mod ipam;
 pub mod masquerade;
+pub mod names;
 pub mod oracle;
 pub mod policy;
 pub mod route;
 pub mod service;
 pub mod state;
+
+use std::sync::Arc;
 
 pub use cluster::{Cluster, ClusterConfig, NodeName};
 pub use state::NodeState;
@@ -25,6 +28,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let services = service::compute(cluster, node, &mut problems);
     routing.sink(services.addresses());
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
+    let names = names::compute(cluster, &mut problems).map(Arc::new);
     let policy = policy::compute(cluster, node, &mut problems);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
@@ -39,6 +43,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         addressing,
         services,
         masquerade,
+        names,
         policy,
         problems,
     }

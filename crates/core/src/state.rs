@@ -1,10 +1,12 @@
 //! What one node should have in its kernel: the answer of [`crate::compute`].
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::cluster::{NodeName, ObjectRef};
 use crate::ipam::Addressing;
 use crate::masquerade::Masquerade;
+use crate::names::Names;
 use crate::policy::PolicyState;
 use crate::route::RoutingState;
 use crate::service::ServiceState;
@@ -24,6 +26,8 @@ pub struct NodeState {
     pub services: ServiceState,
     /// What leaves the cluster with the node's address.
     pub masquerade: Option<Masquerade>,
+    /// The cluster's names; `None` where somebody else answers them.
+    pub names: Option<Arc<Names>>,
     /// Which connections of this node's pods are allowed. No data plane enforces it yet.
     pub policy: PolicyState,
     /// What was left out, and why.
@@ -70,6 +74,7 @@ impl fmt::Display for NodeState {
             write!(f, "{masquerade}")?;
         }
         write!(f, "{}", self.policy)?;
+        self.names.iter().try_for_each(|names| write!(f, "{names}"))?;
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem {problem}"))

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use miette::{Context, IntoDiagnostic, miette};
 
+use super::verbs::VerbTimes;
 use super::{PORT, Station, UpTimes};
 
 /// The address of the service in front of the pod `near`, within the lab's service range.
@@ -81,6 +82,16 @@ pub(super) fn up_times(podnet: &Path, runs: u16) -> miette::Result<UpTimes> {
         drop(lab);
     }
     Ok(UpTimes::new(seconds))
+}
+
+/// Times ADD and DEL on the node of a lab that has no pods.
+pub(super) fn verb_times(podnet: &Path, runs: u16) -> miette::Result<VerbTimes> {
+    eprintln!("ADD and DEL, {runs} runs");
+    let up = Lab::up(podnet, "bench-plugins", &["--nodes", "1"])?;
+    let mut command = lab(podnet, "node", &up.name);
+    command.args(["node1", "--"]).arg(super::own_executable()?);
+    let output = run(command.args(["verb-times", "--runs", &runs.to_string()]))?;
+    serde_json::from_slice(&output).into_diagnostic()
 }
 
 /// One lab per routing mode, raised when it is first asked for.

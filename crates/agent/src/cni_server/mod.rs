@@ -23,8 +23,9 @@ use podnet_linux::{bootid, fdpass};
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::host_ports::HostPorts;
 use crate::ipam::{LeaseError, Leases};
-use crate::wiring;
+use crate::wiring::{self, Pair};
 
 pub use install::{PLUGIN, install, install_from, installed, uninstall};
 use reaper::Reaper;
@@ -78,6 +79,17 @@ pub struct CniServerConfig {
     pub state_dir: PathBuf,
     /// The node's name, for messages.
     pub node: String,
+    /// How pods are wired.
+    pub wiring: Wiring,
+}
+
+/// How the pods of a node are wired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wiring {
+    /// Each by a pair of links of its own.
+    Routed(Pair),
+    /// All on a bridge.
+    Bridged,
 }
 
 /// Why the server cannot serve.
@@ -108,6 +120,8 @@ pub enum CniServerError {
 /// What every request sees.
 struct Server {
     leases: Arc<Leases>,
+    host_ports: Arc<HostPorts>,
+    wiring: Wiring,
     reaper: Reaper,
     ready: watch::Receiver<Readiness>,
     node: String,
@@ -126,9 +140,10 @@ pub struct CniServer {
 pub async fn bind(
     config: CniServerConfig,
     ready: watch::Receiver<Readiness>,
+    host_ports: Arc<HostPorts>,
 ) -> Result<CniServer, CniServerError> {
     let socket = config.socket.clone();
-    let start = tokio::task::spawn_blocking(move || Server::start(&config, ready));
+    let start = tokio::task::spawn_blocking(move || Server::start(&config, ready, host_ports));
     let server = Arc::new(
         start
             .await
@@ -184,12 +199,24 @@ impl CniServer {
 }
 
 impl Server {
-    fn start(config: &CniServerConfig, ready: watch::Receiver<Readiness>) -> Result<Self, CniServerError> {
+    fn start(
+        config: &CniServerConfig,
+        ready: watch::Receiver<Readiness>,
+        host_ports: Arc<HostPorts>,
+    ) -> Result<Self, CniServerError> {
         let boot_id = bootid::boot_id().map_err(CniServerError::BootId)?;
         let leases = Arc::new(Leases::open(&config.state_dir, &boot_id, &wiring::in_kernel()?)?);
-        let reaper = Reaper::start(Arc::clone(&leases)).map_err(CniServerError::Thread)?;
+        for lease in leases.all() {
+            if let Err(clash) = host_ports.claim(&lease) {
+                tracing::error!(attachment = %lease.attachment, "{clash}; delete one of the pods");
+            }
+        }
+        let reaper =
+            Reaper::start(Arc::clone(&leases), Arc::clone(&host_ports)).map_err(CniServerError::Thread)?;
         Ok(Server {
             leases,
+            host_ports,
+            wiring: config.wiring,
             reaper,
             ready,
             node: config.node.clone(),

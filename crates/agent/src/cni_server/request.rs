@@ -1,20 +1,24 @@
 //! The verbs.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podnet_cni::{
     AddResult, AgentReply, AgentRequest, Attachment, Capability, CniError, Code, Dns, Interface, IpConfig,
-    IpRange, RouteConfig, RuntimeConfig, Verb,
+    IpRange, PodSettings, RouteConfig, RuntimeConfig, Verb,
 };
 use podnet_core::ipam::{Bounds, PoolId, Refused, hosts, static_addresses};
+use podnet_core::service::HostPort;
+use podnet_dataplane::nftables::Nftables;
 use podnet_linux::ns::Namespace;
 use serde_json::Map;
 
 use super::install::NETWORK;
-use super::{PodNetwork, Readiness, Server};
+use super::{PodNetwork, Readiness, Server, Wiring};
+use crate::host_ports::{self, Clash};
 use crate::ipam::{Ask, Lease, LeaseError};
-use crate::wiring::{self, GATEWAY_V4, GATEWAY_V6, PodLink, WiringError};
+use crate::wiring::{self, Mode, PodLink, WiringError};
 
 /// What the agent does for a pod when it is asked, as the network's configuration declares it.
 pub(super) const ENFORCED: &[Capability] = &[
@@ -22,8 +26,13 @@ pub(super) const ENFORCED: &[Capability] = &[
     Capability::IpRanges,
     Capability::Mac,
     Capability::Dns,
+    Capability::PortMappings,
+    Capability::Bandwidth,
     Capability::Annotations,
 ];
+
+/// How long an ADD waits for its host ports to be in the kernel.
+const HOST_PORTS: Duration = Duration::from_secs(20);
 
 /// A pod that got less than it wished would be worse than none.
 fn refuse_what_is_not_enforced(wishes: &RuntimeConfig) -> Result<(), CniError> {
@@ -43,6 +52,7 @@ struct Target<'a> {
     netns: &'a str,
     namespace: &'a Namespace,
     wishes: &'a RuntimeConfig,
+    settings: &'a PodSettings,
 }
 
 impl Server {
@@ -56,6 +66,7 @@ impl Server {
                 attachment,
                 netns,
                 runtime_config,
+                pod_settings,
             } => {
                 refuse_what_is_not_enforced(runtime_config)?;
                 let namespace = namespace.ok_or_else(|| {
@@ -68,6 +79,7 @@ impl Server {
                     netns,
                     namespace,
                     wishes: runtime_config,
+                    settings: pod_settings,
                 };
                 let result = self.add(request, &target)?;
                 let took = begin.elapsed();
@@ -77,7 +89,10 @@ impl Server {
             Verb::Del { attachment } => self.del(attachment).map(|()| AgentReply::Done),
             Verb::Check {
                 attachment, previous, ..
-            } => self.check(attachment, previous).map(|()| AgentReply::Done),
+            } => {
+                self.check(attachment, previous, namespace)?;
+                Ok(AgentReply::Done)
+            }
             Verb::Status => self.status().map(|()| AgentReply::Done),
             Verb::Gc { valid } => self.gc(&request.network, valid).map(|()| AgentReply::Done),
         }
@@ -101,30 +116,64 @@ impl Server {
     fn add(&self, request: &AgentRequest, target: &Target<'_>) -> Result<AddResult, CniError> {
         let attachment = target.attachment;
         let network = self.network(Code::TryAgainLater)?;
-        let lease = self
+        let mut lease = self
             .leases
             .lease(&ask(request, target)?)
             .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
+        let claimed = self.claim(&mut lease, target.wishes);
+        let claimed = claimed.inspect_err(|_| self.give_up(&lease))?;
+        let mode = match self.wiring {
+            Wiring::Routed(pair) => Mode::Routed(pair),
+            Wiring::Bridged => Mode::Bridged(network.ranges.clone()),
+        };
+        let routes = target.settings.routes.iter().map(|route| (route.dst, route.gw));
         let pod = PodLink {
             attachment,
             addresses: &lease.addresses,
             mtu: network.mtu,
             mac: target.wishes.mac.unwrap_or(attachment.pod_mac()),
+            mode: &mode,
+            bandwidth: lease.bandwidth,
+            on_loopback: host_ports::is_on_loopback(&lease),
+            routes: &routes.collect::<Vec<_>>(),
+            sysctls: &target.settings.sysctls_of(attachment.ifname()),
         };
-        match wiring::attach(&pod, target.namespace) {
-            Ok(()) => {
-                self.leases.wired(&lease);
-                Ok(result(&pod, &network, target))
+        if let Err(error) = wiring::attach(&pod, target.namespace) {
+            if error.link_left {
+                self.leave_to_the_reaper(&lease);
+            } else {
+                self.give_up(&lease);
             }
-            Err(error) => {
-                if error.link_left {
-                    self.leave_to_the_reaper(&lease);
-                } else {
-                    self.leases.give_up(&lease);
-                }
-                Err(wiring_error(&error.cause, attachment))
-            }
+            return Err(wiring_error(&error.cause, attachment));
         }
+        if claimed.is_some_and(|version| !self.host_ports.wait(version, HOST_PORTS)) {
+            self.leave_to_the_reaper(&lease);
+            let msg = format!("the host ports of {attachment} are not in the kernel yet");
+            return Err(CniError::new(Code::TryAgainLater, msg)
+                .with_details("the agent could not change nftables; see its log for the cause"));
+        }
+        self.leases.wired(&lease);
+        Ok(result(&pod, &network, target))
+    }
+
+    /// Notes what is to be done for the pod beside its link, and has its host ports opened meanwhile.
+    fn claim(
+        &self,
+        lease: &mut Lease,
+        wishes: &RuntimeConfig,
+    ) -> Result<Option<host_ports::Version>, CniError> {
+        self.leases
+            .equip(lease, &wishes.port_mappings, wishes.bandwidth)
+            .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
+        self.host_ports
+            .claim(lease)
+            .map_err(|clash| clash_error(&clash, lease))
+    }
+
+    /// After an ADD that failed and left no link.
+    fn give_up(&self, lease: &Lease) {
+        self.host_ports.release(&lease.attachment);
+        self.leases.give_up(lease);
     }
 
     /// The addresses of a link that could not be deleted are not free before it is gone.
@@ -146,6 +195,7 @@ impl Server {
             .leases
             .release(attachment)
             .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
+        self.host_ports.release(attachment);
         match ended {
             Some(lease) => self.reaper.take(lease),
             // Most likely this is another DEL of the same. If there is a link, the file of its lease was lost.
@@ -157,7 +207,12 @@ impl Server {
     }
 
     /// What the plugin cannot see: whether the leases and the node's routes agree with the container.
-    fn check(&self, attachment: &Attachment, previous: &AddResult) -> Result<(), CniError> {
+    fn check(
+        &self,
+        attachment: &Attachment,
+        previous: &AddResult,
+        namespace: Option<&Namespace>,
+    ) -> Result<(), CniError> {
         let failed = |msg: String| {
             CniError::new(Code::CheckFailed, msg).with_details(
                 "the agent's leases and the container disagree; delete the pod to have it wired anew",
@@ -179,11 +234,20 @@ impl Server {
             .addresses
             .iter()
             .find(|address| routed.is_none_or(|routed| !routed.contains(address)));
-        match missing {
-            None => Ok(()),
-            Some(address) => Err(failed(format!(
+        if let Some(address) = missing {
+            return Err(failed(format!(
                 "the node has no route to {address} of {attachment}"
-            ))),
+            )));
+        }
+        let limits = wiring::check_limits(attachment, &lease.bandwidth, namespace);
+        if let Err(direction) = limits.map_err(|error| wiring_error(&error, attachment))? {
+            return Err(failed(format!(
+                "the {direction} limit of {attachment} is not in force"
+            )));
+        }
+        match closed(&lease)? {
+            None => Ok(()),
+            Some(port) => Err(failed(format!("host port {port} of {attachment} is not open"))),
         }
     }
 
@@ -221,6 +285,31 @@ impl Server {
         }
         Err(CniError::new(Code::Io, "some attachments could not be freed").with_details(errors.join("; ")))
     }
+}
+
+/// A host port of a lease that the kernel does not have.
+fn closed(lease: &Lease) -> Result<Option<HostPort>, CniError> {
+    let mut wanted = host_ports::of_lease(lease).peekable();
+    if wanted.peek().is_none() {
+        return Ok(None);
+    }
+    let dump = Nftables::open().and_then(|mut nftables| nftables.dump());
+    let dump = dump.map_err(|error| {
+        CniError::new(Code::Io, "cannot read the host ports from nftables").with_details(error.to_string())
+    })?;
+    Ok(wanted
+        .find(|(port, target)| !dump.leads(port, *target))
+        .map(|(port, _)| port))
+}
+
+fn clash_error(clash: &Clash, lease: &Lease) -> CniError {
+    CniError::new(
+        Code::TryAgainLater,
+        format!("cannot open the host ports of {}", lease.attachment),
+    )
+    .with_details(format!(
+        "{clash}; delete that pod, or give one of the two another hostPort or hostIP"
+    ))
 }
 
 fn lease_error(error: &LeaseError, code: Code) -> CniError {
@@ -270,7 +359,12 @@ fn wiring_error(error: &WiringError, attachment: &Attachment) -> CniError {
     let code = match error {
         WiringError::InterfaceExists(_) => Code::InvalidEnvironment,
         WiringError::NotANamespace(_) | WiringError::NodeNamespace => Code::InvalidNetns,
-        WiringError::Netlink(_) | WiringError::Sysctl(_) => Code::Wiring,
+        WiringError::Netlink(_)
+        | WiringError::Sysctl(_)
+        | WiringError::ForeignBridge
+        | WiringError::NoBridgeNetfilter
+        | WiringError::NoRoomForGateway(_)
+        | WiringError::NotOnBridge(_) => Code::Wiring,
     };
     CniError::new(code, format!("cannot wire {attachment}")).with_details(error.to_string())
 }
@@ -310,14 +404,11 @@ fn result(pod: &PodLink<'_>, network: &PodNetwork, target: &Target<'_>) -> AddRe
         sandbox,
         more: Map::new(),
     };
-    let gateway = |address: &IpAddr| match address {
-        IpAddr::V4(_) => IpAddr::V4(GATEWAY_V4),
-        IpAddr::V6(_) => IpAddr::V6(GATEWAY_V6),
-    };
     let ips = pod.addresses.iter().map(|address| IpConfig {
         interface: Some(1),
-        address: IpNet::from(*address),
-        gateway: Some(gateway(address)),
+        // Wired, it has a place.
+        address: pod.own(*address).unwrap_or_else(|_| IpNet::from(*address)),
+        gateway: Some(pod.gateway(*address)),
         more: Map::new(),
     });
     let routes = pod.addresses.iter().map(|address| RouteConfig {
@@ -325,7 +416,12 @@ fn result(pod: &PodLink<'_>, network: &PodNetwork, target: &Target<'_>) -> AddRe
             IpAddr::V4(_) => Ipv4Net::default().into(),
             IpAddr::V6(_) => Ipv6Net::default().into(),
         },
-        gw: Some(gateway(address)),
+        gw: Some(pod.gateway(*address)),
+        more: Map::new(),
+    });
+    let extra = pod.routes.iter().map(|(dst, gw)| RouteConfig {
+        dst: *dst,
+        gw: *gw,
         more: Map::new(),
     });
     let dns = target.wishes.dns.clone();
@@ -339,7 +435,7 @@ fn result(pod: &PodLink<'_>, network: &PodNetwork, target: &Target<'_>) -> AddRe
             ),
         ],
         ips: ips.collect(),
-        routes: routes.collect(),
+        routes: routes.chain(extra).collect(),
         dns: dns.unwrap_or_else(|| Dns::of(network.dns.iter().copied())),
         more: Map::new(),
     }

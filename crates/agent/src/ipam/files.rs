@@ -255,6 +255,8 @@ impl Directory {
             addresses: addresses.clone(),
             network: String::new(),
             pod: PodReference::default(),
+            port_mappings: Vec::new(),
+            bandwidth: podnet_cni::Bandwidth::default(),
             boot_id: boot_id.into(),
             sequence: 0,
         };

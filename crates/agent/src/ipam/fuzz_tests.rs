@@ -21,6 +21,8 @@ fn seed(container: &str, host: u8, sequence: u64) -> String {
         addresses: vec![[10, 0, 0, host].into()],
         network: "podnet".into(),
         pod: PodReference::default(),
+        port_mappings: Vec::new(),
+        bandwidth: Bandwidth::default(),
         boot_id: "boot".into(),
         sequence,
     };

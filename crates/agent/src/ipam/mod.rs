@@ -19,7 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use podnet_cni::{Attachment, PodReference};
+use podnet_cni::{Attachment, Bandwidth, PodReference, PortMapping};
 use podnet_core::ipam::{Addressing, Allocator, PoolId, Refused, Slot, Usage};
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +56,12 @@ pub struct Lease {
     /// The pod, for people.
     #[serde(default)]
     pub pod: PodReference,
+    /// Ports of the node that lead to the pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// Limits on its traffic.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
     /// The boot in which it was given.
     #[serde(default)]
     pub boot_id: String,
@@ -243,6 +249,8 @@ impl Leases {
             addresses,
             network: ask.network.into(),
             pod: ask.pod.clone(),
+            port_mappings: Vec::new(),
+            bandwidth: Bandwidth::default(),
             boot_id: self.boot_id.clone(),
             sequence: inner.sequence,
         };
@@ -254,6 +262,26 @@ impl Leases {
             .held
             .insert(attachment.clone(), (Stage::Wiring, lease.clone()));
         Ok(lease)
+    }
+
+    /// Notes what else the node does for the attachment, so that it is known after a restart. For an ADD that is at work.
+    pub fn equip(
+        &self,
+        lease: &mut Lease,
+        port_mappings: &[PortMapping],
+        bandwidth: Bandwidth,
+    ) -> Result<(), LeaseError> {
+        if port_mappings.is_empty() && bandwidth.is_unlimited() {
+            return Ok(());
+        }
+        lease.port_mappings = port_mappings.to_vec();
+        lease.bandwidth = bandwidth;
+        let mut inner = self.inner();
+        self.directory.write(lease)?;
+        if let Some((_, held)) = inner.held.get_mut(&lease.attachment) {
+            held.clone_from(lease);
+        }
+        Ok(())
     }
 
     /// The ADD is done.

@@ -6,6 +6,7 @@ mod crash;
 mod input;
 mod node;
 mod verbs;
+mod wiring;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};

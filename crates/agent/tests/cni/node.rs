@@ -5,12 +5,16 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, bind};
+use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Wiring, bind};
+use podnet_agent::host_ports::HostPorts;
+use podnet_agent::wiring::Pair;
 use podnet_core::ipam::Addressing;
+use podnet_core::{Cluster, NodeName, compute};
+use podnet_dataplane::{Dataplane, Kernel};
 use podnet_linux::netlink::{Address, Netlink, NewLink};
 use podnet_linux::ns::{Kind, Namespace};
 use podnet_linux::sysctl;
@@ -67,11 +71,16 @@ pub(crate) struct Node {
     pub(crate) netns: Namespace,
     dir: tempfile::TempDir,
     ready: watch::Sender<Readiness>,
+    wiring: Wiring,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Node {
     pub(crate) fn start() -> Self {
+        Node::wired(Wiring::Routed(Pair::Veth))
+    }
+
+    pub(crate) fn wired(wiring: Wiring) -> Self {
         plugin();
         let netns = Namespace::create(Kind::Net).unwrap();
         netns
@@ -101,6 +110,7 @@ impl Node {
             netns,
             dir: tempfile::tempdir().unwrap(),
             ready: watch::channel(Readiness::NotReady("starting".into())).0,
+            wiring,
             server: None,
         };
         node.set_ranges(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
@@ -135,6 +145,7 @@ impl Node {
             socket: self.dir.path().join("cni.sock"),
             state_dir: self.dir.path().join("state"),
             node: "node1".into(),
+            wiring: self.wiring,
         }
     }
 
@@ -152,7 +163,7 @@ impl Node {
                 .unwrap();
             runtime.block_on(async {
                 tokio::select! {
-                    () = async { bind(config, ready).await.unwrap().run().await } => panic!("it serves no longer"),
+                    () = serve(config, ready) => panic!("it serves no longer"),
                     _ = stopped => {}
                 }
             });
@@ -313,6 +324,28 @@ impl Node {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// The server, and of the agent's loop what opens host ports.
+pub(crate) async fn serve(config: CniServerConfig, ready: watch::Receiver<Readiness>) {
+    let host_ports = Arc::new(HostPorts::default());
+    let server = bind(config, ready, host_ports.clone()).await.unwrap();
+    let open = async {
+        let mut kernel = Kernel::open(None).unwrap();
+        loop {
+            let (version, wanted) = host_ports.wanted();
+            let cluster = Cluster {
+                host_ports: wanted,
+                ..Cluster::default()
+            };
+            kernel
+                .apply(&compute(&cluster, &NodeName::new("node1").unwrap()))
+                .unwrap();
+            host_ports.applied(version);
+            host_ports.changed().await;
+        }
+    };
+    tokio::join!(server.run(), open);
 }
 
 impl Drop for Node {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+use super::DnsConfig;
+
 /// Settings that every node of a cluster shares.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ClusterConfig {
@@ -17,6 +19,8 @@ pub struct ClusterConfig {
     /// Destinations beyond the cluster that pods reach with their own address; all others see the node's. None if
     /// pods always keep theirs, because the world around the cluster knows the way back to them.
     pub masquerade: Option<Vec<IpNet>>,
+    /// The cluster's DNS; `None` where somebody else answers the cluster's names.
+    pub dns: Option<DnsConfig>,
 }
 
 /// How packets for pods get from node to node.

@@ -4,6 +4,8 @@
 //! is never silently dropped.
 
 mod config;
+mod dns;
+pub(crate) mod domain;
 mod names;
 mod node;
 mod pod;
@@ -18,6 +20,8 @@ use std::fmt;
 use std::net::SocketAddr;
 
 pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
+pub use dns::{DnsConfig, PodRecords};
+pub use domain::{DomainName, DomainNameError};
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
 pub use pod::{NamedPort, Namespace, Pod};
@@ -28,7 +32,9 @@ pub use policy::{
 };
 pub use pool::{Block, IpPool, PoolSpec};
 pub use selector::{LabelTest, Labels, NAMESPACE_NAME, Requirement, Selector, SelectorError};
-pub use service::{Affinity, InternalPolicy, Protocol, Service, ServiceError, ServicePort, UnknownProtocol};
+pub use service::{
+    Affinity, InternalPolicy, Protocol, Resolution, Service, ServiceError, ServicePort, UnknownProtocol,
+};
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, SliceError};
 
 use crate::service::HostPort;

@@ -97,7 +97,10 @@ pub(crate) fn compute(cluster: &Cluster, me: &NodeName, problems: &mut Vec<Probl
         ..Default::default()
     };
     let mut owners: BTreeMap<IpAddr, &ObjectName> = BTreeMap::new();
-    for (name, service) in cluster.valid_services() {
+    for (name, service) in cluster
+        .valid_services()
+        .filter(|(_, service)| service.is_carried())
+    {
         if let Affinity::ClientIp { .. } = service.affinity {
             let why =
                 "sessionAffinity ClientIP is not supported by this version: every connection chooses anew";

@@ -196,6 +196,21 @@ pub enum Target {
 }
 
 impl Services {
+    /// Whether new connections to a host port go to `target`.
+    pub fn leads(&self, host_port: &HostPort, target: SocketAddr) -> bool {
+        match host_port.address {
+            HostAddress::Any(_) => self.host_ports.get(host_port) == Some(&target),
+            HostAddress::One(address) => {
+                let frontend = Frontend {
+                    address,
+                    protocol: host_port.protocol,
+                    port: host_port.port,
+                };
+                self.frontends.get(&frontend) == Some(&Target::Balance(vec![target]))
+            }
+        }
+    }
+
     fn from_found(found: &Found) -> Self {
         let mut services = Services::default();
         for family in [Family::V4, Family::V6] {

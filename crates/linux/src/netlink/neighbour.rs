@@ -199,7 +199,10 @@ impl FdbEntry {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         message.header.ifindex = self.link;
-        message.header.state = if self.permanent {
+        message.header.state = if self.permanent && self.of_master {
+            // NUD_PERMANENT would make it the bridge's own address.
+            NeighbourState::Noarp
+        } else if self.permanent {
             // NUD_NOARP beside NUD_PERMANENT is what iproute2 calls "permanent" and "static": never aged.
             NeighbourState::Other(u16::from(NeighbourState::Permanent) | u16::from(NeighbourState::Noarp))
         } else {
