@@ -16,7 +16,7 @@ const STEPS: usize = 10_000;
 const RANGES: [&str; 2] = ["10.0.0.0/28", "fd00::/124"];
 /// Addresses of the smaller range that a pod can have.
 const CAPACITY: usize = 13;
-const CONTAINERS: u64 = 18;
+const CONTAINERS: u64 = 40;
 
 /// Numbers that look random (xorshift).
 struct Random(u64);
@@ -85,7 +85,9 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let mut world = World {
-            dir: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir_in("/dev/shm")
+                .or_else(|_| tempfile::tempdir())
+                .unwrap(),
             links: LinksInKernel::new(),
             boot: 0,
             fuse: Fuse(Arc::new(AtomicI64::new(i64::MAX))),
@@ -129,8 +131,8 @@ impl World {
     fn step(&mut self) {
         let attachment = self.attachment();
         match self.random.below(100) {
-            0..45 => self.add(&attachment),
-            45..70 => self.del(&attachment),
+            0..62 => self.add(&attachment),
+            62..70 => self.del(&attachment),
             70..74 => self.del_without_agent(&attachment),
             74..77 => self.gc(),
             77..82 => self.vanish(&attachment),
@@ -139,8 +141,8 @@ impl World {
                 self.fuse.0.store(steps, Ordering::Relaxed);
             }
             90..93 => self.start(),
-            93..95 => self.reboot(),
-            95..98 => self.tear(&attachment),
+            93 => self.reboot(),
+            94..98 => self.tear(&attachment),
             _ => self.collect(),
         }
         if self.fuse.is_burnt() {
