@@ -124,7 +124,7 @@ impl Server {
         let claimed = claimed.inspect_err(|_| self.give_up(&lease))?;
         let mode = match self.wiring {
             Wiring::Routed(pair) => Mode::Routed(pair),
-            Wiring::Bridged => Mode::Bridged(network.ranges.clone()),
+            Wiring::Bridged => Mode::Bridged(network.addressing.node_ranges()),
         };
         let routes = target.settings.routes.iter().map(|route| (route.dst, route.gw));
         let pod = PodLink {

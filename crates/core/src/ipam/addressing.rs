@@ -97,6 +97,12 @@ impl Addressing {
         }
     }
 
+    /// The node's own ranges.
+    pub fn node_ranges(&self) -> Vec<IpNet> {
+        let own = self.ranges.iter().filter(|range| range.pool == PoolId::Node);
+        own.map(|range| range.range).collect()
+    }
+
     /// The same, with nothing handed out of these ranges.
     pub fn reserving(self, reserved: &[IpNet]) -> Self {
         Addressing {
