@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::blocks;
 use crate::cni_server::{self, CniServerConfig, Readiness, Wiring};
 use crate::dropins;
 use crate::host_ports::HostPorts;
@@ -293,13 +294,15 @@ async fn agent(args: Args) -> miette::Result<()> {
     let (problems, reported) = watch::channel(Default::default());
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
     // The only task that ends by itself.
-    tokio::spawn(greet(client, url, args.kubeconfig.clone()));
+    tokio::spawn(greet(client.clone(), url, args.kubeconfig.clone()));
     // It listens before the loop can install the plugin's configuration.
     let host_ports = Arc::new(HostPorts::default());
-    let server = cni_server::bind(cni.clone(), ready, Arc::clone(&host_ports))
+    let server = cni_server::bind(cni.clone(), ready.clone(), Arc::clone(&host_ports))
         .await
         .into_diagnostic()
         .wrap_err("cannot serve the CNI plugin")?;
+    metrics.watch(server.leases());
+    tasks.spawn(blocks::run(client, args.node.clone(), server.leases(), ready));
     // A task of its own: requests are accepted while the loop waits for the kernel.
     tasks.spawn(server.run());
     let masquerade = args.masquerade();

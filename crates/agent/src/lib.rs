@@ -1,5 +1,6 @@
 //! The node loop: watch, compute, apply; and the socket the CNI plugin calls
 
+pub mod blocks;
 pub mod cleanup;
 pub mod cli;
 pub mod cni_server;

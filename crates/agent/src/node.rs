@@ -58,6 +58,8 @@ pub struct NodeLoop {
     told: BTreeSet<Problem>,
     refused: Vec<String>,
     installed: bool,
+    /// Largest packet of a pod, as the last application found it.
+    pod_mtu: Option<u32>,
     /// Settings of the machine that are known to be wrong.
     wrong_settings: Vec<settings::Wrong>,
     /// The last application failed, perhaps half-way: what is in force is neither `applied` nor what was to follow.
@@ -106,6 +108,7 @@ impl NodeLoop {
             told: BTreeSet::new(),
             refused: Vec::new(),
             installed: false,
+            pod_mtu: None,
             wrong_settings: Vec::new(),
             failed: false,
         }
@@ -164,6 +167,12 @@ impl NodeLoop {
         let same = in_force.is_some_and(|applied| applied.same_kernel_state(&state));
         if same && cause == Cause::Objects {
             self.host_ports.applied(version);
+            let moved = |applied: &NodeState| applied.addressing != state.addressing;
+            if self.applied.as_ref().is_some_and(moved) {
+                self.publish(&state);
+                let generation = self.applied.as_ref().map_or(0, |applied| applied.generation);
+                self.applied = Some(state.numbered(generation));
+            }
             return Turn::Nothing;
         }
         let before = self.applied.as_ref().map_or(0, |applied| applied.generation);
@@ -173,8 +182,9 @@ impl NodeLoop {
                 self.failed = false;
                 self.host_ports.applied(version);
                 self.log(&state, &applied, same, begin.elapsed());
+                self.pod_mtu = applied.pod_mtu;
                 self.check_settings(&state);
-                let installed = self.publish(&state, &applied);
+                let installed = self.publish(&state);
                 self.applied = Some(state);
                 !installed || !applied.refused.is_empty()
             }
@@ -246,25 +256,26 @@ impl NodeLoop {
 
     /// Tells the plugin's server what pods get, and puts the plugin in place once it can be served. False when that
     /// should be tried again.
-    fn publish(&mut self, state: &NodeState, applied: &Applied) -> bool {
-        let ranges: Vec<_> = state.routing.pod_ranges.iter().copied().collect();
-        let readiness = match applied.pod_mtu {
-            _ if ranges.is_empty() => Readiness::NotReady(format!(
+    fn publish(&mut self, state: &NodeState) -> bool {
+        let readiness = match self.pod_mtu {
+            _ if state.routing.pod_ranges.is_empty() => Readiness::NotReady(format!(
                 "node {} has no spec.podCIDRs yet: the cluster's controller manager must give it a range",
                 state.node
             )),
             None => Readiness::NotReady(format!("node {} has no InternalIP in its status yet", state.node)),
             Some(mtu) => {
                 let network = PodNetwork {
-                    ranges,
+                    addressing: Arc::new(state.addressing.clone()),
                     mtu,
                     dns: self.config.dns.clone(),
                 };
-                let refused: Vec<_> = applied.refused.iter().map(ToString::to_string).collect();
-                if refused.is_empty() {
+                if self.refused.is_empty() {
                     Readiness::Ready(network)
                 } else {
-                    Readiness::Limited(network, format!("the kernel refused: {}", refused.join("; ")))
+                    Readiness::Limited(
+                        network,
+                        format!("the kernel refused: {}", self.refused.join("; ")),
+                    )
                 }
             }
         };

@@ -16,6 +16,7 @@ use crate::election::Election;
 use crate::endpoints::{EndpointSlices, LegacyEndpoints};
 use crate::engine::Engine;
 use crate::garbage::GarbageCollector;
+use crate::ip_pools::IpPools;
 use crate::namespace::Namespaces;
 use crate::node_lifecycle::NodeLifecycle;
 use crate::node_ranges::{NodeRanges, Pool};
@@ -30,8 +31,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
-    /// Which controllers to run, or `all`. A real cluster brings its own but, perhaps, for node ranges
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "node-ranges", value_parser = NAMES)]
+    /// Which controllers to run, or `all`. A real cluster brings its own but for IP pools and, perhaps, node ranges
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "node-ranges,ip-pools", value_parser = NAMES)]
     controllers: Vec<String>,
 
     /// Ranges that nodes get theirs from: one, or one of each family
@@ -52,6 +53,10 @@ pub struct Args {
     #[arg(long, value_name = "LENGTH", default_value_t = 64)]
     node_cidr_mask_size_ipv6: u8,
 
+    /// Seconds before the ranges and blocks of a node that was deleted are given to another: its pods may still run
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    node_range_grace: u32,
+
     /// Whether to run only while holding a lease, so that one of several is at work
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     leader_elect: bool,
@@ -65,9 +70,10 @@ pub struct Args {
     leader_elect_lease: String,
 }
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "all",
     "node-ranges",
+    "ip-pools",
     "replicaset",
     "deployment",
     "scheduler",
@@ -99,7 +105,12 @@ fn chosen(args: &Args) -> miette::Result<Vec<Box<dyn Controller>>> {
         args.node_cidr_mask_size_ipv6,
     )?;
     let all: Vec<Box<dyn Controller>> = vec![
-        Box::new(NodeRanges::new(pools)),
+        Box::new(NodeRanges::new(
+            pools,
+            &args.leader_elect_namespace,
+            args.node_range_grace,
+        )),
+        Box::new(IpPools::new(args.cluster_cidr.clone(), args.node_range_grace)),
         Box::new(Deployments),
         Box::new(ReplicaSets),
         Box::new(Scheduler),

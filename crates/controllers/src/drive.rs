@@ -151,7 +151,8 @@ fn watch_all(client: &Client, engine: &Engine, sender: &UnboundedSender<News>, t
         EndpointSlice,
         ReplicaSet,
         Deployment,
-        Lease
+        Lease,
+        IPPool
     );
     if watched.contains(&Kind::Everything) {
         let full: Vec<Resource> = watched.iter().filter_map(|kind| kind.resource()).collect();
@@ -185,16 +186,37 @@ async fn follow<K>(
 {
     let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()));
     let mut pause = Pause::default();
+    let mut absent = Absent::default();
     while let Some(event) = events.next().await {
         match event {
+            Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
+                // The kind is not installed: there are no objects of it.
+                for event in [Event::Init, Event::InitDone] {
+                    if sender.send(News::Watch(Box::new(observation(event)))).is_err() {
+                        return;
+                    }
+                }
+                absent.wait().await;
+            }
             Ok(event) => {
-                pause = Pause::default();
+                (pause, absent) = (Pause::default(), Absent::default());
                 if sender.send(News::Watch(Box::new(observation(event)))).is_err() {
                     return;
                 }
             }
             Err(error) => pause.after(what, &error).await,
         }
+    }
+}
+
+/// How long to wait before a kind that is not installed is asked for again: most clusters never have it.
+#[derive(Default)]
+struct Absent(u32);
+
+impl Absent {
+    async fn wait(&mut self) {
+        tokio::time::sleep(Duration::from_secs(1 << self.0.min(5))).await;
+        self.0 += 1;
     }
 }
 

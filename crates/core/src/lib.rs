@@ -24,6 +24,7 @@ pub use state::NodeState;
 pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
     let mut routing = route::compute(cluster, node, &mut problems);
+    let addressing = ipam::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
     routing.sink(services.addresses());
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
@@ -39,6 +40,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         generation: 0,
         node: node.clone(),
         routing,
+        addressing,
         services,
         masquerade,
         names,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::cluster::{NodeName, ObjectRef};
+use crate::ipam::Addressing;
 use crate::masquerade::Masquerade;
 use crate::names::Names;
 use crate::policy::PolicyState;
@@ -19,6 +20,8 @@ pub struct NodeState {
     pub node: NodeName,
     /// Links, addresses, routes, neighbours.
     pub routing: RoutingState,
+    /// What pods of this node get their addresses from. Nothing of it is in the kernel.
+    pub addressing: Addressing,
     /// Service addresses and what is behind them.
     pub services: ServiceState,
     /// What leaves the cluster with the node's address.
@@ -66,7 +69,7 @@ impl fmt::Display for Problem {
 impl fmt::Display for NodeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node {} generation {}", self.node, self.generation)?;
-        write!(f, "{}{}", self.routing, self.services)?;
+        write!(f, "{}{}{}", self.routing, self.addressing, self.services)?;
         if let Some(masquerade) = &self.masquerade {
             write!(f, "{masquerade}")?;
         }

@@ -15,8 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use podnet_cni::{AgentReply, AgentRequest};
+use podnet_core::ipam::Addressing;
 use podnet_linux::netlink::NetlinkError;
 use podnet_linux::ns::Namespace;
 use podnet_linux::{bootid, fdpass};
@@ -39,8 +39,8 @@ const MOST_AT_ONCE: usize = 64;
 /// What pods of this node get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodNetwork {
-    /// The node's ranges (`Node.spec.podCIDRs`).
-    pub ranges: Vec<IpNet>,
+    /// Where their addresses come from.
+    pub addressing: Arc<Addressing>,
     /// Largest packet in bytes.
     pub mtu: u32,
     /// Where pods look up names.
@@ -158,8 +158,27 @@ pub async fn bind(
 }
 
 impl CniServer {
+    /// The leases that it keeps.
+    pub fn leases(&self) -> Arc<Leases> {
+        Arc::clone(&self.server.leases)
+    }
+
     /// Answers, until it is dropped.
     pub async fn run(self) {
+        tokio::join!(self.feed(), self.accept());
+    }
+
+    /// Tells the leases at once what there is to hand out: ADDs may be waiting for just that.
+    async fn feed(&self) {
+        let mut ready = self.server.ready.clone();
+        while ready.changed().await.is_ok() {
+            if let Some(network) = ready.borrow_and_update().network() {
+                self.server.leases.set(&network.addressing);
+            }
+        }
+    }
+
+    async fn accept(&self) {
         let slots = Arc::new(Semaphore::new(MOST_AT_ONCE));
         loop {
             match self.listener.accept().await {

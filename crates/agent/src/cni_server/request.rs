@@ -6,8 +6,9 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podnet_cni::{
     AddResult, AgentReply, AgentRequest, Attachment, Capability, CniError, Code, Dns, Interface, IpConfig,
-    PodSettings, RouteConfig, RuntimeConfig, Verb,
+    IpRange, PodSettings, RouteConfig, RuntimeConfig, Verb,
 };
+use podnet_core::ipam::{Bounds, PoolId, Refused, hosts, static_addresses};
 use podnet_core::service::HostPort;
 use podnet_dataplane::nftables::Nftables;
 use podnet_linux::ns::Namespace;
@@ -16,11 +17,13 @@ use serde_json::Map;
 use super::install::NETWORK;
 use super::{PodNetwork, Readiness, Server, Wiring};
 use crate::host_ports::{self, Clash};
-use crate::ipam::{Lease, LeaseError};
+use crate::ipam::{Ask, Lease, LeaseError};
 use crate::wiring::{self, Mode, PodLink, WiringError};
 
 /// What the agent does for a pod when it is asked, as the network's configuration declares it.
 pub(super) const ENFORCED: &[Capability] = &[
+    Capability::Ips,
+    Capability::IpRanges,
     Capability::Mac,
     Capability::Dns,
     Capability::PortMappings,
@@ -106,7 +109,7 @@ impl Server {
             }
             Readiness::Ready(network) | Readiness::Limited(network, _) => network.clone(),
         };
-        self.leases.set_ranges(&network.ranges);
+        self.leases.set(&network.addressing);
         Ok(network)
     }
 
@@ -115,13 +118,13 @@ impl Server {
         let network = self.network(Code::TryAgainLater)?;
         let mut lease = self
             .leases
-            .lease(attachment, &request.network, &request.pod)
+            .lease(&ask(request, target)?)
             .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
         let claimed = self.claim(&mut lease, target.wishes);
         let claimed = claimed.inspect_err(|_| self.give_up(&lease))?;
         let mode = match self.wiring {
             Wiring::Routed(pair) => Mode::Routed(pair),
-            Wiring::Bridged => Mode::Bridged(network.ranges.clone()),
+            Wiring::Bridged => Mode::Bridged(network.addressing.node_ranges()),
         };
         let routes = target.settings.routes.iter().map(|route| (route.dst, route.gw));
         let pod = PodLink {
@@ -315,8 +318,9 @@ fn lease_error(error: &LeaseError, code: Code) -> CniError {
             .with_details("an attachment is added once; DEL comes before another ADD"),
         LeaseError::Busy(_) => CniError::new(Code::TryAgainLater, error.to_string())
             .with_details("see the agent's log for what the kernel refuses"),
-        LeaseError::Exhausted { .. } => CniError::new(code, error.to_string())
-            .with_details("delete pods on this node, or give the cluster's nodes larger ranges"),
+        LeaseError::Refused { refused, .. } => refusal(refused, error, code),
+        LeaseError::UnknownNamespace(_) => CniError::new(code, error.to_string())
+            .with_details("the API server is away or slow; see the agent's log"),
         LeaseError::NoRange => CniError::new(code, error.to_string()).with_details(
             "Node.spec.podCIDRs is empty: the controller that gives nodes their ranges is not running",
         ),
@@ -324,6 +328,31 @@ fn lease_error(error: &LeaseError, code: Code) -> CniError {
             .with_details("see that the state directory is writable and its file system not full"),
         LeaseError::Locked(_) => CniError::new(Code::Io, error.to_string()),
     }
+}
+
+/// What can be right another time has the verb's code; what is wrong in the pod or the network's configuration has 7.
+fn refusal(refused: &Refused, error: &LeaseError, code: Code) -> CniError {
+    let node = "delete pods on this node, or give the cluster's nodes larger ranges";
+    let (code, help) = match refused {
+        Refused::Exhausted {
+            pool: PoolId::Node, ..
+        } => (code, node),
+        Refused::Exhausted { .. } => (
+            code,
+            "delete pods on this node, or give the pool another range; see its status for who holds its blocks",
+        ),
+        Refused::NoBlock(_) => (
+            code,
+            "`podnet controller` cuts pools into blocks: see that it runs, and in the pool's status what is left",
+        ),
+        Refused::Taken(_) => (code, "delete that pod first, or choose another address"),
+        Refused::Elsewhere { .. } => (
+            Code::InvalidConfig,
+            "choose an address of these ranges, or make an IPPool of single-address blocks that follow their pods",
+        ),
+        Refused::Reserved(_) | Refused::Disjoint(_) => (Code::InvalidConfig, "choose others"),
+    };
+    CniError::new(code, error.to_string()).with_details(help)
 }
 
 fn wiring_error(error: &WiringError, attachment: &Attachment) -> CniError {
@@ -338,6 +367,31 @@ fn wiring_error(error: &WiringError, attachment: &Attachment) -> CniError {
         | WiringError::NotOnBridge(_) => Code::Wiring,
     };
     CniError::new(code, format!("cannot wire {attachment}")).with_details(error.to_string())
+}
+
+/// The addresses that a pod wishes: by capability, which is nearest to the pod, else by annotation.
+fn ask<'a>(request: &'a AgentRequest, target: &Target<'a>) -> Result<Ask<'a>, CniError> {
+    let wishes = target.wishes;
+    let addresses = match &wishes.ips[..] {
+        [] => static_addresses(&wishes.annotations).map_err(|why| {
+            CniError::new(Code::InvalidConfig, why)
+                .with_details("correct the annotation, and make the pod anew")
+        })?,
+        ips => ips.to_vec(),
+    };
+    let bounds = |range: &IpRange| {
+        let hosts = hosts(range.subnet);
+        Bounds {
+            first: range.first.unwrap_or(hosts.first),
+            last: range.last.unwrap_or(hosts.last),
+        }
+    };
+    let sets = wishes.ip_ranges.iter();
+    Ok(Ask {
+        addresses,
+        within: sets.map(|set| set.iter().map(bounds).collect()).collect(),
+        ..Ask::any(target.attachment, &request.network, &request.pod)
+    })
 }
 
 /// What the runtime is told.

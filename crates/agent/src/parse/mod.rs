@@ -7,6 +7,7 @@ mod cluster_network_policy;
 mod network_policy;
 mod node;
 mod pod;
+mod pool;
 mod service;
 mod slice;
 
@@ -18,6 +19,7 @@ pub use cluster_network_policy::{ClusterNetworkPolicyObject, cluster_network_pol
 pub use network_policy::network_policy;
 pub use node::node;
 pub use pod::{namespace, pod};
+pub use pool::{namespace_metadata, pool, pools};
 pub use service::service;
 pub use slice::slice;
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::node::{Node, Pod, answer, serve};
 use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Wiring};
 use podnet_agent::wiring::Pair;
+use podnet_core::ipam::Addressing;
 use podnet_linux::ns::Namespace;
 
 const NETNS: &str = "PODNET_TEST_NETNS";
@@ -26,10 +27,11 @@ fn serves_until_it_is_killed() {
     let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
     Namespace::open(PathBuf::from(netns)).unwrap().enter().unwrap();
     let ready = Readiness::Ready(PodNetwork {
-        ranges: vec![
+        addressing: Addressing::of_node(&[
             "10.244.1.0/26".parse().unwrap(),
             "fd00:10:244:1::/64".parse().unwrap(),
-        ],
+        ])
+        .into(),
         mtu: 1450,
         dns: Vec::new(),
     });

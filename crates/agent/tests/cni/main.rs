@@ -1,6 +1,7 @@
 //! The real plugin executable against a real server, in network namespaces made here: what a runtime does.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod addresses;
 mod crash;
 mod input;
 mod node;

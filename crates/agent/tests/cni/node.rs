@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Wiring, bind};
 use podnet_agent::host_ports::HostPorts;
 use podnet_agent::wiring::Pair;
+use podnet_core::ipam::Addressing;
 use podnet_core::{Cluster, NodeName, compute};
 use podnet_dataplane::{Dataplane, Kernel};
 use podnet_linux::netlink::{Address, Netlink, NewLink};
@@ -127,7 +128,13 @@ impl Node {
 
     pub(crate) fn set_ranges(&self, ranges: &[&str]) {
         self.set(Readiness::Ready(PodNetwork {
-            ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            addressing: Addressing::of_node(
+                &ranges
+                    .iter()
+                    .map(|range| range.parse().unwrap())
+                    .collect::<Vec<_>>(),
+            )
+            .into(),
             mtu: 1450,
             dns: vec!["10.96.0.10".parse().unwrap()],
         }));

@@ -3,6 +3,7 @@
 use std::process::Output;
 
 use podnet_agent::cni_server::{PodNetwork, Readiness};
+use podnet_core::ipam::Addressing;
 use podnet_linux::netlink::{Address, Link, LinkChange, Netlink, NewLink, RouteFilter};
 use podnet_linux::ns::Namespace;
 use serde_json::{Value, json};
@@ -257,7 +258,7 @@ fn check_sees_every_change_of_what_add_made() {
 fn status_says_that_connectivity_would_be_limited() {
     let node = Node::start();
     let network = PodNetwork {
-        ranges: vec!["10.244.1.0/24".parse().unwrap()],
+        addressing: Addressing::of_node(&["10.244.1.0/24".parse().unwrap()]).into(),
         mtu: 1450,
         dns: Vec::new(),
     };

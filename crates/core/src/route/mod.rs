@@ -4,6 +4,7 @@
 //! address by which it is the next hop is the network address of its node's pod range. So each node can work out
 //! every peer's neighbour and forwarding entries from the Node objects alone.
 
+mod blocks;
 mod vtep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,6 +106,7 @@ pub(crate) fn compute(cluster: &Cluster, me: &NodeName, problems: &mut Vec<Probl
         Routing::Vxlan(vxlan) => tunnel(&mut state, vxlan, own, &peers, problems),
         Routing::Direct => direct(&mut state, own, &peers, problems),
     }
+    blocks::add(&mut state, cluster, own, problems);
     state
 }
 
