@@ -192,8 +192,10 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
+/// Prints. A reader that has seen enough (`| head`) is no error.
 fn say(line: &str) -> ExitCode {
-    println!("{line}");
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{line}");
     ExitCode::SUCCESS
 }
 
@@ -326,8 +328,7 @@ fn show_status(args: &Shown) -> miette::Result<ExitCode> {
             .map_or_else(|| "starting again".to_owned(), |pid| pid.to_string());
         services.add_row([name, &pid, &state.restarts.to_string()]);
     }
-    println!("{nodes}\n\n{services}");
-    Ok(ExitCode::SUCCESS)
+    Ok(say(&format!("{nodes}\n\n{services}")))
 }
 
 fn list(format: Format) -> miette::Result<ExitCode> {
@@ -342,8 +343,7 @@ fn list(format: Format) -> miette::Result<ExitCode> {
             .map_or_else(|| "-".to_owned(), |nodes| nodes.to_string());
         rows.add_row([lab.name.as_str(), lab.state, &nodes, &lab.directory]);
     }
-    println!("{rows}");
-    Ok(ExitCode::SUCCESS)
+    Ok(say(&rows.to_string()))
 }
 
 fn logs(args: &Logs) -> miette::Result<ExitCode> {
