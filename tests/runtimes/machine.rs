@@ -81,8 +81,12 @@ kind: Node
 metadata: {{name: node1}}
 spec: {{podCIDR: 10.77.0.0/24, podCIDRs: [10.77.0.0/24, 'fd77::/64']}}
 END
-             {kubectl} patch node node1 --subresource=status --type=merge -p '{{\"status\":{{\"addresses\":[
-                 {{\"type\":\"InternalIP\",\"address\":\"172.31.0.10\"}},{{\"type\":\"InternalIP\",\"address\":\"fd31::a\"}}]}}}}'",
+             # As kubelets do it; Debian's kubectl cannot write a status in another way.
+             {kubectl} replace --raw /api/v1/nodes/node1/status -f - <<'END'
+{{\"apiVersion\":\"v1\",\"kind\":\"Node\",\"metadata\":{{\"name\":\"node1\"}},\"status\":{{\"addresses\":[
+    {{\"type\":\"InternalIP\",\"address\":\"172.31.0.10\"}},{{\"type\":\"InternalIP\",\"address\":\"fd31::a\"}}]}}}}
+END
+",
             kubectl = self.kubectl()
         ));
     }

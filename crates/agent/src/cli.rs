@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_core::cluster::{ClusterConfig, NodeName, Routing, parse_range};
 use podnet_dataplane::Kernel;
@@ -255,7 +255,10 @@ async fn client(path: &Path) -> miette::Result<(kube::Client, String)> {
             path.display()
         )
     };
-    let config = Kubeconfig::read_from(path).map_err(|error| broken(&error))?;
+    let config = Kubeconfig::read_from(path).map_err(|error| match error {
+        KubeconfigError::ReadConfig(why, _) => broken(&why),
+        other => broken(&other),
+    })?;
     let options = KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(config, &options).await;
     let mut config = config.map_err(|error| broken(&error))?;
@@ -270,12 +273,13 @@ async fn agent(args: Args) -> miette::Result<()> {
         tracing::warn!("{flag} has no effect: the data plane nftables does not need it");
     }
     let plugin = args.plugin()?;
-    leave_us_alone(&args.paths.host_etc);
     let (client, url) = client(&args.kubeconfig).await?;
     let kernel = Kernel::open(args.underlay_interface.clone());
     let kernel = kernel
         .into_diagnostic()
         .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
+    // Not before it is sure that this agent can start: a mistyped call changes nothing on the machine.
+    leave_us_alone(&args.paths.host_etc);
     let cni = CniServerConfig {
         socket: args.paths.socket(),
         state_dir: args.paths.state_dir.clone(),

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use miette::{IntoDiagnostic, miette};
 use tokio::signal::unix::{SignalKind, signal};
@@ -186,7 +186,10 @@ async fn connect(kubeconfig: Option<&std::path::Path>) -> miette::Result<(Client
     // These errors say their causes themselves.
     let config = match kubeconfig {
         Some(path) => {
-            let file = Kubeconfig::read_from(path).map_err(|error| no_way(&error))?;
+            let file = Kubeconfig::read_from(path).map_err(|error| match error {
+                KubeconfigError::ReadConfig(why, _) => no_way(&format!("{}: {why}", path.display())),
+                other => no_way(&format!("{}: {other}", path.display())),
+            })?;
             Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                 .await
                 .map_err(|error| no_way(&format!("{}: {error}", path.display())))?

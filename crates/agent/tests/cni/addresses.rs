@@ -47,7 +47,9 @@ fn static_addresses_by_annotation_and_by_capability() {
         if n < 3 {
             let text = String::from_utf8_lossy(&again.stdout).into_owned();
             assert!(
-                text.contains(&format!("{expected} is in use already, by container static-{n}")),
+                text.contains(&format!(
+                    "{expected} is in use already, by pod default/static-{n}"
+                )),
                 "{text}"
             );
         }
@@ -66,7 +68,10 @@ fn a_wish_for_an_address_that_cannot_be_is_an_error_that_names_the_cause() {
             annotated("podnet.io/ips", "10.244.1.777"),
             "podnet.io/ips has \\\"10.244.1.777\\\"",
         ),
-        (annotated("podnet.io/ips", "{"), "the annotation podnet.io/ips is"),
+        (
+            annotated("podnet.io/ips", "{"),
+            "the annotation podnet.io/ips has",
+        ),
         (
             annotated("podnet.io/ips", "10.9.9.9"),
             "10.9.9.9 is in none of the ranges",
