@@ -45,6 +45,9 @@ pub struct Args {
     /// Ranges of all services' addresses, at most one per IP family
     #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6", value_parser = parse_range)]
     service_cidr: Vec<IpNet>,
+    /// Which of the node's addresses have node ports [default: all but loopback addresses]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...", value_parser = parse_range)]
+    nodeport_addresses: Vec<IpNet>,
     /// How pods are wired: ptp, a veth pair each; netkit, the faster pair of Linux 6.7; auto, netkit where the kernel has
     /// it; bridge, all on the bridge cbr0
     #[arg(long, default_value = "ptp", value_name = "auto|ptp|netkit|bridge")]
@@ -316,6 +319,7 @@ async fn agent(args: Args) -> miette::Result<()> {
             masquerade,
             cluster_cidrs: args.cluster_cidr,
             service_cidrs: args.service_cidr,
+            node_port_addresses: Some(args.nodeport_addresses).filter(|ranges| !ranges.is_empty()),
             routing: args.routing,
             // Nothing serves the names yet.
             dns: None,

@@ -25,7 +25,8 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
     let mut routing = route::compute(cluster, node, &mut problems);
     let addressing = ipam::compute(cluster, node, &mut problems);
-    let services = service::compute(cluster, node, &mut problems);
+    let pods = addressing.ranges.iter().map(|held| held.range).collect();
+    let services = service::compute(cluster, node, pods, &mut problems);
     routing.sink(services.addresses());
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
     let names = names::compute(cluster, &mut problems).map(Arc::new);

@@ -6,12 +6,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 
 use podnet_core::cluster::{
-    AddressFamily, Cluster, ClusterConfig, DnsConfig, Endpoint, EndpointPort, EndpointSlice, Family,
-    InternalPolicy, Node, NodeName, ObjectName, PodRanges, Protocol, Routing, Service, ServicePort,
+    AddressFamily, Cluster, ClusterConfig, DnsConfig, Endpoint, EndpointPort, EndpointSlice, External,
+    ExternalPolicy, Family, Hints, InternalPolicy, Node, NodeName, ObjectName, PodRanges, Protocol, Routing,
+    Service, ServicePort,
 };
 use podnet_core::oracle::{self, Fate, Way};
 use podnet_core::route::Hop;
-use podnet_core::service::{Backend, Frontend};
+use podnet_core::service::{Backend, Frontend, NodePort};
 use podnet_core::{NodeState, compute};
 use proptest::prelude::*;
 
@@ -69,8 +70,14 @@ fn node(index: u8) -> impl Strategy<Value = Node> {
         }
         let mut node = Node::new(node_name(index), &addresses, PodRanges::new(ranges).unwrap());
         node.ready = ready;
+        node.labels
+            .insert("topology.kubernetes.io/zone".into(), zone(index));
         node
     })
+}
+
+fn zone(node: u8) -> String {
+    format!("zone{}", node % 2)
 }
 
 fn protocol() -> impl Strategy<Value = Protocol> {
@@ -86,38 +93,74 @@ fn port_name() -> impl Strategy<Value = String> {
 }
 
 fn service() -> impl Strategy<Value = Service> {
-    let port = (port_name(), protocol(), number());
-    let port = port.prop_map(|(name, protocol, port)| ServicePort { name, protocol, port });
+    let node_port = prop::option::of(30_000..30_003_u16).prop_map(|port| port.and_then(NonZeroU16::new));
+    let port = (port_name(), protocol(), number(), node_port);
+    let port = port.prop_map(|(name, protocol, port, node_port)| ServicePort {
+        node_port,
+        ..ServicePort::new(name, protocol, port)
+    });
     let ports = prop::collection::vec(port, 1..4);
     // Few addresses, so that services claim each other's.
-    (1..6_u8, any::<bool>(), any::<bool>(), ports).prop_map(|(host, dual, local, ports)| {
-        let mut addresses = vec![v4(96, 0, host)];
-        if dual {
-            addresses.push(v6(0x96, 0, host));
-        }
-        let mut kept: Vec<ServicePort> = Vec::new();
-        for port in ports {
-            let clash = |other: &ServicePort| {
-                other.name == port.name || (other.protocol, other.port) == (port.protocol, port.port)
-            };
-            if !kept.iter().any(clash) {
-                kept.push(port);
+    (1..6_u8, any::<bool>(), any::<bool>(), ports, external()).prop_map(
+        |(host, dual, local, ports, external)| {
+            let mut addresses = vec![v4(96, 0, host)];
+            if dual {
+                addresses.push(v6(0x96, 0, host));
             }
+            let mut kept: Vec<ServicePort> = Vec::new();
+            for port in ports {
+                let clash = |other: &ServicePort| {
+                    other.name == port.name
+                        || (other.protocol, other.port) == (port.protocol, port.port)
+                        || port.node_port.is_some()
+                            && (other.protocol, other.node_port) == (port.protocol, port.node_port)
+                };
+                if !kept.iter().any(clash) {
+                    kept.push(port);
+                }
+            }
+            let mut service = Service::new(addresses, kept).unwrap();
+            service.internal_policy = if local {
+                InternalPolicy::Local
+            } else {
+                InternalPolicy::Cluster
+            };
+            service.external = external;
+            service
+        },
+    )
+}
+
+/// Few addresses again, some of them another service's cluster IP, or in the range of these.
+fn external() -> impl Strategy<Value = External> {
+    let address = prop_oneof![
+        8 => (0..4_u8, any::<bool>()).prop_map(|(host, six)| if six { v6(0xcb, 0, host) } else { v4(203, 0, host) }),
+        1 => (1..8_u8).prop_map(|host| v4(96, 0, host)),
+        // A node's own.
+        1 => (0..NODES).prop_map(|node| v4(0, 0, 10 + node)),
+    ];
+    let addresses = || prop::collection::vec(address.clone(), 0..3);
+    let range = prop::sample::select(vec!["10.244.1.0/24", "172.16.0.0/12", "0.0.0.0/0", "fd00::/16"]);
+    let sources = prop::collection::btree_set(range.prop_map(|range| range.parse().unwrap()), 0..3);
+    (addresses(), addresses(), sources, any::<bool>()).prop_map(|(ips, load_balancer, sources, local)| {
+        External {
+            ips,
+            load_balancer,
+            sources,
+            policy: if local {
+                ExternalPolicy::Local
+            } else {
+                ExternalPolicy::Cluster
+            },
+            health_check: None,
         }
-        let mut service = Service::new(addresses, kept).unwrap();
-        service.internal_policy = if local {
-            InternalPolicy::Local
-        } else {
-            InternalPolicy::Cluster
-        };
-        service
     })
 }
 
 fn slice() -> impl Strategy<Value = EndpointSlice> {
     let port = (port_name(), protocol(), prop::option::weighted(0.9, number()));
     let port = port.prop_map(|(name, protocol, port)| EndpointPort { name, protocol, port });
-    let endpoint = (0..NODES, 2..6_u8, any::<[bool; 3]>(), any::<bool>());
+    let endpoint = (0..NODES, 2..6_u8, any::<[bool; 3]>(), any::<bool>(), hints());
     let endpoints = prop::collection::vec(endpoint, 0..5);
     let ports = prop::collection::vec(port, 0..4);
     (
@@ -127,23 +170,36 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
         endpoints,
     )
         .prop_map(|(six, of, ports, endpoints)| {
-            let endpoints = endpoints
-                .into_iter()
-                .map(|(on, host, [ready, serving, terminating], placed)| Endpoint {
-                    hostname: None,
-                    address: if six {
-                        v6(0x10, on, host)
-                    } else {
-                        v4(244, on, host)
-                    },
-                    ready,
-                    serving,
-                    terminating,
-                    node: placed.then(|| node_name(on)),
-                });
+            let endpoints =
+                endpoints
+                    .into_iter()
+                    .map(
+                        |(on, host, [ready, serving, terminating], placed, hints)| Endpoint {
+                            hostname: None,
+                            hints,
+                            address: if six {
+                                v6(0x10, on, host)
+                            } else {
+                                v4(244, on, host)
+                            },
+                            ready,
+                            serving,
+                            terminating,
+                            node: placed.then(|| node_name(on)),
+                        },
+                    );
             let family = AddressFamily::Ip(if six { Family::V6 } else { Family::V4 });
             EndpointSlice::new(of.map(service_name), family, ports, endpoints.collect()).unwrap()
         })
+}
+
+fn hints() -> impl Strategy<Value = Hints> {
+    let zones = prop::option::weighted(0.8, 0..2_u8);
+    let nodes = prop::option::weighted(0.3, 0..NODES);
+    (zones, nodes).prop_map(|(zones, nodes)| Hints {
+        zones: zones.map(|index| zone(index).into()).into_iter().collect(),
+        nodes: nodes.map(node_name).into_iter().collect(),
+    })
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
@@ -164,6 +220,7 @@ fn empty(routing: Routing) -> Cluster {
         routing,
         masquerade: Some(vec!["192.168.0.0/16".parse().unwrap()]),
         dns: Some(DnsConfig::default()),
+        ..ClusterConfig::default()
     })
 }
 
@@ -173,17 +230,29 @@ fn cluster(edits: &[Edit]) -> Cluster {
     cluster
 }
 
-fn fate(state: &NodeState, protocol: Protocol, to: SocketAddr) -> Fate {
+/// What a state does with a connection. `own` are the node's addresses.
+fn fate(state: &NodeState, own: &[IpAddr], from: IpAddr, protocol: Protocol, to: SocketAddr) -> Fate {
     let services = &state.services;
     let frontend = Frontend {
         address: to.ip(),
         protocol,
         port: NonZeroU16::new(to.port()).unwrap(),
     };
-    match services.frontends.get(&frontend) {
-        Some(Backend::Balance { endpoints, .. }) => Fate::OneOf(endpoints.iter().copied().collect()),
-        Some(Backend::Refuse) => Fate::Refused,
-        Some(Backend::Drop) => Fate::Dropped,
+    let node_port = NodePort {
+        family: Family::of(to.ip()),
+        protocol,
+        port: frontend.port,
+    };
+    let node_port = services.node_ports.get(&node_port);
+    let node_port = node_port.filter(|_| own.contains(&to.ip()) && services.has_node_ports_on(to.ip()));
+    let inside = own.contains(&from) || services.pods.iter().any(|range| range.contains(&from));
+    match services.frontends.get(&frontend).or(node_port) {
+        Some(entry) if !entry.admits(from) => Fate::Dropped,
+        Some(entry) => match &**if inside { &entry.inside } else { entry.outside() } {
+            Backend::Balance { endpoints, .. } => Fate::OneOf(endpoints.to_vec()),
+            Backend::Refuse => Fate::Refused,
+            Backend::Drop => Fate::Dropped,
+        },
         None if services.cluster_ips.contains(&to.ip()) => Fate::Refused,
         None if services.ranges.iter().any(|range| range.contains(&to.ip())) => Fate::Dropped,
         None => Fate::NotAService,
@@ -248,16 +317,25 @@ proptest! {
         let cluster = cluster(&edits);
         let me = node_name(on);
         let state = compute(&cluster, &me);
+        let own: Vec<IpAddr> = cluster.node(&me).iter().flat_map(|node| node.all_addresses.clone()).collect();
+        let far = [v4(244, 1, 9), v4(172, 16, 9), "172.16.3.4".parse().unwrap(), v6(0x10, 1, 9)];
+        let near = [v4(244, on, 9), v6(0x10, on, 9), v4(0, 0, 10 + on)];
         for host in 0..7 {
-            for address in [v4(96, 0, host), v6(0x96, 0, host), v4(97, 0, host)] {
-                for port in 79..85 {
+            let internal = [v4(96, 0, host), v6(0x96, 0, host), v4(97, 0, host)];
+            let external = [v4(203, 0, host), v6(0xcb, 0, host), v4(0, 0, 10 + host)];
+            for address in internal.into_iter().chain(external) {
+                for port in (79..85).chain(30_000..30_003) {
                     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                         let to = SocketAddr::new(address, port);
-                        let fate = fate(&state, protocol, to);
-                        // What is not translated all the same does not leave the node.
-                        let stays = hop(&state, address) == Some(Hop::Sink);
-                        prop_assert_eq!(stays, fate != Fate::NotAService);
-                        prop_assert_eq!(fate, oracle::connect(&cluster, &me, protocol, to));
+                        for from in near.into_iter().chain(far).filter(|from| from.is_ipv4() == to.is_ipv4()) {
+                            let fate = fate(&state, &own, from, protocol, to);
+                            // What is not translated all the same does not leave the node.
+                            if internal.contains(&address) {
+                                let stays = hop(&state, address) == Some(Hop::Sink);
+                                prop_assert_eq!(stays, fate != Fate::NotAService);
+                            }
+                            prop_assert_eq!(fate, oracle::connect(&cluster, &me, from, protocol, to), "{} to {}", from, to);
+                        }
                     }
                 }
             }

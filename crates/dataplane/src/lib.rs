@@ -9,14 +9,12 @@ pub mod nftables;
 pub mod route;
 
 use std::fmt;
-use std::net::SocketAddr;
 
 use podnet_core::NodeState;
-use podnet_core::service::Frontend;
 use podnet_linux::sysctl::SysctlError;
 
 use monitor::Monitor;
-use nftables::{NetfilterError, Nftables, Services, Target};
+use nftables::{NetfilterError, Nftables, Services};
 use route::{Installed, RouteError, Routes};
 
 /// What turns states into a kernel's tables. It keeps nothing that it could not read back: a new one goes on where
@@ -163,27 +161,6 @@ impl fmt::Display for Dump {
             .forwarding
             .iter()
             .try_for_each(|(mac, remote)| writeln!(f, "forwarding {mac} to {remote}"))?;
-        self.services
-            .cluster_ips
-            .iter()
-            .try_for_each(|address| writeln!(f, "cluster ip {address}"))?;
-        self.services
-            .frontends
-            .iter()
-            .try_for_each(|(frontend, target)| service(f, frontend, target))?;
-        self.services
-            .host_ports
-            .iter()
-            .try_for_each(|(host_port, target)| writeln!(f, "host port {host_port} to {target}"))
-    }
-}
-
-fn service(f: &mut fmt::Formatter<'_>, frontend: &Frontend, target: &Target) -> fmt::Result {
-    match target {
-        Target::Balance(endpoints) => {
-            let endpoints: Vec<String> = endpoints.iter().map(SocketAddr::to_string).collect();
-            writeln!(f, "service {frontend} to {}", endpoints.join(" "))
-        }
-        Target::Drop => writeln!(f, "service {frontend} drop"),
+        write!(f, "{}", self.services)
     }
 }

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{Lab, Machine, ask, node_name};
-use podnet_core::cluster::{Cluster, Family, Protocol, Routing};
+use podnet_core::cluster::{Cluster, Family, ObjectName, Protocol, Routing};
 use podnet_core::compute;
-use podnet_core::service::{Backend, Frontend};
+use podnet_core::service::{Backend, Entry, Frontend, PortName};
 use podnet_dataplane::{Dataplane, Dump, Kernel};
 
 /// Small numbers that look random, the same in every run.
@@ -247,16 +247,19 @@ fn thousands_of_services_go_in_at_once() {
                 endpoints: endpoints.collect(),
                 draining: Default::default(),
             };
-            let port = std::num::NonZeroU16::new(80).unwrap();
+            let frontend = Frontend {
+                address,
+                protocol: Protocol::Tcp,
+                port: std::num::NonZeroU16::new(80).unwrap(),
+            };
+            let port = PortName {
+                service: ObjectName::new("default", format!("svc{number}")),
+                protocol: frontend.protocol,
+                port: frontend.port,
+            };
             state.services.cluster_ips.insert(address);
-            state.services.frontends.insert(
-                Frontend {
-                    address,
-                    protocol: Protocol::Tcp,
-                    port,
-                },
-                backend,
-            );
+            let entry = Entry::new(port, backend);
+            state.services.frontends.insert(frontend, entry.into());
         }
         state
     };

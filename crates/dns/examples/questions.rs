@@ -35,11 +35,7 @@ fn cluster() -> Cluster {
     for index in 0..SERVICES {
         let headless = index % HEADLESS == 0;
         let address = IpAddr::V4(Ipv4Addr::from(0x0a60_0001 + index));
-        let port = ServicePort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: number,
-        };
+        let port = ServicePort::new("http", Protocol::Tcp, number);
         let addresses = if headless { vec![] } else { vec![address] };
         let mut service = Service::new(addresses, vec![port]).unwrap();
         if headless {
@@ -47,12 +43,11 @@ fn cluster() -> Cluster {
         }
         cluster.services.insert(name(index), Ok(service));
         let endpoints = (0..ENDPOINTS).map(|number| Endpoint {
-            address: Ipv4Addr::from(0x0af4_0001 + index * ENDPOINTS + number).into(),
-            ready: true,
-            serving: true,
-            terminating: false,
-            node: None,
             hostname: headless.then(|| format!("backend-{number}").into()),
+            ..Endpoint::ready(
+                Ipv4Addr::from(0x0af4_0001 + index * ENDPOINTS + number).into(),
+                None,
+            )
         });
         let port = EndpointPort {
             name: "http".into(),

@@ -1,8 +1,10 @@
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as api;
 use podnet_core::cluster::{
-    Affinity, InternalPolicy, ObjectName, ObjectRef, Parsed, Resolution, Service, ServicePort,
+    Affinity, External, ExternalPolicy, InternalPolicy, ObjectName, ObjectRef, Parsed, Resolution, Service,
+    ServicePort,
 };
 
 use super::{invalid, object_name, port, protocol};
@@ -28,10 +30,16 @@ fn parse(object: &api::Service) -> Result<Option<Service>, String> {
         return Ok(None);
     };
     let ports = spec.ports.iter().flatten().map(|object| {
+        let name = object.name.clone().unwrap_or_default();
+        let service_port = ServicePort::new(name, protocol(object.protocol.as_deref())?, port(object.port)?);
         Ok::<_, String>(ServicePort {
-            name: object.name.clone().unwrap_or_default(),
-            protocol: protocol(object.protocol.as_deref())?,
-            port: port(object.port)?,
+            // 0 is none, as unset is.
+            node_port: object
+                .node_port
+                .filter(|number| *number != 0)
+                .map(port)
+                .transpose()?,
+            ..service_port
         })
     });
     let ports = ports
@@ -45,6 +53,7 @@ fn parse(object: &api::Service) -> Result<Option<Service>, String> {
         Some("Local") => InternalPolicy::Local,
         _ => InternalPolicy::Cluster,
     };
+    service.external = external(object, spec)?;
     if spec.session_affinity.as_deref() == Some("ClientIP") {
         let config = spec
             .session_affinity_config
@@ -56,6 +65,45 @@ fn parse(object: &api::Service) -> Result<Option<Service>, String> {
         };
     }
     Ok(Some(service))
+}
+
+/// How it is reached otherwise than by its cluster IPs.
+fn external(object: &api::Service, spec: &api::ServiceSpec) -> Result<External, String> {
+    let address = |field: &str, text: &str| -> Result<IpAddr, String> {
+        text.parse()
+            .map_err(|_| format!("{field}: {text:?} is no IP address"))
+    };
+    let ips = spec.external_ips.iter().flatten();
+    let ips = ips.map(|text| address("spec.externalIPs", text));
+    let status = object
+        .status
+        .as_ref()
+        .and_then(|status| status.load_balancer.as_ref());
+    let ingress = status
+        .and_then(|status| status.ingress.as_ref())
+        .into_iter()
+        .flatten();
+    // An ingress that has a name only is reached by other means, and so is one whose load balancer is a proxy.
+    let as_they_are = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+    let load_balancer = as_they_are.filter_map(|ingress| ingress.ip.as_deref());
+    let load_balancer = load_balancer.map(|text| address("status.loadBalancer.ingress", text));
+    let sources = spec.load_balancer_source_ranges.iter().flatten();
+    let sources = sources.map(|text| {
+        let range: Result<IpNet, _> = text.trim().parse();
+        range.map_err(|_| format!("spec.loadBalancerSourceRanges: {text:?} is no range such as 192.0.2.0/24"))
+    });
+    let policy = match spec.external_traffic_policy.as_deref() {
+        Some("Local") => ExternalPolicy::Local,
+        _ => ExternalPolicy::Cluster,
+    };
+    let health_check = spec.health_check_node_port.filter(|number| *number != 0);
+    Ok(External {
+        ips: ips.collect::<Result<_, _>>()?,
+        load_balancer: load_balancer.collect::<Result<_, _>>()?,
+        sources: sources.collect::<Result<_, _>>()?,
+        policy,
+        health_check: health_check.map(port).transpose()?,
+    })
 }
 
 /// Its addresses, and what its name stands for.

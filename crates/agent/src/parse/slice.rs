@@ -2,7 +2,8 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1 as api;
 use podnet_core::cluster::{
-    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Family, NodeName, ObjectName, ObjectRef, Parsed,
+    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Family, Hints, NodeName, ObjectName, ObjectRef,
+    Parsed,
 };
 
 use super::{invalid, object_name, port, protocol};
@@ -73,5 +74,17 @@ fn endpoint(object: &api::Endpoint) -> Result<Endpoint, String> {
             .as_deref()
             .filter(|name| !name.is_empty())
             .map(Into::into),
+        hints: object.hints.as_ref().map(hints).unwrap_or_default(),
     })
+}
+
+fn hints(object: &api::EndpointHints) -> Hints {
+    let zones = object.for_zones.iter().flatten();
+    let nodes = object.for_nodes.iter().flatten();
+    Hints {
+        zones: zones.map(|zone| zone.name.as_str().into()).collect(),
+        nodes: nodes
+            .filter_map(|node| NodeName::new(node.name.clone()).ok())
+            .collect(),
+    }
 }

@@ -19,6 +19,8 @@ pub struct ClusterConfig {
     /// Destinations beyond the cluster that pods reach with their own address; all others see the node's. None if
     /// pods always keep theirs, because the world around the cluster knows the way back to them.
     pub masquerade: Option<Vec<IpNet>>,
+    /// The node's addresses that its node ports are on: those in these ranges; all but loopback addresses when `None`.
+    pub node_port_addresses: Option<Vec<IpNet>>,
     /// The cluster's DNS; `None` where somebody else answers the cluster's names.
     pub dns: Option<DnsConfig>,
 }

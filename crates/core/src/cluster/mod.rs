@@ -33,9 +33,10 @@ pub use policy::{
 pub use pool::{Block, IpPool, PoolSpec};
 pub use selector::{LabelTest, Labels, NAMESPACE_NAME, Requirement, Selector, SelectorError};
 pub use service::{
-    Affinity, InternalPolicy, Protocol, Resolution, Service, ServiceError, ServicePort, UnknownProtocol,
+    Affinity, External, ExternalPolicy, InternalPolicy, Protocol, Resolution, Service, ServiceError,
+    ServicePort, UnknownProtocol,
 };
-pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, SliceError};
+pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, SliceError};
 
 use crate::service::HostPort;
 

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
+use ipnet::IpNet;
+
 use super::DomainName;
 use super::node::is_unroutable;
 
@@ -20,6 +22,8 @@ pub struct Service {
     pub internal_policy: InternalPolicy,
     /// Whether a client stays with its endpoint.
     pub affinity: Affinity,
+    /// How else than by its cluster IPs it is reached.
+    pub external: External,
     /// What its name stands for.
     pub resolution: Resolution,
     /// Another proxy carries its packets (`service.kubernetes.io/service-proxy-name`); its name is ours still.
@@ -49,6 +53,36 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// Its number.
     pub port: NonZeroU16,
+    /// The port of every node that leads to it (`nodePort`).
+    pub node_port: Option<NonZeroU16>,
+}
+
+impl ServicePort {
+    /// A port that no node has a port for.
+    pub fn new(name: impl Into<String>, protocol: Protocol, port: NonZeroU16) -> Self {
+        ServicePort {
+            name: name.into(),
+            protocol,
+            port,
+            node_port: None,
+        }
+    }
+}
+
+/// How a service is reached otherwise than by its cluster IPs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct External {
+    /// `spec.externalIPs`.
+    pub ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress`: the addresses that reach the nodes as they are (`ipMode: VIP`). One whose packets
+    /// the load balancer sends to node ports (`ipMode: Proxy`) is not among them.
+    pub load_balancer: Vec<IpAddr>,
+    /// Who may come to the load balancer's addresses (`spec.loadBalancerSourceRanges`); all, where there is none.
+    pub sources: BTreeSet<IpNet>,
+    /// Which endpoints clients from outside get.
+    pub policy: ExternalPolicy,
+    /// Where a load balancer asks whether this node has endpoints (`spec.healthCheckNodePort`).
+    pub health_check: Option<NonZeroU16>,
 }
 
 /// A transport protocol that services can have.
@@ -118,8 +152,18 @@ pub enum InternalPolicy {
     Local,
 }
 
-/// `spec.sessionAffinity`.
+/// `spec.externalTrafficPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExternalPolicy {
+    /// Any endpoint of the cluster.
+    #[default]
+    Cluster,
+    /// Endpoints on the node that the packet reached, which then sees the client's address.
+    Local,
+}
+
+/// `spec.sessionAffinity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Affinity {
     /// Every connection chooses anew.
     #[default]
@@ -143,6 +187,9 @@ pub enum ServiceError {
     /// Two ports that a packet could not tell apart.
     #[error("spec.ports: {1} port {0} comes twice")]
     PortTwice(NonZeroU16, Protocol),
+    /// Two ports of one number on every node.
+    #[error("spec.ports: {1} node port {0} comes twice")]
+    NodePortTwice(NonZeroU16, Protocol),
     /// Two ports that a slice could not tell apart.
     #[error("spec.ports: the name {0:?} comes twice")]
     NameTwice(String),
@@ -160,8 +207,13 @@ impl Service {
                 return Err(ServiceError::TwoOfOneFamily);
             }
         }
-        let (mut numbers, mut names) = (BTreeSet::new(), BTreeSet::new());
+        let (mut numbers, mut names, mut node_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for port in &ports {
+            if let Some(node_port) = port.node_port
+                && !node_ports.insert((port.protocol, node_port))
+            {
+                return Err(ServiceError::NodePortTwice(node_port, port.protocol));
+            }
             if !numbers.insert((port.protocol, port.port)) {
                 return Err(ServiceError::PortTwice(port.port, port.protocol));
             }
@@ -174,6 +226,7 @@ impl Service {
             ports,
             internal_policy: InternalPolicy::default(),
             affinity: Affinity::default(),
+            external: External::default(),
             resolution: Resolution::default(),
             proxied_elsewhere: false,
             publish_not_ready: false,

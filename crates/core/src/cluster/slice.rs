@@ -56,6 +56,32 @@ pub struct Endpoint {
     pub node: Option<NodeName>,
     /// Its name below the service's: a DNS label.
     pub hostname: Option<Arc<str>>,
+    /// Who it is meant for.
+    pub hints: Hints,
+}
+
+/// Whose clients an endpoint is meant for (`hints`): its service prefers short ways.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hints {
+    /// Those in these zones (`forZones`); empty says nothing.
+    pub zones: Box<[Arc<str>]>,
+    /// Those on these nodes (`forNodes`); empty says nothing.
+    pub nodes: Box<[NodeName]>,
+}
+
+impl Endpoint {
+    /// One that takes new connections.
+    pub fn ready(address: IpAddr, node: Option<NodeName>) -> Self {
+        Endpoint {
+            address,
+            ready: true,
+            serving: true,
+            terminating: false,
+            node,
+            hostname: None,
+            hints: Hints::default(),
+        }
+    }
 }
 
 /// Why a slice's object cannot be used.
@@ -67,10 +93,16 @@ pub enum SliceError {
     /// An address that no endpoint can have.
     #[error("endpoints: {0} is no address for an endpoint")]
     Address(IpAddr),
+    /// More endpoints than the API allows: hardly an accident, and more than a node should have to take in.
+    #[error("endpoints: there are {0}, and {MOST_ENDPOINTS} are allowed; use more slices")]
+    TooMany(usize),
     /// A name that DNS cannot say.
     #[error("endpoints: hostname {0:?} is no DNS label")]
     Hostname(Arc<str>),
 }
+
+/// What Kubernetes allows.
+const MOST_ENDPOINTS: usize = 1000;
 
 impl EndpointSlice {
     /// A slice from its parts.
@@ -80,6 +112,9 @@ impl EndpointSlice {
         ports: Vec<EndpointPort>,
         endpoints: Vec<Endpoint>,
     ) -> Result<Self, SliceError> {
+        if endpoints.len() > MOST_ENDPOINTS {
+            return Err(SliceError::TooMany(endpoints.len()));
+        }
         for endpoint in &endpoints {
             if family != AddressFamily::Ip(Family::of(endpoint.address)) {
                 return Err(SliceError::Family(endpoint.address));

@@ -5,24 +5,14 @@ use crate::cluster::{AddressFamily, ClusterConfig, Endpoint, Family, ServicePort
 use crate::{NodeName, compute};
 
 fn service(addresses: &[&str]) -> Service {
-    let ports = vec![ServicePort {
-        name: "http".into(),
-        protocol: crate::cluster::Protocol::Tcp,
-        port: std::num::NonZeroU16::MIN,
-    }];
+    let protocol = crate::cluster::Protocol::Tcp;
+    let ports = vec![ServicePort::new("http", protocol, std::num::NonZeroU16::MIN)];
     let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
     Service::new(addresses, ports).unwrap()
 }
 
 fn slice(of: &ObjectName, addresses: impl Iterator<Item = IpAddr>) -> EndpointSlice {
-    let endpoints = addresses.map(|address| Endpoint {
-        address,
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: None,
-        hostname: None,
-    });
+    let endpoints = addresses.map(|address| Endpoint::ready(address, None));
     let family = AddressFamily::Ip(Family::V4);
     EndpointSlice::new(Some(of.clone()), family, Vec::new(), endpoints.collect()).unwrap()
 }

@@ -1,56 +1,79 @@
 //! From Services and EndpointSlices to what is behind each service address.
+//!
+//! A client gets an [`Entry`] by the address it asks for. What the entry holds depends on who asks: a client *inside*
+//! is a pod of this node or the node itself, every other is *outside*. They differ under `externalTrafficPolicy: Local`
+//! only: there a client outside gets this node's endpoints, while one inside, for whom no load balancer has chosen this
+//! node, gets the cluster's.
 
+mod endpoints;
+mod frontend;
+mod health;
 mod host_port;
+mod served;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::cluster::{
-    AddressFamily, Affinity, Cluster, Endpoint, EndpointSlice, Family, InternalPolicy, NodeName, ObjectName,
-    ObjectRef, Protocol, Service, ServicePort,
-};
+use crate::cluster::{Affinity, Cluster, NodeName, ObjectName, ObjectRef};
 use crate::state::Problem;
+pub use endpoints::Unchosen;
+use endpoints::{Place, slices_by_service};
+pub use frontend::{Frontend, NodePort, PortName};
+pub use health::{HealthCheck, HealthChecks};
 pub use host_port::{HostAddress, HostPort};
+use served::Served;
 
 /// Service addresses of a cluster, as one node sees them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServiceState {
     /// What is behind each address, protocol and port.
-    pub frontends: BTreeMap<Frontend, Backend>,
+    pub frontends: BTreeMap<Frontend, Arc<Entry>>,
+    /// What is behind the ports of this node's own addresses.
+    pub node_ports: BTreeMap<NodePort, Arc<Entry>>,
+    /// Which of the node's addresses have node ports: those in these ranges; all but loopback addresses when `None`.
+    pub node_port_addresses: Option<BTreeSet<IpNet>>,
     /// The cluster IPs in use: a port of theirs that is no frontend is refused.
     pub cluster_ips: BTreeSet<IpAddr>,
     /// The ranges services' addresses are from: an address in them that is not in use is dropped.
     pub ranges: BTreeSet<IpNet>,
+    /// Where this node's pods have their addresses from: who comes from there is inside.
+    pub pods: BTreeSet<IpNet>,
     /// Ports of this node that lead into its pods.
     pub host_ports: BTreeMap<HostPort, SocketAddr>,
     /// Endpoints on this node: each may be sent back to itself by its own service or host port.
     pub local_endpoints: BTreeSet<IpAddr>,
+    /// What load balancers are told about this node, by port.
+    pub health_checks: HealthChecks,
 }
 
-/// An address, protocol and port that clients connect to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Frontend {
-    /// The cluster IP.
-    pub address: IpAddr,
-    /// The protocol.
-    pub protocol: Protocol,
-    /// The port.
-    pub port: NonZeroU16,
+/// What clients of one address, protocol and port get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The service's port, whichever of its addresses this one is.
+    pub port: Arc<PortName>,
+    /// For this node's pods and the node itself.
+    pub inside: Arc<Backend>,
+    /// For all others, where that differs.
+    pub outside: Option<Arc<Backend>>,
+    /// Who may come at all; everybody, where there is nothing.
+    pub sources: Option<Arc<BTreeSet<IpNet>>>,
+    /// Whether a client stays with its endpoint, by whichever of the service's addresses it comes.
+    pub affinity: Affinity,
 }
 
-/// What is behind a frontend.
+/// What new connections become.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
-    /// New connections go to one of `endpoints` (never empty), each as likely as the others.
+    /// They go to one of `endpoints`, each as likely as the others.
     Balance {
-        /// For new connections.
-        endpoints: BTreeSet<SocketAddr>,
-        /// Serving still, but given no new connections: what flows to them goes on.
-        draining: BTreeSet<SocketAddr>,
+        /// For new connections: sorted, each once, and at least one.
+        endpoints: Box<[SocketAddr]>,
+        /// Serving still, but given no new connections: what flows to them goes on. Sorted, each once.
+        draining: Box<[SocketAddr]>,
     },
     /// Nobody serves it anywhere: refuse at once.
     Refuse,
@@ -63,15 +86,52 @@ impl Backend {
     pub fn keeps(&self, endpoint: SocketAddr) -> bool {
         match self {
             Backend::Balance { endpoints, draining } => {
-                endpoints.contains(&endpoint) || draining.contains(&endpoint)
+                endpoints.binary_search(&endpoint).is_ok() || draining.binary_search(&endpoint).is_ok()
             }
             Backend::Refuse | Backend::Drop => false,
         }
     }
+
+    /// Who gets new connections; nobody where they are refused or dropped.
+    pub fn endpoints(&self) -> &[SocketAddr] {
+        match self {
+            Backend::Balance { endpoints, .. } => endpoints,
+            Backend::Refuse | Backend::Drop => &[],
+        }
+    }
+}
+
+impl Entry {
+    /// The same for everybody.
+    pub fn new(port: PortName, backend: Backend) -> Self {
+        Entry {
+            port: Arc::new(port),
+            inside: Arc::new(backend),
+            outside: None,
+            sources: None,
+            affinity: Affinity::None,
+        }
+    }
+
+    /// What those outside get.
+    pub fn outside(&self) -> &Arc<Backend> {
+        self.outside.as_ref().unwrap_or(&self.inside)
+    }
+
+    /// Whether a flow that was sent to `endpoint` may go on, whoever sends it.
+    pub fn keeps(&self, endpoint: SocketAddr) -> bool {
+        self.inside.keeps(endpoint) || self.outside().keeps(endpoint)
+    }
+
+    /// Whether a client at `source` may come.
+    pub fn admits(&self, source: IpAddr) -> bool {
+        let sources = self.sources.as_ref();
+        sources.is_none_or(|sources| sources.iter().any(|range| range.contains(&source)))
+    }
 }
 
 impl ServiceState {
-    /// All addresses that are services': the ranges, and the cluster IPs that are in none of them.
+    /// All addresses of services that are nobody else's: the ranges, and the cluster IPs that are in none of them.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpNet> {
         let within = |address: &IpAddr| self.ranges.iter().any(|range| range.contains(address));
         let outside = self.cluster_ips.iter().filter(move |address| !within(address));
@@ -80,134 +140,144 @@ impl ServiceState {
             .copied()
             .chain(outside.map(|address| IpNet::from(*address)))
     }
-}
 
-/// The service part of [`crate::compute`].
-pub(crate) fn compute(cluster: &Cluster, me: &NodeName, problems: &mut Vec<Problem>) -> ServiceState {
-    let mut slices: BTreeMap<&ObjectName, Vec<&EndpointSlice>> = BTreeMap::new();
-    for slice in cluster.valid_slices() {
-        if let Some(service) = &slice.service {
-            slices.entry(service).or_default().push(slice);
+    /// Whether node ports are on that address of the node.
+    pub fn has_node_ports_on(&self, address: IpAddr) -> bool {
+        match &self.node_port_addresses {
+            None => !address.is_loopback(),
+            Some(ranges) => ranges.iter().any(|range| range.contains(&address)),
         }
     }
+}
+
+/// The service part of [`crate::compute`]. `pods` is where this node's pods have their addresses from.
+pub(crate) fn compute(
+    cluster: &Cluster,
+    me: &NodeName,
+    pods: BTreeSet<IpNet>,
+    problems: &mut Vec<Problem>,
+) -> ServiceState {
+    let slices = slices_by_service(cluster);
+    let place = Place::of(cluster, me);
+    let carried = cluster
+        .valid_services()
+        .filter(|(_, service)| service.is_carried());
+    let served = carried.map(|(name, service)| {
+        let slices = slices.get(name).map_or(&[][..], Vec::as_slice);
+        (name, Served::of(name, service, slices, place))
+    });
+    let served: Vec<(&ObjectName, Served)> = served.collect();
+    let ranges = |ranges: &[IpNet]| ranges.iter().map(IpNet::trunc).collect();
     let mut state = ServiceState {
-        ranges: cluster.config.service_cidrs.iter().map(IpNet::trunc).collect(),
+        ranges: ranges(&cluster.config.service_cidrs),
+        node_port_addresses: cluster.config.node_port_addresses.as_deref().map(ranges),
+        pods,
         host_ports: cluster.host_ports.clone(),
         local_endpoints: cluster.host_ports.values().map(SocketAddr::ip).collect(),
         ..Default::default()
     };
-    let mut owners: BTreeMap<IpAddr, &ObjectName> = BTreeMap::new();
-    for (name, service) in cluster
-        .valid_services()
-        .filter(|(_, service)| service.is_carried())
-    {
-        if let Affinity::ClientIp { .. } = service.affinity {
-            let why =
-                "sessionAffinity ClientIP is not supported by this version: every connection chooses anew";
-            problems.push(Problem {
-                object: ObjectRef::service(name),
-                why: why.into(),
-            });
-        }
-        for &address in service.cluster_ips() {
-            if let Some(owner) = owners.get(&address) {
-                let why = format!("its cluster IP {address} belongs to service {owner}; it is not served");
-                problems.push(Problem {
-                    object: ObjectRef::service(name),
-                    why,
-                });
-                continue;
-            }
-            owners.insert(address, name);
-            state.cluster_ips.insert(address);
-            let slices = slices.get(name).map_or(&[][..], Vec::as_slice);
-            for port in service.ports() {
-                let candidates = Candidates::of(slices, address, port);
-                let backend = candidates.choose(service, me);
-                state.local_endpoints.extend(candidates.local(me, &backend));
-                let frontend = Frontend {
-                    address,
-                    protocol: port.protocol,
-                    port: port.port,
-                };
-                state.frontends.insert(frontend, backend);
-            }
-        }
+    let mut claims = Claims::new(problems);
+    // Cluster IPs first: no other address of a service can take one away.
+    for (name, served) in &served {
+        claims.cluster_ips(&mut state, name, served);
+    }
+    for (name, served) in &served {
+        claims.others(&mut state, name, served);
     }
     state
 }
 
-/// The endpoints of one service port in one family, from all its slices.
-struct Candidates<'a>(Vec<(SocketAddr, &'a Endpoint)>);
-
-impl<'a> Candidates<'a> {
-    /// A slice's port is the service's when it has its name and protocol; one name may stand for different numbers
-    /// in different slices.
-    fn of(slices: &[&'a EndpointSlice], address: IpAddr, port: &ServicePort) -> Self {
-        let family = AddressFamily::Ip(Family::of(address));
-        let mut found = Vec::new();
-        for slice in slices.iter().filter(|slice| slice.family() == family) {
-            let numbers = slice
-                .ports
-                .iter()
-                .filter(|p| p.name == port.name && p.protocol == port.protocol);
-            for number in numbers.filter_map(|p| p.port) {
-                found.extend(
-                    slice
-                        .endpoints()
-                        .iter()
-                        .map(|e| (SocketAddr::new(e.address, number.get()), e)),
-                );
-            }
-        }
-        Candidates(found)
-    }
-
-    fn choose(&self, service: &Service, me: &NodeName) -> Backend {
-        let local_only = service.internal_policy == InternalPolicy::Local;
-        let allowed = |endpoint: &Endpoint| !local_only || endpoint.node.as_ref() == Some(me);
-        let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<SocketAddr> {
-            let of_these = self
-                .0
-                .iter()
-                .filter(|(_, endpoint)| allowed(endpoint) && wanted(endpoint));
-            of_these.map(|(address, _)| *address).collect()
-        };
-        let mut endpoints = pick(&|endpoint| endpoint.ready);
-        if endpoints.is_empty() {
-            endpoints = pick(&|endpoint| endpoint.serving && endpoint.terminating);
-        }
-        if !endpoints.is_empty() {
-            let draining = &pick(&|endpoint| endpoint.serving) - &endpoints;
-            return Backend::Balance { endpoints, draining };
-        }
-        let usable = |endpoint: &Endpoint| endpoint.ready || endpoint.serving && endpoint.terminating;
-        let elsewhere = self.0.iter().any(|(_, endpoint)| usable(endpoint));
-        if local_only && elsewhere {
-            Backend::Drop
-        } else {
-            Backend::Refuse
-        }
-    }
-
-    fn local(&self, me: &NodeName, backend: &Backend) -> impl Iterator<Item = IpAddr> {
-        let here = self
-            .0
-            .iter()
-            .filter(|(_, endpoint)| endpoint.node.as_ref() == Some(me));
-        here.filter(|(address, _)| backend.keeps(*address))
-            .map(|(address, _)| address.ip())
-    }
+/// Who has which address. Of two services that claim one, the first by name has it.
+struct Claims<'a, 'p> {
+    cluster_ips: BTreeMap<IpAddr, &'a ObjectName>,
+    problems: &'p mut Vec<Problem>,
 }
 
-impl fmt::Display for Frontend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {}",
-            self.protocol,
-            SocketAddr::new(self.address, self.port.get())
-        )
+impl<'a, 'p> Claims<'a, 'p> {
+    fn new(problems: &'p mut Vec<Problem>) -> Self {
+        Claims {
+            cluster_ips: BTreeMap::new(),
+            problems,
+        }
+    }
+
+    fn cluster_ips(&mut self, state: &mut ServiceState, name: &'a ObjectName, served: &Served) {
+        for address in &served.cluster_ips {
+            match self.cluster_ips.get(address) {
+                Some(owner) => {
+                    let why =
+                        format!("its cluster IP {address} belongs to service {owner}; it is not served");
+                    self.problem(name, why);
+                }
+                None => {
+                    self.cluster_ips.insert(*address, name);
+                    state.cluster_ips.insert(*address);
+                }
+            }
+        }
+        for (frontend, entry) in &served.internal {
+            if self.cluster_ips.get(&frontend.address) == Some(&name) {
+                state.frontends.insert(*frontend, entry.clone());
+            }
+        }
+        state.local_endpoints.extend(&served.local);
+    }
+
+    fn others(&mut self, state: &mut ServiceState, name: &ObjectName, served: &Served) {
+        for why in &served.problems {
+            self.problem(name, why.clone());
+        }
+        for (frontend, entry) in &served.external {
+            let address = frontend.address;
+            if let Some(owner) = self.cluster_ips.get(&address) {
+                self.problem(
+                    name,
+                    format!("its address {address} is the cluster IP of service {owner}; it is not served"),
+                );
+            } else if let Some(range) = state.ranges.iter().find(|range| range.contains(&address)) {
+                let why = format!(
+                    "its address {address} is in the range {range}, which is for cluster IPs; it is not served"
+                );
+                self.problem(name, why);
+            } else if let Some(other) = state.frontends.get(frontend) {
+                // A service may have one address in both ways.
+                if other.port.service != *name {
+                    let why = format!(
+                        "{frontend} belongs to service {}; it is not served",
+                        other.port.service
+                    );
+                    self.problem(name, why);
+                }
+            } else {
+                state.frontends.insert(*frontend, entry.clone());
+            }
+        }
+        for (node_port, entry) in &served.node_ports {
+            match state.node_ports.get(node_port) {
+                Some(other) => {
+                    let (protocol, port, owner) = (node_port.protocol, node_port.port, &other.port.service);
+                    let why = format!(
+                        "its node port {protocol} {port} belongs to service {owner}; it is not served"
+                    );
+                    self.problem(name, why);
+                }
+                None => _ = state.node_ports.insert(*node_port, entry.clone()),
+            }
+        }
+        if let Some((port, check)) = &served.health_check
+            && let Err(owner) = state.health_checks.insert(*port, check.clone())
+        {
+            let why =
+                format!("its health check node port {port} belongs to service {owner}; it is not answered");
+            self.problem(name, why);
+        }
+    }
+
+    fn problem(&mut self, name: &ObjectName, why: String) {
+        self.problems.push(Problem {
+            object: ObjectRef::service(name),
+            why,
+        });
     }
 }
 
@@ -229,23 +299,53 @@ impl fmt::Display for Backend {
     }
 }
 
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.inside)?;
+        if let Some(outside) = &self.outside {
+            write!(f, "; from outside {outside}")?;
+        }
+        if let Some(sources) = &self.sources {
+            f.write_str("; only from")?;
+            sources.iter().try_for_each(|range| write!(f, " {range}"))?;
+            if sources.is_empty() {
+                f.write_str(" nobody")?;
+            }
+        }
+        match self.affinity {
+            Affinity::None => Ok(()),
+            Affinity::ClientIp { seconds } => write!(f, "; clients stay for {seconds} s"),
+        }
+    }
+}
+
 impl fmt::Display for ServiceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.ranges
             .iter()
             .try_for_each(|range| writeln!(f, "service range {range}"))?;
+        self.pods
+            .iter()
+            .try_for_each(|range| writeln!(f, "inside {range}"))?;
         self.cluster_ips
             .iter()
             .try_for_each(|address| writeln!(f, "cluster ip {address}"))?;
         self.frontends
             .iter()
-            .try_for_each(|(frontend, backend)| writeln!(f, "service {frontend} {backend}"))?;
+            .try_for_each(|(frontend, entry)| writeln!(f, "service {frontend} {entry}"))?;
+        for range in self.node_port_addresses.iter().flatten() {
+            writeln!(f, "node ports on {range}")?;
+        }
+        self.node_ports
+            .iter()
+            .try_for_each(|(node_port, entry)| writeln!(f, "node port {node_port} {entry}"))?;
         self.host_ports
             .iter()
             .try_for_each(|(host_port, target)| writeln!(f, "host port {host_port} to {target}"))?;
         self.local_endpoints
             .iter()
-            .try_for_each(|address| writeln!(f, "local endpoint {address}"))
+            .try_for_each(|address| writeln!(f, "local endpoint {address}"))?;
+        write!(f, "{}", self.health_checks)
     }
 }
 

@@ -1,4 +1,10 @@
+use std::num::NonZeroU16;
+
 use super::*;
+use crate::cluster::{
+    AddressFamily, Endpoint, EndpointPort, EndpointSlice, External, ExternalPolicy, Family, Hints,
+    InternalPolicy, Node, PodRanges, Protocol, Service, ServicePort,
+};
 
 fn name(text: &str) -> ObjectName {
     ObjectName::new("default", text)
@@ -13,11 +19,7 @@ fn port(number: u16) -> NonZeroU16 {
 }
 
 fn service(address: &str, policy: InternalPolicy) -> Service {
-    let ports = vec![ServicePort {
-        name: "http".into(),
-        protocol: Protocol::Tcp,
-        port: port(80),
-    }];
+    let ports = vec![ServicePort::new("http", Protocol::Tcp, port(80))];
     let mut service = Service::new(vec![address.parse().unwrap()], ports).unwrap();
     service.internal_policy = policy;
     service
@@ -32,6 +34,7 @@ fn slice(of: &str, number: u16, endpoints: &[(&str, &str, &str)]) -> EndpointSli
     }];
     let endpoints = endpoints.iter().map(|(address, node, conditions)| Endpoint {
         hostname: None,
+        hints: Hints::default(),
         address: address.parse().unwrap(),
         ready: conditions.contains('r'),
         serving: conditions.contains('s'),
@@ -55,11 +58,9 @@ fn backend(policy: InternalPolicy, slices: Vec<EndpointSlice>) -> String {
     for (index, slice) in slices.into_iter().enumerate() {
         cluster.slices.insert(name(&format!("web-{index}")), Ok(slice));
     }
-    let state = compute(&cluster, &me(), &mut Vec::new());
+    let state = compute(&cluster, &me(), BTreeSet::new(), &mut Vec::new());
     state.frontends.values().next().unwrap().to_string()
 }
-
-use crate::cluster::EndpointPort;
 
 #[test]
 fn ready_endpoints_of_all_slices_are_merged_each_with_its_own_port() {
@@ -124,7 +125,7 @@ fn of_two_services_with_one_address_the_first_by_name_has_it() {
         .slices
         .insert(name("a-1"), Ok(slice("a", 80, &[("10.244.0.2", "node1", "rs")])));
     let mut problems = Vec::new();
-    let state = compute(&cluster, &me(), &mut problems);
+    let state = compute(&cluster, &me(), BTreeSet::new(), &mut problems);
     assert_eq!(
         state.frontends.values().next().unwrap().to_string(),
         "to 10.244.0.2:80"
@@ -134,4 +135,153 @@ fn of_two_services_with_one_address_the_first_by_name_has_it() {
         problems[0].to_string(),
         "Service default/b: its cluster IP 10.96.0.7 belongs to service default/a; it is not served"
     );
+}
+
+/// Clients stay with `web` for an hour, which is reached by node port 30080, by 203.0.113.7 and, from 192.0.2.0/24 only, by
+/// 198.51.100.7.
+fn outer(policy: ExternalPolicy) -> Service {
+    let ports = vec![ServicePort {
+        node_port: Some(port(30080)),
+        ..ServicePort::new("http", Protocol::Tcp, port(80))
+    }];
+    let mut service = Service::new(vec!["10.96.0.7".parse().unwrap()], ports).unwrap();
+    service.affinity = Affinity::ClientIp { seconds: 3600 };
+    service.external = External {
+        ips: vec!["203.0.113.7".parse().unwrap()],
+        load_balancer: vec!["198.51.100.7".parse().unwrap()],
+        sources: ["192.0.2.0/24".parse().unwrap()].into(),
+        policy,
+        health_check: Some(port(32000)),
+    };
+    service
+}
+
+fn cluster_of(services: Vec<(&str, Service)>, slices: Vec<EndpointSlice>) -> Cluster {
+    let mut cluster = Cluster::default();
+    cluster.config.service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+    for (node, zone) in [("node1", "a"), ("node2", "b")] {
+        let node_name = NodeName::new(node).unwrap();
+        let mut node = Node::new(node_name.clone(), &[], PodRanges::default());
+        node.labels
+            .insert("topology.kubernetes.io/zone".into(), zone.into());
+        cluster.nodes.insert(node_name, Ok(node));
+    }
+    for (service, object) in services {
+        cluster.services.insert(name(service), Ok(object));
+    }
+    for (index, slice) in slices.into_iter().enumerate() {
+        cluster.slices.insert(name(&format!("slice-{index}")), Ok(slice));
+    }
+    cluster
+}
+
+fn show(cluster: &Cluster) -> String {
+    let pods = ["10.244.0.0/24".parse().unwrap()].into();
+    let mut problems = Vec::new();
+    let state = compute(cluster, &me(), pods, &mut problems).to_string();
+    problems
+        .into_iter()
+        .fold(state, |text, problem| format!("{text}problem {problem}\n"))
+}
+
+const HERE: (&str, &str, &str) = ("10.244.0.2", "node1", "rs");
+const THERE: (&str, &str, &str) = ("10.244.1.2", "node2", "rs");
+
+#[test]
+fn under_external_policy_local_those_outside_get_this_nodes_endpoints_and_those_inside_all() {
+    let cluster = cluster_of(
+        vec![("web", outer(ExternalPolicy::Local))],
+        vec![slice("web", 8080, &[HERE, THERE])],
+    );
+    insta::assert_snapshot!(show(&cluster), @r"");
+}
+
+#[test]
+fn under_external_policy_local_without_endpoints_here_those_outside_are_dropped() {
+    let cluster = cluster_of(
+        vec![("web", outer(ExternalPolicy::Local))],
+        vec![slice("web", 8080, &[THERE])],
+    );
+    insta::assert_snapshot!(show(&cluster), @r"");
+}
+
+#[test]
+fn without_endpoints_every_address_refuses() {
+    let cluster = cluster_of(vec![("web", outer(ExternalPolicy::Local))], Vec::new());
+    insta::assert_snapshot!(show(&cluster), @r"");
+}
+
+#[test]
+fn an_address_in_use_or_in_the_range_of_cluster_ips_is_nobodys_external_address() {
+    let mut thief = outer(ExternalPolicy::Cluster);
+    thief.external.ips = ["10.96.0.8", "10.96.0.9", "203.0.113.7"]
+        .map(|text| text.parse().unwrap())
+        .into();
+    let victim = service("10.96.0.8", InternalPolicy::Cluster);
+    let mut first = service("10.96.0.6", InternalPolicy::Cluster);
+    first.external.ips = vec!["203.0.113.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+    let services = vec![("a-first", first), ("victim", victim), ("thief", thief)];
+    insta::assert_snapshot!(show(&cluster_of(services, Vec::new())), @r"");
+}
+
+#[test]
+fn a_list_of_sources_that_has_none_of_a_family_lets_nobody_of_it_in_and_0_everybody() {
+    let mut closed = outer(ExternalPolicy::Cluster);
+    closed.external.sources = ["fd00::/8".parse().unwrap()].into();
+    let mut open = service("10.96.0.8", InternalPolicy::Cluster);
+    open.external.load_balancer = vec!["198.51.100.8".parse().unwrap()];
+    open.external.sources = ["0.0.0.0/0".parse().unwrap(), "192.0.2.0/24".parse().unwrap()].into();
+    insta::assert_snapshot!(show(&cluster_of(vec![("closed", closed), ("open", open)], Vec::new())), @r"");
+}
+
+fn hinted(zones: &[&str], nodes: &[&str]) -> Hints {
+    Hints {
+        zones: zones.iter().map(|zone| (*zone).into()).collect(),
+        nodes: nodes.iter().map(|node| NodeName::new(*node).unwrap()).collect(),
+    }
+}
+
+/// What clients get of endpoints 10.244.0.1, 10.244.0.2... with these hints.
+fn chosen(policy: InternalPolicy, hints: &[Hints]) -> String {
+    let endpoints = hints.iter().zip(1..).map(|(hints, host): (_, u8)| Endpoint {
+        hints: hints.clone(),
+        ..Endpoint::ready(IpAddr::from([10, 244, 0, host]), Some(me()))
+    });
+    let ports = vec![EndpointPort {
+        name: "http".into(),
+        protocol: Protocol::Tcp,
+        port: Some(port(80)),
+    }];
+    let family = AddressFamily::Ip(Family::V4);
+    let slice = EndpointSlice::new(Some(name("web")), family, ports, endpoints.collect()).unwrap();
+    let cluster = cluster_of(vec![("web", service("10.96.0.7", policy))], vec![slice]);
+    let state = compute(&cluster, &me(), BTreeSet::new(), &mut Vec::new());
+    let entry = state.frontends.values().next().unwrap();
+    entry
+        .inside
+        .endpoints()
+        .iter()
+        .map(|endpoint| format!("{} ", endpoint.ip()))
+        .collect()
+}
+
+#[test]
+fn hints_count_only_if_all_have_them_and_one_is_for_us_and_a_node_comes_before_a_zone() {
+    let (a, b) = (hinted(&["a"], &[]), hinted(&["b"], &[]));
+    let cluster_policy = |hints: &[Hints]| chosen(InternalPolicy::Cluster, hints);
+    assert_eq!(cluster_policy(&[a.clone(), b.clone()]), "10.244.0.1 ");
+    assert_eq!(
+        cluster_policy(&[a.clone(), Hints::default()]),
+        "10.244.0.1 10.244.0.2 "
+    );
+    assert_eq!(cluster_policy(&[b.clone(), b.clone()]), "10.244.0.1 10.244.0.2 ");
+    let (near, far) = (hinted(&["a"], &["node1"]), hinted(&["a"], &["node2"]));
+    assert_eq!(cluster_policy(&[far.clone(), near.clone()]), "10.244.0.2 ");
+    assert_eq!(
+        cluster_policy(&[far.clone(), b.clone()]),
+        "10.244.0.1 ",
+        "no node's hint on one: the zones count"
+    );
+    // Local policies ignore them.
+    assert_eq!(chosen(InternalPolicy::Local, &[a, b]), "10.244.0.1 10.244.0.2 ");
 }

@@ -6,52 +6,63 @@ use std::num::NonZeroU16;
 
 use podnet_core::NodeState;
 use podnet_core::cluster::{Family, Protocol};
-use podnet_core::service::{Frontend, HostAddress, HostPort};
+use podnet_core::service::{Entry, Frontend, HostAddress, HostPort, NodePort};
 
 use super::model::{Key, Value};
-use super::render::{frontend_key, names, split_address};
+use super::render::{names, read_frontend, read_node_port, read_socket};
 use super::transaction::Transaction;
-use super::{frontend_width, read_socket};
 
-/// Protocol number of UDP.
-const UDP: u8 = 17;
-
-/// UDP frontends that transactions changed and whose flows have not been looked through yet.
+/// What transactions changed for UDP, and whose flows have not been looked through yet.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
-    frontends: BTreeSet<Key>,
-    /// Host ports of all the node's addresses, with the pods' sockets that were behind them.
-    host_ports: BTreeMap<(Family, u16), BTreeSet<SocketAddr>>,
+    /// Addresses and ports.
+    frontends: BTreeSet<Frontend>,
+    /// Service ports whose clients stay with their endpoint, as the names of their sets end.
+    sticky: BTreeSet<String>,
+    /// Ports of the node's own addresses, with what was behind them.
+    ports: BTreeMap<(Family, u16), BTreeSet<SocketAddr>>,
 }
 
 impl Touched {
     pub(super) fn is_empty(&self) -> bool {
-        self.frontends.is_empty() && self.host_ports.is_empty()
+        self.frontends.is_empty() && self.sticky.is_empty() && self.ports.is_empty()
     }
 
     pub(super) fn note(&mut self, done: &Transaction) {
         for family in [Family::V4, Family::V6] {
             let names = names(family);
-            for set in [names.services, names.endpoints] {
-                for key in done.removed(set).chain(done.added(set)).map(|(key, _)| key) {
-                    if let Some((_, [UDP, ..])) = split_address(family, key) {
-                        let width = key.len().min(frontend_width(family));
-                        self.frontends.insert(key[..width].to_vec());
+            let changed = |set| done.removed(set).chain(done.added(set));
+            for set in [names.services, names.outside, names.endpoints] {
+                let frontends = changed(set).filter_map(|(key, _)| Some(read_frontend(family, key)?.0));
+                self.frontends
+                    .extend(frontends.filter(|frontend| frontend.protocol == Protocol::Udp));
+            }
+            for set in [
+                names.node_ports,
+                names.outside_ports,
+                names.port_endpoints,
+                names.host_ports,
+            ] {
+                for (key, _) in done.added(set) {
+                    self.port(family, key);
+                }
+                for (key, value) in done.removed(set) {
+                    if let (Some(left), Value::Data(data)) = (self.port(family, key), value) {
+                        left.extend(read_socket(family, data));
                     }
                 }
             }
-            for (key, _) in done.added(names.host_ports) {
-                if let Some(port) = udp_port(key) {
-                    self.host_ports.entry((family, port)).or_default();
-                }
-            }
-            for (key, value) in done.removed(names.host_ports) {
-                if let (Some(port), Value::Data(data)) = (udp_port(key), value) {
-                    let left = self.host_ports.entry((family, port)).or_default();
-                    left.extend(read_socket(family, data));
-                }
-            }
         }
+        // A choice that is taken away whole goes with an element above.
+        let choices = done.sets().filter_map(|set| set.strip_prefix("choice"));
+        self.sticky
+            .extend(choices.filter(|name| name.contains("/udp/")).map(str::to_owned));
+    }
+
+    fn port(&mut self, family: Family, key: &Key) -> Option<&mut BTreeSet<SocketAddr>> {
+        let (node_port, _) = read_node_port(family, key)?;
+        let key = (family, node_port.port.get());
+        (node_port.protocol == Protocol::Udp).then(|| self.ports.entry(key).or_default())
     }
 
     /// Whether a flow goes on to what `state` no longer has there.
@@ -59,38 +70,47 @@ impl Touched {
         let Some(port) = NonZeroU16::new(sent_to.port()) else {
             return false;
         };
-        let frontend = Frontend {
-            address: sent_to.ip(),
-            protocol: Protocol::Udp,
-            port,
-        };
-        let target = |address| {
+        let (protocol, family) = (Protocol::Udp, Family::of(sent_to.ip()));
+        let host_port = |address| {
             let host_port = HostPort {
                 address,
-                protocol: Protocol::Udp,
+                protocol,
                 port,
             };
-            state.services.host_ports.get(&host_port).copied()
+            state.services.host_ports.get(&host_port) == Some(&answered_from)
         };
-        if self.frontends.contains(&frontend_key(&frontend)) {
-            let backend = state.services.frontends.get(&frontend);
-            let kept = backend.map(|backend| backend.keeps(answered_from));
-            return !kept.unwrap_or_else(|| target(HostAddress::One(sent_to.ip())) == Some(answered_from));
+        let frontend = Frontend {
+            address: sent_to.ip(),
+            protocol,
+            port,
+        };
+        let entry = state.services.frontends.get(&frontend);
+        if self.frontends.contains(&frontend) || entry.is_some_and(|entry| self.has_touched(family, entry)) {
+            return match entry {
+                Some(entry) => !entry.keeps(answered_from),
+                None => !host_port(HostAddress::One(sent_to.ip())),
+            };
         }
-        let family = Family::of(sent_to.ip());
-        let Some(left) = self.host_ports.get(&(family, sent_to.port())) else {
-            return false;
+        let node_port = NodePort {
+            family,
+            protocol,
+            port,
         };
-        // What was sent to the node itself before there was a host port, too.
+        let node_port = state.services.node_ports.get(&node_port);
+        let left = self.ports.get(&(family, sent_to.port()));
+        // What was sent to the node itself before the port led anywhere, too.
         let own = sent_to.ip().is_loopback() || state.routing.node_addresses.contains(&sent_to.ip());
-        let was_ours = left.contains(&answered_from) || own && answered_from == sent_to;
-        was_ours && target(HostAddress::Any(family)) != Some(answered_from)
+        let was_there =
+            left.is_some_and(|left| left.contains(&answered_from) || own && answered_from == sent_to);
+        let was_sticky = own && node_port.is_some_and(|entry| self.has_touched(family, entry));
+        let kept =
+            node_port.is_some_and(|entry| entry.keeps(answered_from)) || host_port(HostAddress::Any(family));
+        (was_there || was_sticky) && !kept
     }
-}
 
-fn udp_port(key: &[u8]) -> Option<u16> {
-    match key {
-        [UDP, _, _, _, high, low, ..] => Some(u16::from_be_bytes([*high, *low])),
-        _ => None,
+    fn has_touched(&self, family: Family, entry: &Entry) -> bool {
+        let name = format!("{}-{}", super::model::digit(family), entry.port);
+        let mut touched = self.sticky.range(name.clone()..);
+        touched.next().is_some_and(|found| found.starts_with(&name))
     }
 }

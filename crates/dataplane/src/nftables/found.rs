@@ -26,6 +26,7 @@ pub struct FoundSet {
     key_length: u32,
     data_type: Option<u32>,
     data_length: Option<u32>,
+    dynamic: bool,
 }
 
 /// A chain as the kernel describes it.
@@ -46,6 +47,7 @@ impl FoundSet {
         (self.key_type, self.key_length) == (concatenated(set.key), width(set.key))
             && values.is_none_or(|values| values == (self.data_type, self.data_length))
             && (set.maps_to == MapsTo::Nothing) == self.data_type.is_none()
+            && set.dynamic == self.dynamic
     }
 }
 
@@ -80,6 +82,7 @@ impl Found {
                 MapsTo::Fields(fields) => Some(width(fields)),
                 MapsTo::Nothing | MapsTo::Verdicts => None,
             },
+            dynamic: set.dynamic,
         };
         Found {
             sets: table
@@ -96,13 +99,14 @@ impl Found {
         }
     }
 
-    /// Whether every set that is there is wanted and of the kind that is there, and so every base chain that is wanted:
-    /// then changing rules and elements suffices.
+    /// Whether every set that is there and wanted is of the kind that is wanted, and so every base chain: then changing
+    /// rules and elements suffices.
     pub(crate) fn fits(&self, want: &Table) -> bool {
-        let sets = self
-            .sets
-            .iter()
-            .all(|(name, found)| want.sets.get(name).is_some_and(|set| found.is(set)));
+        let same_set = |(name, found): (&String, &FoundSet)| {
+            let wanted = want.sets.get(name);
+            wanted.is_none_or(|set| found.is(set))
+        };
+        let sets = self.sets.iter().all(same_set);
         let same_base = |(name, found): (&String, &FoundChain)| {
             let wanted = want.chains.get(name);
             wanted.is_none_or(|chain| found.base == FoundChain::of(chain).base)
@@ -165,7 +169,8 @@ pub(crate) fn read(socket: &mut Netfilter) -> Result<Option<Found>, NetfilterErr
             found.sets.insert(name, set);
         }
     })?;
-    for name in found.sets.keys() {
+    let of_states = found.sets.iter().filter(|(_, set)| !set.dynamic);
+    for (name, _) in of_states {
         let elements = found.elements.entry(name.clone()).or_default();
         let of_set = Attributes::new().text(1, TABLE).text(2, name);
         each(socket, GET_ELEMENTS, &of_set, "list elements", |message| {
@@ -188,6 +193,8 @@ fn ours_named(attributes: Reader<'_>, name: u16) -> Option<String> {
 fn set(attributes: Reader<'_>) -> Option<(String, FoundSet)> {
     let name = ours_named(attributes, 2)?;
     const MAP: u32 = 8;
+    const DYNAMIC: u32 = 0x20;
+    let dynamic = attributes.u32(3).unwrap_or_default() & DYNAMIC != 0;
     let is_map = attributes.u32(3).unwrap_or_default() & MAP != 0;
     let data_type = if is_map { attributes.u32(6) } else { None };
     let data_length = if is_map { attributes.u32(7) } else { None };
@@ -198,6 +205,7 @@ fn set(attributes: Reader<'_>) -> Option<(String, FoundSet)> {
             key_length: attributes.u32(5)?,
             data_type,
             data_length,
+            dynamic,
         },
     ))
 }
@@ -219,6 +227,7 @@ fn decode_verdict(verdict: Reader<'_>) -> Option<Verdict> {
     match u32::cast_signed(verdict.u32(1)?) {
         0 => Some(Verdict::Drop),
         1 => Some(Verdict::Accept),
+        -5 => Some(Verdict::Return),
         -3 => Some(Verdict::Jump(verdict.text(2)?)),
         -4 => Some(Verdict::Goto(verdict.text(2)?)),
         _ => None,

@@ -4,6 +4,7 @@
 //! of the rule set that was read, so what others do at the same time neither gets lost nor mixed up with ours.
 
 mod conntrack;
+mod dump;
 mod flows;
 mod found;
 mod model;
@@ -14,24 +15,18 @@ mod socket;
 mod transaction;
 pub(crate) mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-use std::num::NonZeroU16;
-
 use podnet_core::NodeState;
-use podnet_core::cluster::{Family, Protocol};
-use podnet_core::service::{Frontend, HostAddress, HostPort};
 
 pub(crate) use conntrack::be_liberal;
+pub use dump::{Services, Target};
 pub use found::Found;
-pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, Table, Value, Verdict};
+pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, SetName, Table, Value, Verdict};
 pub use render::render;
-pub use rule::{Clause, Rule};
+pub use rule::{Asked, Choice, Clause, Rule};
 pub use socket::NetfilterError;
 pub use transaction::{Operation, Transaction};
 
 use flows::Touched;
-use render::{names, split_address};
 use socket::Netfilter;
 
 /// The name of our table, in the family inet.
@@ -166,123 +161,6 @@ impl Nftables {
         self.touched = Touched::default();
         Ok(())
     }
-}
-
-fn frontend_width(family: Family) -> usize {
-    match family {
-        Family::V4 => 4 + 8,
-        Family::V6 => 16 + 8,
-    }
-}
-
-/// What the kernel does with services' addresses, in the model's words.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Services {
-    /// Frontends and what new connections to them become.
-    pub frontends: BTreeMap<Frontend, Target>,
-    /// Addresses whose other ports are refused.
-    pub cluster_ips: BTreeSet<std::net::IpAddr>,
-    /// Host ports of all the node's addresses. One of a single address is a frontend.
-    pub host_ports: BTreeMap<HostPort, SocketAddr>,
-}
-
-/// What becomes of a new connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// It goes to one of these.
-    Balance(Vec<SocketAddr>),
-    /// It is dropped.
-    Drop,
-}
-
-impl Services {
-    /// Whether new connections to a host port go to `target`.
-    pub fn leads(&self, host_port: &HostPort, target: SocketAddr) -> bool {
-        match host_port.address {
-            HostAddress::Any(_) => self.host_ports.get(host_port) == Some(&target),
-            HostAddress::One(address) => {
-                let frontend = Frontend {
-                    address,
-                    protocol: host_port.protocol,
-                    port: host_port.port,
-                };
-                self.frontends.get(&frontend) == Some(&Target::Balance(vec![target]))
-            }
-        }
-    }
-
-    fn from_found(found: &Found) -> Self {
-        let mut services = Services::default();
-        for family in [Family::V4, Family::V6] {
-            services.read(family, found);
-        }
-        services
-    }
-
-    fn read(&mut self, family: Family, found: &Found) {
-        let names = names(family);
-        let elements = |set: &str| found.elements.get(set).into_iter().flatten();
-        for (key, value) in elements(names.services) {
-            let Some((frontend, _)) = read_frontend(family, key) else {
-                continue;
-            };
-            let target = match value {
-                Value::Verdict(Verdict::Goto(_)) => Target::Balance(Vec::new()),
-                _ => Target::Drop,
-            };
-            self.frontends.insert(frontend, target);
-        }
-        for (key, value) in elements(names.endpoints) {
-            let Some((frontend, _)) = read_frontend(family, key) else {
-                continue;
-            };
-            if let (Value::Data(data), Some(Target::Balance(list))) =
-                (value, self.frontends.get_mut(&frontend))
-            {
-                list.extend(read_socket(family, data));
-            }
-        }
-        let addresses = elements(names.cluster_ips).filter_map(|(key, _)| split_address(family, key));
-        self.cluster_ips.extend(addresses.map(|(address, _)| address));
-        let host_ports = elements(names.host_ports).filter_map(|(key, value)| match value {
-            Value::Data(data) => Some((read_host_port(family, key)?, read_socket(family, data)?)),
-            _ => None,
-        });
-        self.host_ports.extend(host_ports);
-    }
-}
-
-fn read_host_port(family: Family, key: &[u8]) -> Option<HostPort> {
-    let (protocol, rest) = key.split_first_chunk::<4>()?;
-    let (port, _) = rest.split_first_chunk::<4>()?;
-    Some(HostPort {
-        address: HostAddress::Any(family),
-        protocol: Protocol::from_number(protocol[0])?,
-        port: NonZeroU16::new(u16::from_be_bytes([port[0], port[1]]))?,
-    })
-}
-
-fn read_frontend(family: Family, key: &[u8]) -> Option<(Frontend, &[u8])> {
-    let (address, rest) = split_address(family, key)?;
-    let (protocol, rest) = rest.split_first_chunk::<4>()?;
-    let (port, rest) = rest.split_first_chunk::<4>()?;
-    let port = NonZeroU16::new(u16::from_be_bytes([port[0], port[1]]))?;
-    Some((
-        Frontend {
-            address,
-            protocol: Protocol::from_number(protocol[0])?,
-            port,
-        },
-        rest,
-    ))
-}
-
-fn read_socket(family: Family, data: &[u8]) -> Option<SocketAddr> {
-    let (address, port) = split_address(family, data)?;
-    Some(SocketAddr::new(
-        address,
-        u16::from_be_bytes([*port.first()?, *port.get(1)?]),
-    ))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What podnet's nftables table is made of: sets and maps, their elements, chains and their rules.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -7,6 +8,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use podnet_core::cluster::{Family, Protocol};
 
 use super::rule::Rule;
+
+/// The name of a set: most are the same in every state.
+pub type SetName = Cow<'static, str>;
 
 /// A whole table: what there should be.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -43,6 +47,8 @@ pub enum Verdict {
     Accept,
     /// Ends the packet.
     Drop,
+    /// Out of a chain, back to where it was jumped from.
+    Return,
     /// Into a chain, and back.
     Jump(String),
     /// Into a chain for good.
@@ -56,6 +62,8 @@ pub struct Set {
     pub key: &'static [Field],
     /// What it maps them to.
     pub maps_to: MapsTo,
+    /// Packets put its elements in, and time takes them out: they are no part of a state.
+    pub dynamic: bool,
 }
 
 /// What a set maps its keys to.
@@ -205,6 +213,7 @@ impl fmt::Display for Verdict {
         match self {
             Verdict::Accept => f.write_str("accept"),
             Verdict::Drop => f.write_str("drop"),
+            Verdict::Return => f.write_str("return"),
             Verdict::Jump(chain) => write!(f, "jump {chain}"),
             Verdict::Goto(chain) => write!(f, "goto {chain}"),
         }
@@ -222,10 +231,14 @@ impl fmt::Display for Set {
         };
         write!(f, "type {}", join(self.key))?;
         match self.maps_to {
-            MapsTo::Nothing => Ok(()),
-            MapsTo::Verdicts => f.write_str(" : verdict"),
-            MapsTo::Fields(fields) => write!(f, " : {}", join(fields)),
+            MapsTo::Nothing => {}
+            MapsTo::Verdicts => f.write_str(" : verdict")?,
+            MapsTo::Fields(fields) => write!(f, " : {}", join(fields))?,
         }
+        if self.dynamic {
+            f.write_str("; flags dynamic,timeout")?;
+        }
+        Ok(())
     }
 }
 

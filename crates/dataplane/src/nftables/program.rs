@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use podnet_core::cluster::Family;
 
 use super::model::Verdict;
-use super::rule::{Clause, octets};
+use super::rule::{Asked, Choice, Clause, octets};
 use super::wire::Attributes;
 
 /// 32-bit registers; a 16-byte one overlays four of them.
@@ -24,6 +24,8 @@ const META_L4PROTO: u32 = 16;
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const IFNAMSIZ: usize = 16;
+const DYNSET_UPDATE: u32 = 1;
+const DYNSET_DELETE: u32 = 2;
 
 /// A rule's expressions in the making.
 #[derive(Default)]
@@ -38,8 +40,9 @@ impl Program {
         match clause {
             Clause::Family(family) => self.family(*family),
             Clause::DestinationIn(family, set) => self.destination_in(*family, set),
-            Clause::DestinationWithin(range) => self.within(*range, End::Destination),
-            Clause::SourceWithin(range) => self.within(*range, End::Source),
+            Clause::DestinationWithin(range) => self.within(*range, End::Destination, EQUAL),
+            Clause::DestinationNotWithin(range) => self.within(*range, End::Destination, NOT_EQUAL),
+            Clause::SourceWithin(range) => self.within(*range, End::Source, EQUAL),
             Clause::DestinationIsLocal => self.local(End::Destination),
             Clause::PairIn(family, set) => self.pair_in(*family, set),
             Clause::SourceIsNot(address) => self.source_is_not(*address),
@@ -50,8 +53,43 @@ impl Program {
             Clause::Answers => self.answers(),
             Clause::Protocol(number) => self.protocol(*number),
             Clause::EchoRequest(family) => self.echo_request(*family),
-            Clause::ServiceVerdict(family, map) => self.service_verdict(*family, map),
-            Clause::TranslateToOneOf(family, map, count) => self.translate_to_one_of(*family, map, *count),
+            Clause::ServiceVerdict(family, asked, map) => self.service_verdict(*family, *asked, map),
+            Clause::TranslateToOneOf(family, choice) => {
+                self.choose(*family, choice);
+                self.nat(*family, Some(REGISTER + words(*family)));
+            }
+            Clause::TranslateAsBefore {
+                family,
+                stuck,
+                members,
+                seconds,
+            } => {
+                self.family(*family);
+                self.address(*family, End::Source, REGISTER);
+                self.lookup(stuck, Some(REGISTER));
+                self.lookup(members, None);
+                self.keep(*family, stuck, *seconds);
+                self.nat(*family, Some(REGISTER + words(*family)));
+            }
+            Clause::Forget(family, stuck) => {
+                self.family(*family);
+                self.address(*family, End::Source, REGISTER);
+                let data = Attributes::new()
+                    .text(1, stuck)
+                    .u32(3, DYNSET_DELETE)
+                    .u32(4, REGISTER);
+                self.expression("dynset", data);
+            }
+            Clause::TranslateAndKeep {
+                family,
+                choice,
+                stuck,
+                seconds,
+            } => {
+                self.choose(*family, choice);
+                self.keep(*family, stuck, *seconds);
+                self.nat(*family, Some(REGISTER + words(*family)));
+            }
             Clause::TranslateByPort(family, map) => self.translate_by_port(*family, map),
             Clause::TranslateTo(address) => self.translate_to(*address),
             Clause::Masquerade => self.expression("masq", Attributes::new()),
@@ -110,12 +148,12 @@ impl Program {
         self.expression("ct", Attributes::new().u32(1, REGISTER).u32(2, key));
     }
 
-    fn within(&mut self, range: IpNet, end: End) {
+    fn within(&mut self, range: IpNet, end: End, operator: u32) {
         let family = Family::of(range.addr());
         self.family(family);
         self.address(family, end, REGISTER);
         self.mask(&octets(range.netmask()));
-        self.compare(EQUAL, &octets(range.network()));
+        self.compare(operator, &octets(range.network()));
     }
 
     /// Whether an address is one of this node's.
@@ -149,11 +187,16 @@ impl Program {
         self.payload(NETWORK_HEADER, offset, length, register);
     }
 
-    /// Destination, protocol and port side by side; returns the register after them.
-    fn frontend(&mut self, family: Family) -> u32 {
+    /// What is asked for, field by field side by side; returns the register after them.
+    fn asked(&mut self, family: Family, asked: Asked) -> u32 {
         self.family(family);
-        self.address(family, End::Destination, REGISTER);
-        let next = REGISTER + words(family);
+        let next = match asked {
+            Asked::Port => REGISTER,
+            Asked::Address => {
+                self.address(family, End::Destination, REGISTER);
+                REGISTER + words(family)
+            }
+        };
         self.meta(META_L4PROTO, next);
         self.payload(TRANSPORT_HEADER, 2, 2, next + 1);
         next + 2
@@ -228,24 +271,42 @@ impl Program {
         self.compare(EQUAL, &[kind]);
     }
 
-    fn service_verdict(&mut self, family: Family, map: &str) {
-        self.frontend(family);
+    fn service_verdict(&mut self, family: Family, asked: Asked, map: &str) {
+        self.asked(family, asked);
         self.lookup(map, Some(VERDICT));
     }
 
-    fn translate_to_one_of(&mut self, family: Family, map: &str, count: u32) {
+    /// An endpoint's address and port side by side.
+    fn choose(&mut self, family: Family, choice: &Choice) {
         const RANDOM: u32 = 1;
-        let next = self.frontend(family);
-        let number = Attributes::new().u32(1, next).u32(2, count).u32(3, RANDOM);
-        self.expression("numgen", number);
-        self.lookup(map, Some(REGISTER));
-        self.nat(family, Some(REGISTER + words(family)));
+        let next = match choice.asked {
+            Some(asked) => self.asked(family, asked),
+            None => {
+                self.family(family);
+                REGISTER
+            }
+        };
+        let number = Attributes::new().u32(1, next).u32(2, choice.count).u32(3, RANDOM);
+        self.expression("numgen", number.u32(4, choice.first));
+        self.lookup(&choice.map, Some(REGISTER));
+    }
+
+    /// Keeps the address and port that were chosen, by the packet's source. When the set is full, the rule ends here.
+    fn keep(&mut self, family: Family, stuck: &str, seconds: u32) {
+        let source = REGISTER + words(family) + 1;
+        self.address(family, End::Source, source);
+        let milliseconds = u64::from(seconds) * 1000;
+        let data = Attributes::new()
+            .text(1, stuck)
+            .u32(3, DYNSET_UPDATE)
+            .u32(4, source)
+            .u32(5, REGISTER)
+            .bytes(6, &milliseconds.to_be_bytes());
+        self.expression("dynset", data);
     }
 
     fn translate_by_port(&mut self, family: Family, map: &str) {
-        self.family(family);
-        self.meta(META_L4PROTO, REGISTER);
-        self.payload(TRANSPORT_HEADER, 2, 2, REGISTER + 1);
+        self.asked(family, Asked::Port);
         self.lookup(map, Some(REGISTER));
         self.nat(family, Some(REGISTER + words(family)));
     }
@@ -276,6 +337,7 @@ pub(crate) fn encode_verdict(verdict: &Verdict) -> Attributes {
     let (code, chain) = match verdict {
         Verdict::Drop => (0, None),
         Verdict::Accept => (1, None),
+        Verdict::Return => (-5, None),
         Verdict::Jump(chain) => (-3, Some(chain)),
         Verdict::Goto(chain) => (-4, Some(chain)),
     };

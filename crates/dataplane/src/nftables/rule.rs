@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
 
-use super::model::{Verdict, digit};
+use super::model::{SetName, Verdict, digit};
 use super::program::Program;
 use super::wire::Attributes;
 
@@ -20,15 +20,17 @@ pub enum Clause {
     /// The packet's family.
     Family(Family),
     /// The destination is in a set.
-    DestinationIn(Family, &'static str),
+    DestinationIn(Family, SetName),
     /// The destination is in a range.
     DestinationWithin(IpNet),
+    /// The destination is not in a range.
+    DestinationNotWithin(IpNet),
     /// The source is in a range.
     SourceWithin(IpNet),
     /// The destination is an address of this node.
     DestinationIsLocal,
     /// Source and destination together are in a set.
-    PairIn(Family, &'static str),
+    PairIn(Family, SetName),
     /// The source is another one.
     SourceIsNot(IpAddr),
     /// The source is an address of this node.
@@ -45,12 +47,36 @@ pub enum Clause {
     Protocol(u8),
     /// An ICMP echo request.
     EchoRequest(Family),
-    /// Verdict by destination, protocol and port.
-    ServiceVerdict(Family, &'static str),
-    /// Translate to one of so many endpoints, found by destination, protocol, port and a random number.
-    TranslateToOneOf(Family, &'static str, u32),
+    /// Verdict by what was asked for.
+    ServiceVerdict(Family, Asked, SetName),
+    /// Translate to one of some endpoints.
+    TranslateToOneOf(Family, Choice),
     /// Translate to what a map has for protocol and port.
-    TranslateByPort(Family, &'static str),
+    TranslateByPort(Family, SetName),
+    /// Translate to where the client was sent before, if that is among `members` still, and count its time anew.
+    TranslateAsBefore {
+        /// The family.
+        family: Family,
+        /// Where clients were sent.
+        stuck: SetName,
+        /// Where they may be sent.
+        members: SetName,
+        /// How long a client stays, in seconds.
+        seconds: u32,
+    },
+    /// Forget where the client was sent before.
+    Forget(Family, SetName),
+    /// Translate to one of some endpoints, and keep in `stuck` to which one.
+    TranslateAndKeep {
+        /// The family.
+        family: Family,
+        /// The endpoints.
+        choice: Choice,
+        /// Where clients were sent.
+        stuck: SetName,
+        /// How long a client stays, in seconds.
+        seconds: u32,
+    },
     /// Translate to an address.
     TranslateTo(IpAddr),
     /// Give the packet the address of the link it leaves by.
@@ -61,6 +87,28 @@ pub enum Clause {
     PortUnreachable,
     /// Go on there.
     Verdict(Verdict),
+}
+
+/// What of a packet says which service is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Asked {
+    /// Destination, protocol and port.
+    Address,
+    /// Protocol and port: the destination is the node's.
+    Port,
+}
+
+/// A choice by lot among some endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// What an endpoint is found by besides its number; by that alone, where there is nothing.
+    pub asked: Option<Asked>,
+    /// Where endpoints are found.
+    pub map: SetName,
+    /// How many there are.
+    pub count: u32,
+    /// The first one's number; the others follow.
+    pub first: u32,
 }
 
 impl Rule {
@@ -101,12 +149,41 @@ fn ip(family: Family) -> &'static str {
     }
 }
 
+impl Asked {
+    fn of(self, family: Family) -> String {
+        match self {
+            Asked::Address => format!("{} daddr . meta l4proto . th dport", ip(family)),
+            Asked::Port => "meta l4proto . th dport".into(),
+        }
+    }
+}
+
+impl Choice {
+    fn of(&self, family: Family) -> String {
+        let asked = self
+            .asked
+            .map(|asked| asked.of(family) + " . ")
+            .unwrap_or_default();
+        let offset = match self.first {
+            0 => String::new(),
+            first => format!(" offset {first}"),
+        };
+        format!(
+            "{asked}numgen random mod {}{offset} map @{}",
+            self.count, self.map
+        )
+    }
+}
+
 impl fmt::Display for Clause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Clause::Family(family) => write!(f, "meta nfproto ipv{}", digit(*family)),
             Clause::DestinationIn(family, set) => write!(f, "{} daddr @{set}", ip(*family)),
             Clause::DestinationWithin(range) => write!(f, "{} daddr {range}", ip(Family::of(range.addr()))),
+            Clause::DestinationNotWithin(range) => {
+                write!(f, "{} daddr != {range}", ip(Family::of(range.addr())))
+            }
             Clause::SourceWithin(range) => write!(f, "{} saddr {range}", ip(Family::of(range.addr()))),
             Clause::DestinationIsLocal => f.write_str("fib daddr type local"),
             Clause::PairIn(family, set) => write!(f, "{0} saddr . {0} daddr @{set}", ip(*family)),
@@ -120,15 +197,31 @@ impl fmt::Display for Clause {
             Clause::Protocol(number) => write!(f, "meta l4proto {number}"),
             Clause::EchoRequest(Family::V4) => f.write_str("icmp type echo-request"),
             Clause::EchoRequest(Family::V6) => f.write_str("icmpv6 type echo-request"),
-            Clause::ServiceVerdict(family, map) => {
-                write!(f, "{} daddr . meta l4proto . th dport vmap @{map}", ip(*family))
+            Clause::ServiceVerdict(family, asked, map) => write!(f, "{} vmap @{map}", asked.of(*family)),
+            Clause::TranslateToOneOf(family, choice) => {
+                write!(f, "dnat {} to {}", ip(*family), choice.of(*family))
             }
-            Clause::TranslateToOneOf(family, map, count) => {
+            Clause::TranslateAsBefore {
+                family,
+                stuck,
+                members,
+                seconds,
+            } => {
                 let ip = ip(*family);
-                write!(
-                    f,
-                    "dnat {ip} to {ip} daddr . meta l4proto . th dport . numgen random mod {count} map @{map}"
-                )
+                let before = format!("{ip} saddr map @{stuck}");
+                let keep = format!("update @{stuck} {{ {ip} saddr timeout {seconds}s : {before} }}");
+                write!(f, "{before} @{members} {keep} dnat {ip} to {before}")
+            }
+            Clause::Forget(family, stuck) => write!(f, "delete @{stuck} {{ {} saddr }}", ip(*family)),
+            Clause::TranslateAndKeep {
+                family,
+                choice,
+                stuck,
+                seconds,
+            } => {
+                let (ip, choice) = (ip(*family), choice.of(*family));
+                let keep = format!("update @{stuck} {{ {ip} saddr timeout {seconds}s : {choice} }}");
+                write!(f, "{keep} dnat {ip} to {choice}")
             }
             Clause::TranslateByPort(family, map) => {
                 write!(f, "dnat {} to meta l4proto . th dport map @{map}", ip(*family))

@@ -1,7 +1,10 @@
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
 
-use podnet_core::cluster::{ClusterConfig, NodeName};
-use podnet_core::service::Backend;
+use podnet_core::cluster::{Affinity, ClusterConfig, NodeName, ObjectName, Protocol};
+use podnet_core::service::{Backend, Entry, Frontend, HostPort, NodePort, PortName};
 use podnet_core::{Cluster, compute};
 use proptest::prelude::*;
 
@@ -18,29 +21,47 @@ fn state(services: &[(&str, Option<&[&str]>)]) -> NodeState {
     let mut state = compute(&Cluster::new(config), &NodeName::new("node1").unwrap());
     state.routing.node_addresses = BTreeSet::from(["172.30.0.11".parse().unwrap()]);
     for (frontend, endpoints) in services {
-        let (protocol, socket) = frontend.split_once(' ').unwrap();
-        let socket: SocketAddr = socket.parse().unwrap();
-        let protocol: Protocol = protocol.parse().unwrap();
-        let port = NonZeroU16::new(socket.port()).unwrap();
-        let backend = match endpoints {
-            Some([]) => Backend::Drop,
-            Some(list) => Backend::Balance {
-                endpoints: list.iter().map(|text| text.parse().unwrap()).collect(),
-                draining: BTreeSet::new(),
-            },
-            None => Backend::Refuse,
-        };
-        state.services.cluster_ips.insert(socket.ip());
-        state.services.frontends.insert(
-            Frontend {
-                address: socket.ip(),
-                protocol,
-                port,
-            },
-            backend,
-        );
+        let frontend = self::frontend(frontend);
+        let entry = entry(&frontend, backend(*endpoints));
+        state.services.cluster_ips.insert(frontend.address);
+        state.services.frontends.insert(frontend, entry.into());
     }
     state
+}
+
+fn frontend(text: &str) -> Frontend {
+    let (protocol, socket) = text.split_once(' ').unwrap();
+    let socket: SocketAddr = socket.parse().unwrap();
+    Frontend {
+        address: socket.ip(),
+        protocol: protocol.parse().unwrap(),
+        port: NonZeroU16::new(socket.port()).unwrap(),
+    }
+}
+
+/// Endpoints; none of them drops, nothing refuses.
+fn backend(endpoints: Option<&[&str]>) -> Backend {
+    match endpoints {
+        Some([]) => Backend::Drop,
+        Some(list) => balance(list.iter().map(|text| text.parse().unwrap())),
+        None => Backend::Refuse,
+    }
+}
+
+fn balance(endpoints: impl Iterator<Item = SocketAddr>) -> Backend {
+    Backend::Balance {
+        endpoints: endpoints.collect(),
+        draining: Box::default(),
+    }
+}
+
+fn entry(frontend: &Frontend, backend: Backend) -> Entry {
+    let port = PortName {
+        service: ObjectName::new("default", "web"),
+        protocol: frontend.protocol,
+        port: frontend.port,
+    };
+    Entry::new(port, backend)
 }
 
 #[test]
@@ -123,6 +144,7 @@ fn a_set_of_another_kind_is_made_anew_with_the_table() {
         Set {
             key: &[Field::Ipv6],
             maps_to: MapsTo::Nothing,
+            dynamic: false,
         },
     );
     let transaction = Transaction::between(&table, Some(&Found::of(&other)));
@@ -137,7 +159,9 @@ fn run(transaction: &Transaction, mut table: Table) -> Table {
             Operation::DeleteTable => table = Table::default(),
             Operation::AddSet(name, set) => {
                 assert!(table.sets.insert(name.clone(), set).is_none());
-                table.elements.insert(name, Elements::new());
+                if !table.sets[&name].dynamic {
+                    table.elements.insert(name, Elements::new());
+                }
             }
             Operation::AddChain(name, chain) => {
                 assert!(
@@ -187,54 +211,132 @@ fn run(transaction: &Transaction, mut table: Table) -> Table {
                 );
                 assert!(table.chains.remove(&name).is_some());
             }
+            Operation::DeleteSet(name) => {
+                let used = format!("@{name} ");
+                let mut rules = table.chains.values().flat_map(|chain| &chain.rules);
+                assert!(
+                    !rules.any(|rule| format!("{rule} ").contains(&used)),
+                    "{name} is in use"
+                );
+                assert!(table.sets.remove(&name).is_some());
+                table.elements.remove(&name);
+            }
         }
     }
     table
 }
 
-fn any_state() -> impl Strategy<Value = NodeState> {
-    let frontend = (
-        0..4_u8,
-        prop::sample::select(vec!["TCP", "UDP", "SCTP"]),
-        80..82_u16,
-    );
-    let backend = prop::option::weighted(0.8, prop::collection::btree_set(2..8_u8, 0..5));
-    prop::collection::btree_map(frontend, backend, 0..8).prop_map(|services| {
-        let mut state = state(&[]);
-        for ((host, protocol, port), endpoints) in services {
-            let six = host % 2 == 1;
-            let address = if six {
-                format!("fd00:10:96::{host}")
+/// A backend of endpoints of a family, by their last numbers.
+fn any_backend(six: bool) -> impl Strategy<Value = Backend> {
+    let hosts = prop::option::weighted(0.8, prop::collection::btree_set(2..8_u8, 0..5));
+    hosts.prop_map(move |hosts| {
+        let endpoint = |host: u8| -> SocketAddr {
+            let text = if six {
+                format!("[fd00:10:244::{host}]:80")
             } else {
-                format!("10.96.0.{host}")
+                format!("10.244.0.{host}:80")
             };
-            let address = address.parse().unwrap();
-            let endpoint = |host: &u8| -> SocketAddr {
-                let text = if six {
-                    format!("[fd00:10:244::{host}]:80")
-                } else {
-                    format!("10.244.0.{host}:80")
-                };
-                text.parse().unwrap()
+            text.parse().unwrap()
+        };
+        match hosts {
+            None => Backend::Refuse,
+            Some(hosts) if hosts.is_empty() => Backend::Drop,
+            Some(hosts) => balance(hosts.into_iter().map(endpoint)),
+        }
+    })
+}
+
+/// The even services are of IPv4. Each has a cluster IP, an external address and a node port, as a service would.
+fn any_state() -> impl Strategy<Value = NodeState> {
+    let name = (
+        0..4_u8,
+        prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]),
+        (80..82_u16).prop_map(|port| NonZeroU16::new(port).unwrap()),
+    );
+    let service = name.prop_flat_map(|(host, protocol, port)| {
+        let backend = || any_backend(host % 2 == 1).prop_map(Arc::new);
+        let affinity = prop::option::of(1..3_u32);
+        let sources = prop::option::of(prop::sample::select(vec!["192.0.2.0/24", "198.51.100.0/24"]));
+        let shown = (any::<bool>(), any::<bool>());
+        let parts = (
+            backend(),
+            backend(),
+            prop::option::of(backend()),
+            affinity,
+            sources,
+            shown,
+        );
+        (Just((host, protocol, port)), parts)
+    });
+    prop::collection::vec(service, 0..8).prop_map(|services| {
+        let mut state = state(&[]);
+        state.services.pods = [
+            "10.244.0.0/24".parse().unwrap(),
+            "fd00:10:244::/64".parse().unwrap(),
+        ]
+        .into();
+        for ((host, protocol, port), (internal, inside, outside, affinity, sources, shown)) in services {
+            let address = |four: &str, six: &str| {
+                let text = if host % 2 == 1 { six } else { four };
+                format!("{text}{host}").parse().unwrap()
             };
-            let backend = match &endpoints {
-                None => Backend::Refuse,
-                Some(hosts) if hosts.is_empty() => Backend::Drop,
-                Some(hosts) => Backend::Balance {
-                    endpoints: hosts.iter().map(endpoint).collect(),
-                    draining: BTreeSet::new(),
-                },
-            };
-            let frontend = Frontend {
+            let cluster_ip = address("10.96.0.", "fd00:10:96::");
+            let frontend = |address| Frontend {
                 address,
-                protocol: protocol.parse().unwrap(),
-                port: NonZeroU16::new(port).unwrap(),
+                protocol,
+                port,
             };
-            state.services.cluster_ips.insert(address);
-            state.services.frontends.insert(frontend, backend);
+            let name = PortName {
+                service: ObjectName::new("default", format!("svc{host}")),
+                protocol,
+                port,
+            };
+            let affinity = affinity.map_or(Affinity::None, |seconds| Affinity::ClientIp { seconds });
+            let internal = Entry {
+                affinity,
+                inside: internal,
+                ..Entry::new(name, Backend::Refuse)
+            };
+            let external = Entry {
+                inside,
+                outside,
+                ..internal.clone()
+            };
+            let guarded = Entry {
+                sources: sources.map(|range| Arc::new([range.parse().unwrap()].into())),
+                ..external.clone()
+            };
+            state.services.cluster_ips.insert(cluster_ip);
+            let frontends = &mut state.services.frontends;
+            frontends.insert(frontend(cluster_ip), internal.into());
+            if shown.0 {
+                frontends.insert(frontend(address("203.0.113.", "2001:db8::")), guarded.into());
+            }
+            if shown.1 {
+                let node_port = NodePort {
+                    family: podnet_core::cluster::Family::of(cluster_ip),
+                    protocol,
+                    port,
+                };
+                state.services.node_ports.insert(node_port, external.into());
+            }
         }
         state
     })
+}
+
+/// What a dump should say of an entry.
+fn target(entry: &Entry, backend: &Backend) -> Target {
+    let fate = match backend {
+        Backend::Balance { endpoints, .. } => dump::Fate::Balance(endpoints.to_vec()),
+        Backend::Refuse => dump::Fate::Refuse,
+        Backend::Drop => dump::Fate::Drop,
+    };
+    Target {
+        guarded: entry.sources.is_some(),
+        sticky: entry.affinity != Affinity::None && matches!(fate, dump::Fate::Balance(_)),
+        fate,
+    }
 }
 
 proptest! {
@@ -250,14 +352,19 @@ proptest! {
     #[test]
     fn what_is_rendered_reads_back_in_the_models_words(state in any_state()) {
         let services = Services::from_found(&Found::of(&render(&state)));
-        for (frontend, backend) in &state.services.frontends {
-            let target = services.frontends.get(frontend).cloned();
-            let wanted = match backend {
-                Backend::Balance { endpoints, .. } => Some(Target::Balance(endpoints.iter().copied().collect())),
-                Backend::Drop => Some(Target::Drop),
-                Backend::Refuse => None,
-            };
-            prop_assert_eq!(target, wanted);
+        for (frontend, entry) in &state.services.frontends {
+            // The guard refuses a cluster IP's ports that nobody serves: there is no element for them.
+            let wanted = Some(target(entry, &entry.inside));
+            let silent = state.services.cluster_ips.contains(&frontend.address);
+            let wanted = wanted.filter(|wanted| !(silent && wanted.fate == dump::Fate::Refuse));
+            prop_assert_eq!(services.frontends.get(frontend), wanted.as_ref());
+            let wanted = entry.outside.as_ref().map(|outside| target(entry, outside));
+            prop_assert_eq!(services.outside.get(frontend), wanted.as_ref());
+        }
+        for (node_port, entry) in &state.services.node_ports {
+            prop_assert_eq!(services.node_ports.get(node_port), Some(&target(entry, &entry.inside)));
+            let wanted = entry.outside.as_ref().map(|outside| target(entry, outside));
+            prop_assert_eq!(services.outside_ports.get(node_port), wanted.as_ref());
         }
         prop_assert_eq!(services.cluster_ips, state.services.cluster_ips);
     }

@@ -33,6 +33,8 @@ pub enum Operation {
     DeleteElements(String, Set, Vec<(Key, Value)>),
     /// Removes a chain with its rules.
     DeleteChain(String),
+    /// Removes a set with its elements.
+    DeleteSet(String),
 }
 
 /// A list of operations that belong together.
@@ -49,6 +51,7 @@ const DELETE_CHAIN: u16 = 5;
 const NEW_RULE: u16 = 6;
 const DELETE_RULE: u16 = 8;
 const NEW_SET: u16 = 9;
+const DELETE_SET: u16 = 11;
 const NEW_ELEMENTS: u16 = 12;
 const DELETE_ELEMENTS: u16 = 14;
 const NLM_F_CREATE: u16 = 0x400;
@@ -85,6 +88,8 @@ impl Transaction {
                 .iter()
                 .map(|(name, _)| Operation::DeleteChain((*name).clone())),
         );
+        let unwanted = have.sets.keys().filter(|name| !want.sets.contains_key(*name));
+        operations.extend(unwanted.map(|name| Operation::DeleteSet(name.clone())));
         Transaction(operations)
     }
 
@@ -117,6 +122,14 @@ impl Transaction {
         self.0.iter().flat_map(move |operation| match operation {
             Operation::AddElements(name, _, elements) if name == set => elements.as_slice(),
             _ => &[],
+        })
+    }
+
+    /// The sets whose elements change.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|operation| match operation {
+            Operation::AddElements(name, ..) | Operation::DeleteElements(name, ..) => Some(name.as_str()),
+            _ => None,
         })
     }
 
@@ -157,7 +170,7 @@ fn element_changes(want: &Table, have: &Found) -> Vec<Operation> {
     let owned = |(key, value): (&Key, &Value)| (key.clone(), value.clone());
     let empty = Elements::new();
     let (mut removals, mut additions) = (Vec::new(), Vec::new());
-    for (name, set) in &want.sets {
+    for (name, set) in want.sets.iter().filter(|(_, set)| !set.dynamic) {
         let wanted = want.elements.get(name).unwrap_or(&empty);
         let there = have.elements.get(name).unwrap_or(&empty);
         let delta = Delta::between(wanted, there);
@@ -199,6 +212,7 @@ impl Operation {
             }
             Operation::FlushChain(name) => push(DELETE_RULE, 0, in_table().text(2, name)),
             Operation::DeleteChain(name) => push(DELETE_CHAIN, 0, in_table().text(3, name)),
+            Operation::DeleteSet(name) => push(DELETE_SET, 0, in_table().text(2, name)),
             Operation::AddRule(chain, rule) => {
                 let attributes = in_table().text(2, chain).nest(4, rule.expressions());
                 push(
@@ -242,7 +256,13 @@ fn comment(text: &str) -> Vec<u8> {
 fn encode_set(attributes: Attributes, name: &str, set: &Set, id: u32) -> Attributes {
     const MAP: u32 = 8;
     const VERDICT: u32 = 0xffff_ff00;
+    const TIMEOUT_AND_EVAL: u32 = 0x30;
     let flags = if set.maps_to == MapsTo::Nothing { 0 } else { MAP };
+    let flags = if set.dynamic {
+        flags | TIMEOUT_AND_EVAL
+    } else {
+        flags
+    };
     let attributes = attributes
         .text(2, name)
         .u32(3, flags)
@@ -312,6 +332,7 @@ impl fmt::Display for Operation {
             Operation::AddChain(name, _) => writeln!(f, "add chain inet {TABLE} {name}"),
             Operation::FlushChain(name) => writeln!(f, "flush chain inet {TABLE} {name}"),
             Operation::DeleteChain(name) => writeln!(f, "delete chain inet {TABLE} {name}"),
+            Operation::DeleteSet(name) => writeln!(f, "delete set inet {TABLE} {name}"),
             Operation::AddRule(chain, rule) => writeln!(f, "add rule inet {TABLE} {chain} {rule}"),
             Operation::AddElements(name, set, list) => elements(f, "add", name, set, list),
             Operation::DeleteElements(name, set, list) => {

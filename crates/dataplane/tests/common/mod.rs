@@ -176,6 +176,12 @@ pub(crate) struct Lab {
     pub(crate) cluster: Cluster,
 }
 
+const NAMED: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+
+fn port(number: u16) -> NonZeroU16 {
+    NonZeroU16::new(number).unwrap()
+}
+
 pub(crate) fn node_name(index: usize) -> NodeName {
     NodeName::new(format!("node{}", index + 1)).unwrap()
 }
@@ -318,35 +324,39 @@ impl Lab {
 
     /// A service at 10.96.0.HOST and fd00:10:96::HOST, port 80, TCP and UDP, in front of port 8080 of those pods.
     pub(crate) fn service(&mut self, host: u8, pods: &[(usize, u8)]) {
-        let name = ObjectName::new("default", format!("svc{host}"));
-        let port = |number| NonZeroU16::new(number).unwrap();
-        let named = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
-        let ports = named.map(|(name, protocol)| ServicePort {
-            name: name.into(),
-            protocol,
-            port: port(80),
+        let ports = NAMED.map(|(name, protocol)| ServicePort::new(name, protocol, port(80)));
+        self.add_service(host, ports, pods);
+    }
+
+    /// The same with the node port 30000 + HOST, and whatever else `change` gives it.
+    pub(crate) fn exposed(&mut self, host: u8, pods: &[(usize, u8)], change: impl FnOnce(&mut Service)) {
+        let ports = NAMED.map(|(name, protocol)| ServicePort {
+            node_port: Some(port(30_000 + u16::from(host))),
+            ..ServicePort::new(name, protocol, port(80))
         });
+        let name = self.add_service(host, ports, pods);
+        change(self.cluster.services.get_mut(&name).unwrap().as_mut().unwrap());
+    }
+
+    fn add_service(&mut self, host: u8, ports: [ServicePort; 2], pods: &[(usize, u8)]) -> ObjectName {
+        let name = ObjectName::new("default", format!("svc{host}"));
         let addresses = [format!("10.96.0.{host}"), format!("fd00:10:96::{host}")];
         let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
         self.cluster
             .services
             .insert(name.clone(), Ok(Service::new(addresses, ports.to_vec()).unwrap()));
         for family in [Family::V4, Family::V6] {
-            let ports = named.map(|(name, protocol)| EndpointPort {
+            let ports = NAMED.map(|(name, protocol)| EndpointPort {
                 name: name.into(),
                 protocol,
                 port: Some(port(8080)),
             });
-            let endpoints = pods.iter().map(|(node, pod)| Endpoint {
-                hostname: None,
-                address: match family {
+            let endpoints = pods.iter().map(|(node, pod)| {
+                let address = match family {
                     Family::V4 => format!("10.244.{node}.{pod}").parse().unwrap(),
                     Family::V6 => format!("fd00:10:244:{node}::{pod}").parse().unwrap(),
-                },
-                ready: true,
-                serving: true,
-                terminating: false,
-                node: Some(node_name(*node)),
+                };
+                Endpoint::ready(address, Some(node_name(*node)))
             });
             let family = AddressFamily::Ip(family);
             let slice =
@@ -356,6 +366,7 @@ impl Lab {
                 Ok(slice),
             );
         }
+        name
     }
 
     /// A new data plane applies the cluster's state on a node.

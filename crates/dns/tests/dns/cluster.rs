@@ -19,11 +19,8 @@ pub(crate) fn object(text: &str) -> ObjectName {
 /// Ports as `name/protocol/number`; the name may be empty.
 fn port(text: &str) -> ServicePort {
     let [name, protocol, number] = text.split('/').collect::<Vec<_>>().try_into().unwrap();
-    ServicePort {
-        name: name.into(),
-        protocol: protocol.to_uppercase().parse().unwrap(),
-        port: NonZeroU16::new(number.parse().unwrap()).unwrap(),
-    }
+    let protocol = protocol.to_uppercase().parse().unwrap();
+    ServicePort::new(name, protocol, NonZeroU16::new(number.parse().unwrap()).unwrap())
 }
 
 /// A cluster with DNS and no objects.
@@ -83,12 +80,10 @@ fn endpoint(text: &str) -> Endpoint {
         None => (text, None),
     };
     Endpoint {
-        address: address.parse::<IpAddr>().unwrap(),
         ready,
         serving: ready,
-        terminating: false,
-        node: None,
         hostname,
+        ..Endpoint::ready(address.parse::<IpAddr>().unwrap(), None)
     }
 }
 

@@ -1,0 +1,259 @@
+//! What becomes of a connection to a service.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::cluster::{
+    AddressFamily, Cluster, Endpoint, ExternalPolicy, Family, InternalPolicy, NodeName, ObjectName, Protocol,
+    Service,
+};
+
+/// What becomes of a new connection to an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It is no service's address: the packet goes where it is sent.
+    NotAService,
+    /// It reaches one of these, sorted.
+    OneOf(Vec<SocketAddr>),
+    /// It is refused at once.
+    Refused,
+    /// It is never answered.
+    Dropped,
+}
+
+/// Which of a service's addresses was asked.
+#[derive(PartialEq)]
+enum Asked {
+    ClusterIp,
+    LoadBalancer,
+    ExternalIp,
+    NodePort,
+}
+
+/// The fate of a new connection with the source address `from` that `node` sees, to `to`.
+pub fn connect(cluster: &Cluster, node: &NodeName, from: IpAddr, protocol: Protocol, to: SocketAddr) -> Fate {
+    // Of two services with one cluster IP the first by name has it, whatever ports they have.
+    for (name, service) in carried(cluster) {
+        if service.cluster_ips().contains(&to.ip()) {
+            let mut port_name = None;
+            for port in service.ports() {
+                if port.protocol == protocol && port.port.get() == to.port() {
+                    port_name = Some(port.name.as_str());
+                }
+            }
+            return match port_name {
+                None => Fate::Refused,
+                Some(port) => behind(
+                    cluster,
+                    node,
+                    from,
+                    name,
+                    service,
+                    port,
+                    protocol,
+                    Asked::ClusterIp,
+                    to.ip(),
+                ),
+            };
+        }
+    }
+    for range in &cluster.config.service_cidrs {
+        if range.contains(&to.ip()) {
+            return Fate::Dropped;
+        }
+    }
+    for (name, service) in carried(cluster) {
+        if !has_family(service, to.ip()) {
+            continue;
+        }
+        for port in service.ports() {
+            if port.protocol != protocol || port.port.get() != to.port() {
+                continue;
+            }
+            let asked = if service.external.load_balancer.contains(&to.ip()) {
+                Asked::LoadBalancer
+            } else if service.external.ips.contains(&to.ip()) {
+                Asked::ExternalIp
+            } else {
+                continue;
+            };
+            return behind(
+                cluster,
+                node,
+                from,
+                name,
+                service,
+                &port.name,
+                protocol,
+                asked,
+                to.ip(),
+            );
+        }
+    }
+    let own = cluster.node(node);
+    let is_own = own.is_some_and(|own| own.all_addresses.contains(&to.ip()));
+    let has_node_ports = match &cluster.config.node_port_addresses {
+        None => true,
+        Some(ranges) => ranges.iter().any(|range| range.contains(&to.ip())),
+    };
+    if is_own && has_node_ports {
+        for (name, service) in carried(cluster) {
+            if !has_family(service, to.ip()) {
+                continue;
+            }
+            for port in service.ports() {
+                if port.protocol == protocol && port.node_port.map(|port| port.get()) == Some(to.port()) {
+                    return behind(
+                        cluster,
+                        node,
+                        from,
+                        name,
+                        service,
+                        &port.name,
+                        protocol,
+                        Asked::NodePort,
+                        to.ip(),
+                    );
+                }
+            }
+        }
+    }
+    Fate::NotAService
+}
+
+fn carried(cluster: &Cluster) -> Vec<(&ObjectName, &Service)> {
+    let mut carried = Vec::new();
+    for (name, service) in &cluster.services {
+        if let Ok(service) = service
+            && !service.proxied_elsewhere
+            && !service.cluster_ips().is_empty()
+        {
+            carried.push((name, service));
+        }
+    }
+    carried
+}
+
+fn has_family(service: &Service, address: IpAddr) -> bool {
+    service
+        .cluster_ips()
+        .iter()
+        .any(|ip| ip.is_ipv4() == address.is_ipv4())
+}
+
+/// Whether a source is one of the node's own pods, or the node.
+fn is_inside(cluster: &Cluster, node: &NodeName, from: IpAddr) -> bool {
+    let Some(own) = cluster.node(node) else {
+        return false;
+    };
+    let mut inside = own.all_addresses.contains(&from);
+    for range in own.pod_ranges.iter() {
+        inside |= range.contains(&from);
+    }
+    inside
+}
+
+#[expect(clippy::too_many_arguments, reason = "the facts of one question")]
+fn behind(
+    cluster: &Cluster,
+    node: &NodeName,
+    from: IpAddr,
+    name: &ObjectName,
+    service: &Service,
+    port_name: &str,
+    protocol: Protocol,
+    asked: Asked,
+    address: IpAddr,
+) -> Fate {
+    if asked == Asked::LoadBalancer && !service.external.sources.is_empty() {
+        let mut admitted = false;
+        for range in &service.external.sources {
+            admitted |= range.contains(&from);
+        }
+        if !admitted {
+            return Fate::Dropped;
+        }
+    }
+    let local = match asked {
+        Asked::ClusterIp => service.internal_policy == InternalPolicy::Local,
+        _ => service.external.policy == ExternalPolicy::Local && !is_inside(cluster, node, from),
+    };
+    let zone = cluster.node(node).and_then(|node| node.zone());
+    let mut all: Vec<(SocketAddr, &Endpoint)> = Vec::new();
+    let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+    for slice in cluster.slices.values() {
+        let Ok(slice) = slice else { continue };
+        if slice.service.as_ref() != Some(name) || slice.family() != AddressFamily::Ip(family) {
+            continue;
+        }
+        for port in &slice.ports {
+            if let Some(number) = port.port
+                && port.name == port_name
+                && port.protocol == protocol
+            {
+                for endpoint in slice.endpoints() {
+                    all.push((SocketAddr::new(endpoint.address, number.get()), endpoint));
+                }
+            }
+        }
+    }
+    let here = |endpoint: &Endpoint| endpoint.node.as_ref() == Some(node);
+    let ending = |endpoint: &Endpoint| endpoint.serving && endpoint.terminating;
+    let anywhere = all.iter().any(|(_, endpoint)| endpoint.ready || ending(endpoint));
+    let mut chosen: Vec<SocketAddr> = Vec::new();
+    if local {
+        let mine = || all.iter().filter(|(_, endpoint)| here(endpoint));
+        chosen.extend(
+            mine()
+                .filter(|(_, endpoint)| endpoint.ready)
+                .map(|(address, _)| *address),
+        );
+        if chosen.is_empty() {
+            chosen.extend(
+                mine()
+                    .filter(|(_, endpoint)| ending(endpoint))
+                    .map(|(address, _)| *address),
+            );
+        }
+    } else {
+        let ready: Vec<_> = all.iter().filter(|(_, endpoint)| endpoint.ready).collect();
+        let for_me = |endpoint: &Endpoint| endpoint.hints.nodes.iter().any(|hint| hint == node);
+        let for_my_zone = |endpoint: &Endpoint| {
+            endpoint
+                .hints
+                .zones
+                .iter()
+                .any(|hint| Some(hint.as_ref()) == zone)
+        };
+        let nodes_told = ready.iter().all(|(_, endpoint)| !endpoint.hints.nodes.is_empty());
+        let zones_told = ready.iter().all(|(_, endpoint)| !endpoint.hints.zones.is_empty());
+        let near: Vec<SocketAddr> = ready.iter().filter(|(_, e)| for_me(e)).map(|(a, _)| *a).collect();
+        let in_zone: Vec<SocketAddr> = ready
+            .iter()
+            .filter(|(_, e)| for_my_zone(e))
+            .map(|(a, _)| *a)
+            .collect();
+        chosen = if nodes_told && !near.is_empty() {
+            near
+        } else if zones_told && !in_zone.is_empty() {
+            in_zone
+        } else {
+            ready.iter().map(|(address, _)| *address).collect()
+        };
+        if chosen.is_empty() {
+            chosen.extend(
+                all.iter()
+                    .filter(|(_, endpoint)| ending(endpoint))
+                    .map(|(address, _)| *address),
+            );
+        }
+    }
+    chosen.sort();
+    chosen.dedup();
+    if !chosen.is_empty() {
+        Fate::OneOf(chosen)
+    } else if local && anywhere {
+        Fate::Dropped
+    } else {
+        Fate::Refused
+    }
+}

@@ -1,0 +1,268 @@
+//! The elements, and where a service needs some the chains and sets, of one entry.
+//!
+//! The verdict of an entry's element leads to what its clients get, in this order: `sources` lets in whom its service
+//! lets in, `sticky` sends a client where it was sent before, `balance` chooses. The first two are chains of one service
+//! port; the last is shared by all that have as many endpoints.
+
+use std::net::SocketAddr;
+
+use podnet_core::cluster::{Affinity, Family};
+use podnet_core::service::{Backend, Entry, Frontend, NodePort};
+
+use super::super::model::{Chain, Field, Key, MapsTo, Set, SetName, Table, Value, Verdict, digit};
+use super::super::rule::{Asked, Choice, Clause};
+use super::key::{frontend_key, node_port_key, number_bytes, socket_bytes};
+use super::{REFUSE, elements, fields, names, rule};
+
+/// Endpoints for clients outside are numbered from here, where they differ from those for clients inside.
+pub(crate) const OUTSIDE: u32 = 1 << 16;
+
+/// Which of a service port's groups of endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    /// Behind the cluster IP.
+    Internal,
+    /// Behind all other addresses, for clients inside.
+    External,
+    /// The same for clients outside.
+    Outside,
+}
+
+impl Group {
+    fn suffix(self) -> &'static str {
+        match self {
+            Group::Internal => "",
+            Group::External => "-external",
+            Group::Outside => "-outside",
+        }
+    }
+
+    fn first(self) -> u32 {
+        if self == Group::Outside { OUTSIDE } else { 0 }
+    }
+}
+
+/// One entry where it stands.
+struct Place<'a> {
+    family: Family,
+    asked: Asked,
+    key: Key,
+    entry: &'a Entry,
+}
+
+/// Adds what a frontend needs. A cluster IP's other ports are refused by the guard, and so is a port without endpoints.
+pub(super) fn frontend(table: &mut Table, frontend: &Frontend, entry: &Entry, is_cluster_ip: bool) {
+    let family = Family::of(frontend.address);
+    let place = Place {
+        family,
+        asked: Asked::Address,
+        key: frontend_key(frontend),
+        entry,
+    };
+    let names = names(family);
+    let group = if is_cluster_ip {
+        Group::Internal
+    } else {
+        Group::External
+    };
+    if !(is_cluster_ip && *entry.inside == Backend::Refuse && entry.sources.is_none()) {
+        place.add(table, names.services, &entry.inside, group);
+    }
+    if let Some(outside) = &entry.outside {
+        place.add(table, names.outside, outside, Group::Outside);
+    }
+}
+
+/// Adds what a node port needs.
+pub(super) fn node_port(table: &mut Table, node_port: &NodePort, entry: &Entry) {
+    let place = Place {
+        family: node_port.family,
+        asked: Asked::Port,
+        key: node_port_key(node_port),
+        entry,
+    };
+    let names = names(node_port.family);
+    place.add(table, names.node_ports, &entry.inside, Group::External);
+    if let Some(outside) = &entry.outside {
+        place.add(table, names.outside_ports, outside, Group::Outside);
+    }
+}
+
+impl Place<'_> {
+    fn add(&self, table: &mut Table, set: &str, backend: &Backend, group: Group) {
+        let verdict = self.guarded(table, backend, group);
+        elements(table, set).insert(self.key.clone(), Value::Verdict(verdict));
+    }
+
+    /// Lets in whom the service lets in.
+    fn guarded(&self, table: &mut Table, backend: &Backend, group: Group) -> Verdict {
+        let verdict = self.chosen(table, backend, group);
+        let Some(sources) = &self.entry.sources else {
+            return verdict;
+        };
+        let chain = self.name("sources", group);
+        let admitted = sources.iter();
+        let admitted =
+            admitted.map(|range| rule([Clause::SourceWithin(*range), Clause::Verdict(verdict.clone())]));
+        let rules = admitted.chain([rule([Clause::Verdict(Verdict::Drop)])]).collect();
+        table.chains.insert(chain.clone(), Chain { base: None, rules });
+        Verdict::Goto(chain)
+    }
+
+    fn chosen(&self, table: &mut Table, backend: &Backend, group: Group) -> Verdict {
+        match (backend, self.entry.affinity) {
+            (Backend::Drop, _) => Verdict::Drop,
+            (Backend::Refuse, _) => Verdict::Goto(REFUSE.into()),
+            (Backend::Balance { endpoints, .. }, Affinity::None) => self.balanced(table, endpoints, group),
+            (Backend::Balance { endpoints, .. }, Affinity::ClientIp { seconds }) => {
+                self.sticky(table, endpoints, group, seconds)
+            }
+        }
+    }
+
+    fn balanced(&self, table: &mut Table, endpoints: &[SocketAddr], group: Group) -> Verdict {
+        let shape = Shape::of(self.family, self.asked, group.first(), endpoints.len());
+        let map = shape.map();
+        for (endpoint, number) in endpoints.iter().zip(group.first()..) {
+            let mut key = self.key.clone();
+            key.extend_from_slice(&number_bytes(number));
+            elements(table, map).insert(key, Value::Data(socket_bytes(*endpoint)));
+        }
+        Verdict::Goto(shape.chain())
+    }
+
+    fn sticky(&self, table: &mut Table, endpoints: &[SocketAddr], group: Group, seconds: u32) -> Verdict {
+        let family = self.family;
+        let fields = fields(family);
+        let stuck: SetName = self.port("stuck").into();
+        let (members, choices) = (self.name("member", group), self.name("choice", group));
+        let mut set = |name: &str, key, maps_to, dynamic| {
+            let set = Set {
+                key,
+                maps_to,
+                dynamic,
+            };
+            table.sets.insert(name.to_owned(), set);
+        };
+        set(&stuck, fields.address, MapsTo::Fields(fields.socket), true);
+        set(&members, fields.socket, MapsTo::Nothing, false);
+        set(&choices, &[Field::Number], MapsTo::Fields(fields.socket), false);
+        for (endpoint, number) in endpoints.iter().zip(0..) {
+            let endpoint = socket_bytes(*endpoint);
+            elements(table, &choices).insert(number_bytes(number).to_vec(), Value::Data(endpoint.clone()));
+            elements(table, &members).insert(endpoint, Value::None);
+        }
+        let choice = Choice {
+            asked: None,
+            map: choices.into(),
+            count: count(endpoints.len()),
+            first: 0,
+        };
+        let before = Clause::TranslateAsBefore {
+            family,
+            stuck: stuck.clone(),
+            members: members.into(),
+            seconds,
+        };
+        let anew = Clause::TranslateAndKeep {
+            family,
+            choice: choice.clone(),
+            stuck: stuck.clone(),
+            seconds,
+        };
+        let rules = vec![
+            rule([before]),
+            rule([Clause::Forget(family, stuck)]),
+            rule([anew]),
+            // There are more clients than can be kept in mind.
+            rule([Clause::TranslateToOneOf(family, choice)]),
+        ];
+        let chain = self.name("sticky", group);
+        table.chains.insert(chain.clone(), Chain { base: None, rules });
+        Verdict::Goto(chain)
+    }
+
+    /// The name of something that the port has once, such as `stuck4-default/web/tcp/80`.
+    fn port(&self, what: &str) -> String {
+        format!("{what}{}-{}", digit(self.family), self.entry.port)
+    }
+
+    /// The name of something that the port has once for each group.
+    fn name(&self, what: &str, group: Group) -> String {
+        self.port(what) + group.suffix()
+    }
+}
+
+fn count(endpoints: usize) -> u32 {
+    u32::try_from(endpoints).unwrap_or(u32::MAX)
+}
+
+/// What a choice among endpoints depends on, so that many share one chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Shape {
+    family: Family,
+    asked: Asked,
+    first: u32,
+    count: u32,
+}
+
+impl Shape {
+    pub(super) fn of(family: Family, asked: Asked, first: u32, endpoints: usize) -> Self {
+        Shape {
+            family,
+            asked,
+            first,
+            count: count(endpoints),
+        }
+    }
+
+    /// The shapes that an entry needs.
+    pub(super) fn of_entry(family: Family, asked: Asked, entry: &Entry) -> impl Iterator<Item = Shape> {
+        let shape = move |backend: &Backend, first| match backend {
+            Backend::Balance { endpoints, .. } => Some(Shape::of(family, asked, first, endpoints.len())),
+            Backend::Refuse | Backend::Drop => None,
+        };
+        let outside = entry.outside.as_ref().and_then(|outside| shape(outside, OUTSIDE));
+        let both = [shape(&entry.inside, 0), outside];
+        let sticky = entry.affinity != Affinity::None;
+        both.into_iter().flatten().filter(move |_| !sticky)
+    }
+
+    fn map(&self) -> &'static str {
+        let names = names(self.family);
+        match self.asked {
+            Asked::Address => names.endpoints,
+            Asked::Port => names.port_endpoints,
+        }
+    }
+
+    fn chain(&self) -> String {
+        let port = if self.asked == Asked::Port { "-port" } else { "" };
+        let outside = if self.first == OUTSIDE { "-outside" } else { "" };
+        format!("balance{}{port}{outside}-{}", digit(self.family), self.count)
+    }
+
+    /// Its chain with its rule.
+    pub(super) fn add(&self, table: &mut Table) {
+        let choice = Choice {
+            asked: Some(self.asked),
+            map: self.map().into(),
+            count: self.count,
+            first: self.first,
+        };
+        let rules = vec![rule([Clause::TranslateToOneOf(self.family, choice)])];
+        table.chains.insert(self.chain(), Chain { base: None, rules });
+    }
+}
+
+/// For a single socket behind an address, as host ports are: no service asks for it.
+pub(super) fn single(table: &mut Table, frontend: &Frontend, target: SocketAddr) {
+    let family = Family::of(frontend.address);
+    let shape = Shape::of(family, Asked::Address, 0, 1);
+    let mut key = frontend_key(frontend);
+    let verdict = Value::Verdict(Verdict::Goto(shape.chain()));
+    elements(table, names(family).services).insert(key.clone(), verdict);
+    key.extend_from_slice(&number_bytes(0));
+    elements(table, shape.map()).insert(key, Value::Data(socket_bytes(target)));
+    shape.add(table);
+}
