@@ -24,6 +24,8 @@ enum Command {
     Agent(podnet_agent::cli::Args),
     /// Takes everything of podnet off this node
     Cleanup(podnet_agent::cleanup::Args),
+    /// What services lead to, and why
+    Service(podnet_agent::service::Args),
     /// What network policies allow, worked out from files
     Policy(podnet_agent::policy::Args),
     /// The embedded Kubernetes API server
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Agent(args) => podnet_agent::cli::run(args),
         Command::Cleanup(args) => podnet_agent::cleanup::run(args),
+        Command::Service(args) => return podnet_agent::service::run(args),
         Command::Policy(args) => return podnet_agent::policy::run(args),
         Command::Apiserver(args) => podnet_apiserver::cli::run(args),
         Command::Controller(args) => podnet_controllers::cli::run(args),

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::blocks;
 use crate::cni_server::{self, CniServerConfig, Readiness, Wiring};
 use crate::dropins;
+use crate::health_checks::{self, Health};
 use crate::host_ports::HostPorts;
 use crate::metrics::{self, Metrics};
 use crate::node::{NodeConfig, NodeLoop};
@@ -75,7 +76,7 @@ pub struct Args {
     /// The link between nodes [default: the one that has the node's InternalIP]
     #[arg(long, value_name = "NAME")]
     underlay_interface: Option<String>,
-    /// Where to serve /metrics and /healthz; "off" for nowhere
+    /// Where to serve /metrics, /livez, /readyz and /healthz; "off" for nowhere
     #[arg(long, default_value = "127.0.0.1:9980", value_name = "ADDR:PORT|off")]
     metrics_address: MetricsAddress,
 }
@@ -249,7 +250,7 @@ impl Args {
 }
 
 /// The API's client, and its URL for messages. Nothing is asked of the server yet.
-async fn client(path: &Path) -> miette::Result<(kube::Client, String)> {
+pub(crate) async fn client(path: &Path) -> miette::Result<(kube::Client, String)> {
     // These errors say their causes themselves.
     let broken = |error: &dyn std::fmt::Display| {
         miette!(
@@ -293,11 +294,13 @@ async fn agent(args: Args) -> miette::Result<()> {
     let (readiness, ready) = watch::channel(not_yet);
     let metrics = Arc::new(Metrics::default());
     let mut tasks = JoinSet::new();
-    serve_metrics(&args, &metrics, &mut tasks).await;
+    serve_metrics(&args, &metrics, &ready, &mut tasks).await;
     tracing::info!(node = %args.node, api = url, routing = %args.routing, "podnet agent");
 
     let (updates, changes) = mpsc::unbounded_channel();
     crate::watch::start(&client, updates, &mut tasks);
+    let (health, asked) = watch::channel(Health::default());
+    tasks.spawn(health_checks::run(asked));
     let (problems, reported) = watch::channel(Default::default());
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
     // The only task that ends by itself.
@@ -331,7 +334,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         plugin,
     };
     let disturbed = disturbances(kernel.monitor());
-    let node = NodeLoop::new(config, kernel, metrics, host_ports, readiness, problems);
+    let node = NodeLoop::new(config, kernel, metrics, host_ports, readiness, problems, health);
     let (mut interrupt, mut terminate) = (
         stopped(SignalKind::interrupt())?,
         stopped(SignalKind::terminate())?,
@@ -373,12 +376,17 @@ fn stopped(kind: SignalKind) -> miette::Result<tokio::signal::unix::Signal> {
     signal(kind).into_diagnostic().wrap_err("cannot wait for signals")
 }
 
-async fn serve_metrics(args: &Args, metrics: &Arc<Metrics>, tasks: &mut JoinSet<()>) {
+async fn serve_metrics(
+    args: &Args,
+    metrics: &Arc<Metrics>,
+    ready: &watch::Receiver<Readiness>,
+    tasks: &mut JoinSet<()>,
+) {
     let Some(address) = args.metrics_address.0 else {
         return;
     };
     match tokio::net::TcpListener::bind(address).await {
-        Ok(listener) => _ = tasks.spawn(metrics::serve(listener, metrics.clone())),
+        Ok(listener) => _ = tasks.spawn(metrics::serve(listener, metrics.clone(), ready.clone())),
         // The network is worth more than its figures.
         Err(error) => {
             tracing::warn!("no metrics: cannot listen on {address}: {error}; see --metrics-address")

@@ -1,16 +1,13 @@
 //! What Prometheus may ask.
 
-use std::convert::Infallible;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use ::http::{HeaderValue, Request, Response, StatusCode, header};
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use podnet_core::ipam::Usage;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -20,7 +17,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
+use crate::cni_server::Readiness;
+use crate::http;
 use crate::ipam::Leases;
 
 /// The agent's metrics.
@@ -151,39 +151,31 @@ impl Metrics {
     }
 }
 
-/// Answers `GET /metrics` and `GET /healthz` until the task ends.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let metrics = metrics.clone();
-        tokio::spawn(async move {
-            let answer = service_fn(|request| {
-                let response = answer(&request, &metrics);
-                async { Ok::<_, Infallible>(response) }
-            });
-            // A client that goes away is no concern of ours.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), answer)
-                .await;
-        });
-    }
+/// Answers `GET /metrics`, `/livez`, `/readyz` and `/healthz` until the task ends.
+pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, readiness: watch::Receiver<Readiness>) {
+    let answer = move |request: &Request<Incoming>| answer(request, &metrics, &readiness.borrow());
+    http::serve(listener, answer).await;
 }
 
-fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes>> {
-    let (status, text) = match request.uri().path() {
-        "/metrics" => (StatusCode::OK, metrics.text()),
-        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+fn answer(request: &Request<Incoming>, metrics: &Metrics, readiness: &Readiness) -> Response<Full<Bytes>> {
+    let fine = || (StatusCode::OK, "ok\n".to_owned());
+    let (status, text) = match (request.uri().path(), readiness) {
+        ("/metrics", _) => (StatusCode::OK, metrics.text()),
+        ("/livez", _) => fine(),
+        ("/readyz" | "/healthz", Readiness::NotReady(why)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"))
+        }
+        // What the kernel has is the last generation that it took.
+        ("/healthz", Readiness::Limited(_, why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        ("/readyz" | "/healthz", _) => fine(),
         _ => (
             StatusCode::NOT_FOUND,
-            "only /metrics and /healthz are here\n".to_owned(),
+            "only /metrics, /livez, /readyz and /healthz are here\n".to_owned(),
         ),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    let kind = http::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }

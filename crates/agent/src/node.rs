@@ -13,6 +13,7 @@ use podnet_linux::sysctl;
 use tokio::sync::{mpsc, watch};
 
 use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
+use crate::health_checks::Health;
 use crate::host_ports::HostPorts;
 use crate::metrics::Metrics;
 use crate::report;
@@ -51,6 +52,7 @@ pub struct NodeLoop {
     host_ports: Arc<HostPorts>,
     readiness: watch::Sender<Readiness>,
     problems: watch::Sender<BTreeSet<Problem>>,
+    health: watch::Sender<Health>,
     cluster: Cluster,
     synced: Synced,
     /// The state in force.
@@ -93,6 +95,7 @@ impl NodeLoop {
         host_ports: Arc<HostPorts>,
         readiness: watch::Sender<Readiness>,
         problems: watch::Sender<BTreeSet<Problem>>,
+        health: watch::Sender<Health>,
     ) -> Self {
         let cluster = Cluster::new(config.cluster.clone());
         NodeLoop {
@@ -102,6 +105,7 @@ impl NodeLoop {
             host_ports,
             readiness,
             problems,
+            health,
             cluster,
             synced: Synced::default(),
             applied: None,
@@ -185,12 +189,14 @@ impl NodeLoop {
                 self.pod_mtu = applied.pod_mtu;
                 self.check_settings(&state);
                 let installed = self.publish(&state);
+                self.tell_health(&state);
                 self.applied = Some(state);
                 !installed || !applied.refused.is_empty()
             }
             Err(error) => {
                 self.failed = true;
                 self.fail(&state, &error);
+                self.tell_health(&state);
                 true
             }
         };
@@ -288,6 +294,19 @@ impl NodeLoop {
             changed
         });
         !ready || self.install()
+    }
+
+    /// Tells load balancers what this node serves.
+    fn tell_health(&mut self, state: &NodeState) {
+        let health = Health {
+            checks: state.services.health_checks.clone(),
+            healthy: !self.failed,
+        };
+        self.health.send_if_modified(|told| {
+            let changed = *told != health;
+            *told = health;
+            changed
+        });
     }
 
     /// Puts the plugin in place, once; false when that should be tried again.

@@ -57,12 +57,13 @@ fn lab() -> (Lab, Vec<Machine>) {
 #[test]
 fn a_host_port_works_from_the_node_from_pods_and_from_outside() {
     let (mut lab, pods) = lab();
+    lab.apply_all();
     for (any, a, _) in ANY {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             host_port(&mut lab, any, protocol, 8081, a);
         }
     }
-    lab.apply_all();
+    lab.apply(0);
     let (near, far) = (&pods[2], &pods[3]);
     for (to, sources) in [
         (

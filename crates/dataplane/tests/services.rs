@@ -88,7 +88,13 @@ fn the_outside_reaches_every_endpoint(routing: Routing) {
         assert_eq!(answerers(40, || outside.tcp(&to)), set(&["a", "b"]), "{to}");
         assert_eq!(answerers(40, || outside.udp(&to)), set(&["a", "b"]), "{to}");
     }
-    let own = |to: &str| address(if to.starts_with('[') { "fd30::1" } else { "172.30.0.1" });
+    let own = |to: &str| {
+        address(if to.starts_with('[') {
+            "fd30::1"
+        } else {
+            "172.30.0.1"
+        })
+    };
     // The client's address is kept where the endpoint is on the node that was asked, and the node's stands for it where
     // it is not.
     for to in ways(2) {
@@ -102,8 +108,15 @@ fn the_outside_reaches_every_endpoint(routing: Routing) {
         assert_eq!(outside.udp(&to).unwrap().0, "b", "{to}");
     }
     // Pods of the node keep their address wherever the endpoint is, and the node gets through, too.
-    for (to, source) in ways(3).iter().zip(["10.244.0.9", "fd00:10:244:0::9"].into_iter().cycle()) {
-        assert_eq!(scene.client.tcp(to).unwrap(), ("b".into(), address(source)), "{to}");
+    for (to, source) in ways(3)
+        .iter()
+        .zip(["10.244.0.9", "fd00:10:244:0::9"].into_iter().cycle())
+    {
+        assert_eq!(
+            scene.client.tcp(to).unwrap(),
+            ("b".into(), address(source)),
+            "{to}"
+        );
         assert_eq!(scene.lab.nodes[0].tcp(to).unwrap().0, "b", "{to}");
     }
     // A pod that asks another node's port is answered there.
@@ -130,18 +143,29 @@ fn external_policy_local_keeps_the_clients_address_and_drops_where_no_endpoint_i
     scene.expose(3, &BOTH[1..], local);
     let outside = scene.outside();
     for to in ways(1) {
-        let own = address(if to.starts_with('[') { "fd30::1" } else { "172.30.0.1" });
+        let own = address(if to.starts_with('[') {
+            "fd30::1"
+        } else {
+            "172.30.0.1"
+        });
         for _ in 0..10 {
             assert_eq!(outside.tcp(&to).unwrap(), ("a".into(), own), "{to}");
             assert_eq!(outside.udp(&to).unwrap(), ("a".into(), own), "{to}");
         }
         // The node itself, and its pods, get all endpoints.
         assert_eq!(answerers(40, || scene.client.tcp(&to)), set(&["a", "b"]), "{to}");
-        assert_eq!(answerers(40, || scene.lab.nodes[0].tcp(&to)), set(&["a", "b"]), "{to}");
+        assert_eq!(
+            answerers(40, || scene.lab.nodes[0].tcp(&to)),
+            set(&["a", "b"]),
+            "{to}"
+        );
     }
     for to in ways(3) {
         let silence = outside.udp(&to).unwrap_err().kind();
-        assert!(matches!(silence, ErrorKind::WouldBlock | ErrorKind::TimedOut), "{to}: {silence}");
+        assert!(
+            matches!(silence, ErrorKind::WouldBlock | ErrorKind::TimedOut),
+            "{to}: {silence}"
+        );
         assert_eq!(scene.client.udp(&to).unwrap().0, "b", "{to}");
         assert_eq!(scene.lab.nodes[0].tcp(&to).unwrap().0, "b", "{to}");
     }
@@ -159,7 +183,11 @@ fn without_endpoints_every_way_refuses_at_once() {
     scene.expose(2, &[], local);
     for to in ways(1).into_iter().chain(ways(2)) {
         for from in [scene.outside(), &scene.client, &scene.lab.nodes[0]] {
-            assert_eq!(from.tcp(&to).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{to}");
+            assert_eq!(
+                from.tcp(&to).unwrap_err().kind(),
+                ErrorKind::ConnectionRefused,
+                "{to}"
+            );
             let refusal = from.udp(&to).unwrap_err().kind();
             // The node's own datagram is refused on its way out already, which is EPERM.
             let expected = [ErrorKind::ConnectionRefused, ErrorKind::PermissionDenied];
@@ -180,7 +208,11 @@ fn source_ranges_guard_the_load_balancers_address_and_never_the_node_port() {
     };
     let closed = |from: &Machine, to: &str| {
         let silence = from.udp(to).unwrap_err().kind();
-        let expected = [ErrorKind::WouldBlock, ErrorKind::TimedOut, ErrorKind::PermissionDenied];
+        let expected = [
+            ErrorKind::WouldBlock,
+            ErrorKind::TimedOut,
+            ErrorKind::PermissionDenied,
+        ];
         assert!(expected.contains(&silence), "{to}: {silence}");
     };
     ranges(&mut scene, &["172.30.0.1/32", "10.244.0.0/24"]);
@@ -206,8 +238,14 @@ fn node_ports_are_on_the_chosen_addresses_and_not_on_loopback() {
     let mut scene = Scene::new(Routing::default());
     scene.expose(1, &BOTH[..1], |_| {});
     let node = |scene: &Scene, to: &str| scene.lab.nodes[0].tcp(to).map(|(who, _)| who);
-    assert_eq!(node(&scene, "127.0.0.1:30001").unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    assert_eq!(node(&scene, "[::1]:30001").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(
+        node(&scene, "127.0.0.1:30001").unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
+    assert_eq!(
+        node(&scene, "[::1]:30001").unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
     assert_eq!(node(&scene, "172.30.0.11:30001").unwrap(), "a");
     scene.lab.cluster.config.node_port_addresses = Some(vec!["172.30.0.0/24".parse().unwrap()]);
     scene.lab.apply_all();
@@ -244,14 +282,22 @@ fn a_client_stays_with_its_endpoint_by_whichever_address_it_comes() {
         }
         // Another agent takes over without anybody moving.
         scene.lab.apply_all();
-        assert_eq!(answerers(15, || scene.client.tcp(cluster_ip)), tcp, "{cluster_ip}");
+        assert_eq!(
+            answerers(15, || scene.client.tcp(cluster_ip)),
+            tcp,
+            "{cluster_ip}"
+        );
         // Its endpoint goes: it gets the other one, and stays there when the first is back.
         let left = if tcp == set(&["a"]) { BOTH[1] } else { BOTH[0] };
         scene.expose(1, &[left], stay(600));
         let other = answerers(15, || scene.client.tcp(cluster_ip));
         assert_ne!(other, tcp);
         scene.expose(1, &BOTH, stay(600));
-        assert_eq!(answerers(30, || scene.client.tcp(cluster_ip)), other, "{cluster_ip}");
+        assert_eq!(
+            answerers(30, || scene.client.tcp(cluster_ip)),
+            other,
+            "{cluster_ip}"
+        );
         for to in &ways {
             assert_eq!(answerers(15, || scene.client.tcp(to)), other, "{to}");
         }
@@ -317,11 +363,13 @@ fn nft_prints_all_of_it() {
     let _ = scene.client.tcp("10.96.0.1:80").unwrap();
     let rules = scene.lab.nodes[0].nft();
     for part in [
-        "map stuck4-default/svc1/tcp/80 {",
+        "set stay4-default/svc1/tcp/80-10.244.0.2/8080 {",
         "flags dynamic,timeout",
-        "10.244.0.9",
-        "update @stuck4-default/svc1/tcp/80 { ip saddr timeout 10m : ",
-        "numgen random mod 2 map @choice4-default/svc1/tcp/80-external",
+        "10.244.0.9 timeout 600s",
+        "0x00000001 : goto stay4-default/svc1/tcp/80-10.244.1.2/8080",
+        "update @stay4-default/svc1/tcp/80-10.244.1.2/8080 { ip saddr timeout 600s }",
+        "dnat ip to 10.244.1.2:8080",
+        "numgen random mod 2 vmap @choice4-default/svc1/tcp/80-external",
         "ip saddr 192.0.2.0/24",
     ] {
         assert!(rules.contains(part), "{part}:\n{rules}");

@@ -6,6 +6,7 @@
 //! node, gets the cluster's.
 
 mod endpoints;
+mod explain;
 mod frontend;
 mod health;
 mod host_port;
@@ -22,6 +23,7 @@ use crate::cluster::{Affinity, Cluster, NodeName, ObjectName, ObjectRef};
 use crate::state::Problem;
 pub use endpoints::Unchosen;
 use endpoints::{Place, slices_by_service};
+pub use explain::{Client, Explained, Explanation, Otherwise, explain};
 pub use frontend::{Frontend, NodePort, PortName};
 pub use health::{HealthCheck, HealthChecks};
 pub use host_port::{HostAddress, HostPort};

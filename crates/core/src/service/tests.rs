@@ -103,7 +103,7 @@ fn local_policy_takes_this_nodes_endpoints_or_drops() {
     let here = ("10.244.0.2", "node1", "rs");
     assert_eq!(
         backend(InternalPolicy::Local, vec![slice("web", 80, &[there, here])]),
-        "to 10.244.0.2:80"
+        "to 10.244.0.2:80 (draining 10.244.1.2:80)"
     );
     assert_eq!(
         backend(InternalPolicy::Local, vec![slice("web", 80, &[there])]),
@@ -193,7 +193,17 @@ fn under_external_policy_local_those_outside_get_this_nodes_endpoints_and_those_
         vec![("web", outer(ExternalPolicy::Local))],
         vec![slice("web", 8080, &[HERE, THERE])],
     );
-    insta::assert_snapshot!(show(&cluster), @r"");
+    insta::assert_snapshot!(show(&cluster), @r"
+    service range 10.96.0.0/16
+    inside 10.244.0.0/24
+    cluster ip 10.96.0.7
+    service tcp 10.96.0.7:80 to 10.244.0.2:8080 10.244.1.2:8080; clients stay for 3600 s
+    service tcp 198.51.100.7:80 to 10.244.0.2:8080 10.244.1.2:8080; from outside to 10.244.0.2:8080 (draining 10.244.1.2:8080); only from 192.0.2.0/24; clients stay for 3600 s
+    service tcp 203.0.113.7:80 to 10.244.0.2:8080 10.244.1.2:8080; from outside to 10.244.0.2:8080 (draining 10.244.1.2:8080); clients stay for 3600 s
+    node port tcp 0.0.0.0:30080 to 10.244.0.2:8080 10.244.1.2:8080; from outside to 10.244.0.2:8080 (draining 10.244.1.2:8080); clients stay for 3600 s
+    local endpoint 10.244.0.2
+    health check 32000 of default/web: 1 endpoints here
+    ");
 }
 
 #[test]
@@ -202,13 +212,31 @@ fn under_external_policy_local_without_endpoints_here_those_outside_are_dropped(
         vec![("web", outer(ExternalPolicy::Local))],
         vec![slice("web", 8080, &[THERE])],
     );
-    insta::assert_snapshot!(show(&cluster), @r"");
+    insta::assert_snapshot!(show(&cluster), @r"
+    service range 10.96.0.0/16
+    inside 10.244.0.0/24
+    cluster ip 10.96.0.7
+    service tcp 10.96.0.7:80 to 10.244.1.2:8080; clients stay for 3600 s
+    service tcp 198.51.100.7:80 to 10.244.1.2:8080; from outside drop; only from 192.0.2.0/24; clients stay for 3600 s
+    service tcp 203.0.113.7:80 to 10.244.1.2:8080; from outside drop; clients stay for 3600 s
+    node port tcp 0.0.0.0:30080 to 10.244.1.2:8080; from outside drop; clients stay for 3600 s
+    health check 32000 of default/web: 0 endpoints here
+    ");
 }
 
 #[test]
 fn without_endpoints_every_address_refuses() {
     let cluster = cluster_of(vec![("web", outer(ExternalPolicy::Local))], Vec::new());
-    insta::assert_snapshot!(show(&cluster), @r"");
+    insta::assert_snapshot!(show(&cluster), @r"
+    service range 10.96.0.0/16
+    inside 10.244.0.0/24
+    cluster ip 10.96.0.7
+    service tcp 10.96.0.7:80 refuse; clients stay for 3600 s
+    service tcp 198.51.100.7:80 refuse; only from 192.0.2.0/24; clients stay for 3600 s
+    service tcp 203.0.113.7:80 refuse; clients stay for 3600 s
+    node port tcp 0.0.0.0:30080 refuse; clients stay for 3600 s
+    health check 32000 of default/web: 0 endpoints here
+    ");
 }
 
 #[test]
@@ -221,7 +249,23 @@ fn an_address_in_use_or_in_the_range_of_cluster_ips_is_nobodys_external_address(
     let mut first = service("10.96.0.6", InternalPolicy::Cluster);
     first.external.ips = vec!["203.0.113.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
     let services = vec![("a-first", first), ("victim", victim), ("thief", thief)];
-    insta::assert_snapshot!(show(&cluster_of(services, Vec::new())), @r"");
+    insta::assert_snapshot!(show(&cluster_of(services, Vec::new())), @r"
+    service range 10.96.0.0/16
+    inside 10.244.0.0/24
+    cluster ip 10.96.0.6
+    cluster ip 10.96.0.7
+    cluster ip 10.96.0.8
+    service tcp 10.96.0.6:80 refuse
+    service tcp 10.96.0.7:80 refuse; clients stay for 3600 s
+    service tcp 10.96.0.8:80 refuse
+    service tcp 198.51.100.7:80 refuse; only from 192.0.2.0/24; clients stay for 3600 s
+    service tcp 203.0.113.7:80 refuse
+    node port tcp 0.0.0.0:30080 refuse; clients stay for 3600 s
+    problem Service default/a-first: its address 2001:db8::7 is of a family that the service does not have (spec.ipFamilies); it is not served
+    problem Service default/thief: its address 10.96.0.8 is the cluster IP of service default/victim; it is not served
+    problem Service default/thief: its address 10.96.0.9 is in the range 10.96.0.0/16, which is for cluster IPs; it is not served
+    problem Service default/thief: tcp 203.0.113.7:80 belongs to service default/a-first; it is not served
+    ");
 }
 
 #[test]
@@ -231,7 +275,19 @@ fn a_list_of_sources_that_has_none_of_a_family_lets_nobody_of_it_in_and_0_everyb
     let mut open = service("10.96.0.8", InternalPolicy::Cluster);
     open.external.load_balancer = vec!["198.51.100.8".parse().unwrap()];
     open.external.sources = ["0.0.0.0/0".parse().unwrap(), "192.0.2.0/24".parse().unwrap()].into();
-    insta::assert_snapshot!(show(&cluster_of(vec![("closed", closed), ("open", open)], Vec::new())), @r"");
+    insta::assert_snapshot!(show(&cluster_of(vec![("closed", closed), ("open", open)], Vec::new())), @r"
+    service range 10.96.0.0/16
+    inside 10.244.0.0/24
+    cluster ip 10.96.0.7
+    cluster ip 10.96.0.8
+    service tcp 10.96.0.7:80 refuse; clients stay for 3600 s
+    service tcp 10.96.0.8:80 refuse
+    service tcp 198.51.100.7:80 refuse; only from nobody; clients stay for 3600 s
+    service tcp 198.51.100.8:80 refuse
+    service tcp 203.0.113.7:80 refuse; clients stay for 3600 s
+    node port tcp 0.0.0.0:30080 refuse; clients stay for 3600 s
+    problem Service default/closed: spec.loadBalancerSourceRanges has no range of the family of 198.51.100.7: nobody can come to it
+    ");
 }
 
 fn hinted(zones: &[&str], nodes: &[&str]) -> Hints {

@@ -10,7 +10,8 @@ use podnet_core::service::{Frontend, HostAddress, HostPort, NodePort};
 use super::found::Found;
 use super::model::{Key, Value, Verdict};
 use super::render::{
-    OUTSIDE, names, read_frontend, read_host_port, read_node_port, read_number, read_socket, split_address,
+    OUTSIDE, names, read_endpoint, read_frontend, read_host_port, read_node_port, read_number, read_socket,
+    split_address,
 };
 
 /// What the kernel does with services' addresses, in the model's words.
@@ -171,11 +172,11 @@ impl<'a> Reader<'a> {
         targets.collect()
     }
 
-    /// The endpoints among which a sticky service port chooses.
+    /// The endpoints among which a service port chooses whose clients stay.
     fn choices(&self, port: &str) -> Vec<SocketAddr> {
         let set = format!("choice{}-{port}", super::model::digit(self.family));
         let endpoints = self.elements(&set).filter_map(|(_, value)| match value {
-            Value::Data(data) => read_socket(self.family, data),
+            Value::Verdict(Verdict::Goto(chain)) => read_endpoint(self.family, chain),
             _ => None,
         });
         endpoints.collect()

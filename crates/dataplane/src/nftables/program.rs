@@ -1,6 +1,6 @@
 //! From a rule's clauses to the kernel's expressions.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
@@ -24,8 +24,6 @@ const META_L4PROTO: u32 = 16;
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const IFNAMSIZ: usize = 16;
-const DYNSET_UPDATE: u32 = 1;
-const DYNSET_DELETE: u32 = 2;
 
 /// A rule's expressions in the making.
 #[derive(Default)]
@@ -58,38 +56,17 @@ impl Program {
                 self.choose(*family, choice);
                 self.nat(*family, Some(REGISTER + words(*family)));
             }
-            Clause::TranslateAsBefore {
-                family,
-                stuck,
-                members,
-                seconds,
-            } => {
+            Clause::VerdictByLot(count, map) => {
+                self.lot(REGISTER, *count, 0);
+                self.lookup(map, Some(VERDICT));
+            }
+            Clause::SourceIn(family, set) => {
                 self.family(*family);
                 self.address(*family, End::Source, REGISTER);
-                self.lookup(stuck, Some(REGISTER));
-                self.lookup(members, None);
-                self.keep(*family, stuck, *seconds);
-                self.nat(*family, Some(REGISTER + words(*family)));
+                self.lookup(set, None);
             }
-            Clause::Forget(family, stuck) => {
-                self.family(*family);
-                self.address(*family, End::Source, REGISTER);
-                let data = Attributes::new()
-                    .text(1, stuck)
-                    .u32(3, DYNSET_DELETE)
-                    .u32(4, REGISTER);
-                self.expression("dynset", data);
-            }
-            Clause::TranslateAndKeep {
-                family,
-                choice,
-                stuck,
-                seconds,
-            } => {
-                self.choose(*family, choice);
-                self.keep(*family, stuck, *seconds);
-                self.nat(*family, Some(REGISTER + words(*family)));
-            }
+            Clause::KeepSource(family, set, seconds) => self.keep_source(*family, set, *seconds),
+            Clause::TranslateToSocket(socket) => self.translate_to_socket(*socket),
             Clause::TranslateByPort(family, map) => self.translate_by_port(*family, map),
             Clause::TranslateTo(address) => self.translate_to(*address),
             Clause::Masquerade => self.expression("masq", Attributes::new()),
@@ -278,31 +255,42 @@ impl Program {
 
     /// An endpoint's address and port side by side.
     fn choose(&mut self, family: Family, choice: &Choice) {
-        const RANDOM: u32 = 1;
-        let next = match choice.asked {
-            Some(asked) => self.asked(family, asked),
-            None => {
-                self.family(family);
-                REGISTER
-            }
-        };
-        let number = Attributes::new().u32(1, next).u32(2, choice.count).u32(3, RANDOM);
-        self.expression("numgen", number.u32(4, choice.first));
+        let next = self.asked(family, choice.asked);
+        self.lot(next, choice.count, choice.first);
         self.lookup(&choice.map, Some(REGISTER));
     }
 
-    /// Keeps the address and port that were chosen, by the packet's source. When the set is full, the rule ends here.
-    fn keep(&mut self, family: Family, stuck: &str, seconds: u32) {
-        let source = REGISTER + words(family) + 1;
-        self.address(family, End::Source, source);
+    /// One of so many numbers from `first`.
+    fn lot(&mut self, register: u32, count: u32, first: u32) {
+        const RANDOM: u32 = 1;
+        let number = Attributes::new()
+            .u32(1, register)
+            .u32(2, count)
+            .u32(3, RANDOM)
+            .u32(4, first);
+        self.expression("numgen", number);
+    }
+
+    /// When the set is full, the rule ends here.
+    fn keep_source(&mut self, family: Family, set: &str, seconds: u32) {
+        const UPDATE: u32 = 1;
+        self.family(family);
+        self.address(family, End::Source, REGISTER);
         let milliseconds = u64::from(seconds) * 1000;
         let data = Attributes::new()
-            .text(1, stuck)
-            .u32(3, DYNSET_UPDATE)
-            .u32(4, source)
-            .u32(5, REGISTER)
+            .text(1, set)
+            .u32(3, UPDATE)
+            .u32(4, REGISTER)
             .bytes(6, &milliseconds.to_be_bytes());
         self.expression("dynset", data);
+    }
+
+    fn translate_to_socket(&mut self, socket: SocketAddr) {
+        let family = Family::of(socket.ip());
+        let port = REGISTER + words(family);
+        self.immediate(REGISTER, Attributes::new().bytes(1, &octets(socket.ip())));
+        self.immediate(port, Attributes::new().bytes(1, &socket.port().to_be_bytes()));
+        self.nat(family, Some(port));
     }
 
     fn translate_by_port(&mut self, family: Family, map: &str) {

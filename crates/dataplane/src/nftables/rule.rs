@@ -1,7 +1,7 @@
 //! Rules as data: clauses that print as nft writes them.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
@@ -31,6 +31,10 @@ pub enum Clause {
     DestinationIsLocal,
     /// Source and destination together are in a set.
     PairIn(Family, SetName),
+    /// The source is in a set.
+    SourceIn(Family, SetName),
+    /// Keep the source in a set for so many seconds from now.
+    KeepSource(Family, SetName, u32),
     /// The source is another one.
     SourceIsNot(IpAddr),
     /// The source is an address of this node.
@@ -49,34 +53,14 @@ pub enum Clause {
     EchoRequest(Family),
     /// Verdict by what was asked for.
     ServiceVerdict(Family, Asked, SetName),
+    /// Verdict by lot: that of one of so many numbers.
+    VerdictByLot(u32, SetName),
     /// Translate to one of some endpoints.
     TranslateToOneOf(Family, Choice),
     /// Translate to what a map has for protocol and port.
     TranslateByPort(Family, SetName),
-    /// Translate to where the client was sent before, if that is among `members` still, and count its time anew.
-    TranslateAsBefore {
-        /// The family.
-        family: Family,
-        /// Where clients were sent.
-        stuck: SetName,
-        /// Where they may be sent.
-        members: SetName,
-        /// How long a client stays, in seconds.
-        seconds: u32,
-    },
-    /// Forget where the client was sent before.
-    Forget(Family, SetName),
-    /// Translate to one of some endpoints, and keep in `stuck` to which one.
-    TranslateAndKeep {
-        /// The family.
-        family: Family,
-        /// The endpoints.
-        choice: Choice,
-        /// Where clients were sent.
-        stuck: SetName,
-        /// How long a client stays, in seconds.
-        seconds: u32,
-    },
+    /// Translate to an address and port.
+    TranslateToSocket(SocketAddr),
     /// Translate to an address.
     TranslateTo(IpAddr),
     /// Give the packet the address of the link it leaves by.
@@ -101,8 +85,8 @@ pub enum Asked {
 /// A choice by lot among some endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
-    /// What an endpoint is found by besides its number; by that alone, where there is nothing.
-    pub asked: Option<Asked>,
+    /// What an endpoint is found by, besides its number.
+    pub asked: Asked,
     /// Where endpoints are found.
     pub map: SetName,
     /// How many there are.
@@ -160,18 +144,12 @@ impl Asked {
 
 impl Choice {
     fn of(&self, family: Family) -> String {
-        let asked = self
-            .asked
-            .map(|asked| asked.of(family) + " . ")
-            .unwrap_or_default();
+        let (asked, count, map) = (self.asked.of(family), self.count, &self.map);
         let offset = match self.first {
             0 => String::new(),
             first => format!(" offset {first}"),
         };
-        format!(
-            "{asked}numgen random mod {}{offset} map @{}",
-            self.count, self.map
-        )
+        format!("{asked} . numgen random mod {count}{offset} map @{map}")
     }
 }
 
@@ -201,27 +179,13 @@ impl fmt::Display for Clause {
             Clause::TranslateToOneOf(family, choice) => {
                 write!(f, "dnat {} to {}", ip(*family), choice.of(*family))
             }
-            Clause::TranslateAsBefore {
-                family,
-                stuck,
-                members,
-                seconds,
-            } => {
-                let ip = ip(*family);
-                let before = format!("{ip} saddr map @{stuck}");
-                let keep = format!("update @{stuck} {{ {ip} saddr timeout {seconds}s : {before} }}");
-                write!(f, "{before} @{members} {keep} dnat {ip} to {before}")
+            Clause::VerdictByLot(count, map) => write!(f, "numgen random mod {count} vmap @{map}"),
+            Clause::SourceIn(family, set) => write!(f, "{} saddr @{set}", ip(*family)),
+            Clause::KeepSource(family, set, seconds) => {
+                write!(f, "update @{set} {{ {} saddr timeout {seconds}s }}", ip(*family))
             }
-            Clause::Forget(family, stuck) => write!(f, "delete @{stuck} {{ {} saddr }}", ip(*family)),
-            Clause::TranslateAndKeep {
-                family,
-                choice,
-                stuck,
-                seconds,
-            } => {
-                let (ip, choice) = (ip(*family), choice.of(*family));
-                let keep = format!("update @{stuck} {{ {ip} saddr timeout {seconds}s : {choice} }}");
-                write!(f, "{keep} dnat {ip} to {choice}")
+            Clause::TranslateToSocket(socket) => {
+                write!(f, "dnat {} to {socket}", ip(Family::of(socket.ip())))
             }
             Clause::TranslateByPort(family, map) => {
                 write!(f, "dnat {} to meta l4proto . th dport map @{map}", ip(*family))

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -211,6 +211,7 @@ fn run(transaction: &Transaction, mut table: Table) -> Table {
                 );
                 assert!(table.chains.remove(&name).is_some());
             }
+            Operation::FlushSet(name) => _ = table.elements.get_mut(&name).map(Elements::clear),
             Operation::DeleteSet(name) => {
                 let used = format!("@{name} ");
                 let mut rules = table.chains.values().flat_map(|chain| &chain.rules);
@@ -268,61 +269,64 @@ fn any_state() -> impl Strategy<Value = NodeState> {
         );
         (Just((host, protocol, port)), parts)
     });
-    prop::collection::vec(service, 0..8).prop_map(|services| {
-        let mut state = state(&[]);
-        state.services.pods = [
-            "10.244.0.0/24".parse().unwrap(),
-            "fd00:10:244::/64".parse().unwrap(),
-        ]
-        .into();
-        for ((host, protocol, port), (internal, inside, outside, affinity, sources, shown)) in services {
-            let address = |four: &str, six: &str| {
-                let text = if host % 2 == 1 { six } else { four };
-                format!("{text}{host}").parse().unwrap()
-            };
-            let cluster_ip = address("10.96.0.", "fd00:10:96::");
-            let frontend = |address| Frontend {
-                address,
-                protocol,
-                port,
-            };
-            let name = PortName {
-                service: ObjectName::new("default", format!("svc{host}")),
-                protocol,
-                port,
-            };
-            let affinity = affinity.map_or(Affinity::None, |seconds| Affinity::ClientIp { seconds });
-            let internal = Entry {
-                affinity,
-                inside: internal,
-                ..Entry::new(name, Backend::Refuse)
-            };
-            let external = Entry {
-                inside,
-                outside,
-                ..internal.clone()
-            };
-            let guarded = Entry {
-                sources: sources.map(|range| Arc::new([range.parse().unwrap()].into())),
-                ..external.clone()
-            };
-            state.services.cluster_ips.insert(cluster_ip);
-            let frontends = &mut state.services.frontends;
-            frontends.insert(frontend(cluster_ip), internal.into());
-            if shown.0 {
-                frontends.insert(frontend(address("203.0.113.", "2001:db8::")), guarded.into());
-            }
-            if shown.1 {
-                let node_port = NodePort {
-                    family: podnet_core::cluster::Family::of(cluster_ip),
+    let services = prop::collection::vec(service, 0..8);
+    services
+        .prop_map(|services| services.into_iter().collect::<BTreeMap<_, _>>())
+        .prop_map(|services| {
+            let mut state = state(&[]);
+            state.services.pods = [
+                "10.244.0.0/24".parse().unwrap(),
+                "fd00:10:244::/64".parse().unwrap(),
+            ]
+            .into();
+            for ((host, protocol, port), (internal, inside, outside, affinity, sources, shown)) in services {
+                let address = |four: &str, six: &str| {
+                    let text = if host % 2 == 1 { six } else { four };
+                    format!("{text}{host}").parse().unwrap()
+                };
+                let cluster_ip = address("10.96.0.", "fd00:10:96::");
+                let frontend = |address| Frontend {
+                    address,
                     protocol,
                     port,
                 };
-                state.services.node_ports.insert(node_port, external.into());
+                let name = PortName {
+                    service: ObjectName::new("default", format!("svc{host}")),
+                    protocol,
+                    port,
+                };
+                let affinity = affinity.map_or(Affinity::None, |seconds| Affinity::ClientIp { seconds });
+                let internal = Entry {
+                    affinity,
+                    inside: internal,
+                    ..Entry::new(name, Backend::Refuse)
+                };
+                let external = Entry {
+                    inside,
+                    outside,
+                    ..internal.clone()
+                };
+                let guarded = Entry {
+                    sources: sources.map(|range| Arc::new([range.parse().unwrap()].into())),
+                    ..external.clone()
+                };
+                state.services.cluster_ips.insert(cluster_ip);
+                let frontends = &mut state.services.frontends;
+                frontends.insert(frontend(cluster_ip), internal.into());
+                if shown.0 {
+                    frontends.insert(frontend(address("203.0.113.", "2001:db8::")), guarded.into());
+                }
+                if shown.1 {
+                    let node_port = NodePort {
+                        family: podnet_core::cluster::Family::of(cluster_ip),
+                        protocol,
+                        port,
+                    };
+                    state.services.node_ports.insert(node_port, external.into());
+                }
             }
-        }
-        state
-    })
+            state
+        })
 }
 
 /// What a dump should say of an entry.
@@ -333,7 +337,7 @@ fn target(entry: &Entry, backend: &Backend) -> Target {
         Backend::Drop => dump::Fate::Drop,
     };
     Target {
-        guarded: entry.sources.is_some(),
+        guarded: entry.sources.is_some() && fate != dump::Fate::Drop,
         sticky: entry.affinity != Affinity::None && matches!(fate, dump::Fate::Balance(_)),
         fate,
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::TABLE;
 use super::found::{Found, FoundChain};
-use super::model::{Chain, Elements, Key, MapsTo, Set, Table, Value, concatenated, width};
+use super::model::{Chain, Elements, Field, Key, MapsTo, Set, Table, Value, concatenated, width};
 use super::program::encode_verdict;
 use super::rule::Rule;
 use super::socket::Message;
@@ -33,7 +33,9 @@ pub enum Operation {
     DeleteElements(String, Set, Vec<(Key, Value)>),
     /// Removes a chain with its rules.
     DeleteChain(String),
-    /// Removes a set with its elements.
+    /// Removes all elements of a set.
+    FlushSet(String),
+    /// Removes a set.
     DeleteSet(String),
 }
 
@@ -81,15 +83,7 @@ impl Transaction {
         });
         operations.extend(chain_changes(&chains));
         operations.extend(element_changes(want, have));
-        // Last, when no element leads to them any more.
-        operations.extend(
-            chains
-                .remove
-                .iter()
-                .map(|(name, _)| Operation::DeleteChain((*name).clone())),
-        );
-        let unwanted = have.sets.keys().filter(|name| !want.sets.contains_key(*name));
-        operations.extend(unwanted.map(|name| Operation::DeleteSet(name.clone())));
+        operations.extend(removals(want, have, &chains));
         Transaction(operations)
     }
 
@@ -165,6 +159,21 @@ fn chain_changes(chains: &Delta<'_, String, Chain, FoundChain>) -> Vec<Operation
     new.chain(emptied).chain(rules).collect()
 }
 
+/// Last, when nothing leads there any more: first all that these lead to, since they may lead to each other.
+fn removals<'a>(
+    want: &'a Table,
+    have: &'a Found,
+    chains: &'a Delta<'_, String, Chain, FoundChain>,
+) -> impl Iterator<Item = Operation> {
+    let chains = || chains.remove.iter().map(|(name, _)| (*name).clone());
+    let sets = || have.sets.keys().filter(|name| !want.sets.contains_key(*name));
+    let emptied = chains().map(Operation::FlushChain);
+    emptied
+        .chain(sets().cloned().map(Operation::FlushSet))
+        .chain(sets().cloned().map(Operation::DeleteSet))
+        .chain(chains().map(Operation::DeleteChain))
+}
+
 /// All removals before the first addition: an element that changes is removed and added.
 fn element_changes(want: &Table, have: &Found) -> Vec<Operation> {
     let owned = |(key, value): (&Key, &Value)| (key.clone(), value.clone());
@@ -212,6 +221,8 @@ impl Operation {
             }
             Operation::FlushChain(name) => push(DELETE_RULE, 0, in_table().text(2, name)),
             Operation::DeleteChain(name) => push(DELETE_CHAIN, 0, in_table().text(3, name)),
+            // An element list that is missing stands for all elements.
+            Operation::FlushSet(name) => push(DELETE_ELEMENTS, 0, in_table().text(2, name)),
             Operation::DeleteSet(name) => push(DELETE_SET, 0, in_table().text(2, name)),
             Operation::AddRule(chain, rule) => {
                 let attributes = in_table().text(2, chain).nest(4, rule.expressions());
@@ -273,7 +284,17 @@ fn encode_set(attributes: Attributes, name: &str, set: &Set, id: u32) -> Attribu
         MapsTo::Verdicts => attributes.u32(6, VERDICT),
         MapsTo::Fields(fields) => attributes.u32(6, concatenated(fields)).u32(7, width(fields)),
     };
-    attributes.u32(10, id + 1)
+    let attributes = attributes.u32(10, id + 1);
+    // For nft only: without a word on it, it prints a number of this machine's order backwards.
+    const USER_DATA: u16 = 13;
+    const KEY_BYTE_ORDER: u8 = 0;
+    const HOST_ORDER: u32 = 1;
+    if set.key == [Field::Number] {
+        let mut order = vec![KEY_BYTE_ORDER, 4];
+        order.extend_from_slice(&HOST_ORDER.to_ne_bytes());
+        return attributes.bytes(USER_DATA, &order);
+    }
+    attributes
 }
 
 fn encode_chain(attributes: Attributes, name: &str, chain: &Chain) -> Attributes {
@@ -332,6 +353,7 @@ impl fmt::Display for Operation {
             Operation::AddChain(name, _) => writeln!(f, "add chain inet {TABLE} {name}"),
             Operation::FlushChain(name) => writeln!(f, "flush chain inet {TABLE} {name}"),
             Operation::DeleteChain(name) => writeln!(f, "delete chain inet {TABLE} {name}"),
+            Operation::FlushSet(name) => writeln!(f, "flush set inet {TABLE} {name}"),
             Operation::DeleteSet(name) => writeln!(f, "delete set inet {TABLE} {name}"),
             Operation::AddRule(chain, rule) => writeln!(f, "add rule inet {TABLE} {chain} {rule}"),
             Operation::AddElements(name, set, list) => elements(f, "add", name, set, list),

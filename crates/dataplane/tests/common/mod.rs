@@ -78,7 +78,9 @@ impl Machine {
                 .output()
                 .unwrap()
         };
-        String::from_utf8(self.run(list).stdout).unwrap()
+        let output = self.run(list);
+        assert!(output.status.success(), "nft: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Answers every TCP line and UDP datagram on a port with `name` and the caller's address, for as long as the test

@@ -9,10 +9,10 @@ use std::net::SocketAddr;
 use podnet_core::cluster::{Affinity, Family};
 use podnet_core::service::{Backend, Entry, Frontend, NodePort};
 
-use super::super::model::{Chain, Field, Key, MapsTo, Set, SetName, Table, Value, Verdict, digit};
+use super::super::model::{Chain, Field, Key, MapsTo, Set, Table, Value, Verdict, digit};
 use super::super::rule::{Asked, Choice, Clause};
 use super::key::{frontend_key, node_port_key, number_bytes, socket_bytes};
-use super::{REFUSE, elements, fields, names, rule};
+use super::{REFUSE, elements, fields, goto, names, rule};
 
 /// Endpoints for clients outside are numbered from here, where they differ from those for clients inside.
 pub(crate) const OUTSIDE: u32 = 1 << 16;
@@ -97,7 +97,7 @@ impl Place<'_> {
     /// Lets in whom the service lets in.
     fn guarded(&self, table: &mut Table, backend: &Backend, group: Group) -> Verdict {
         let verdict = self.chosen(table, backend, group);
-        let Some(sources) = &self.entry.sources else {
+        let Some(sources) = self.entry.sources.as_ref().filter(|_| verdict != Verdict::Drop) else {
             return verdict;
         };
         let chain = self.name("sources", group);
@@ -131,58 +131,48 @@ impl Place<'_> {
         Verdict::Goto(shape.chain())
     }
 
+    /// Every endpoint has a set of the clients that stay with it, which goes with the endpoint.
     fn sticky(&self, table: &mut Table, endpoints: &[SocketAddr], group: Group, seconds: u32) -> Verdict {
         let family = self.family;
-        let fields = fields(family);
-        let stuck: SetName = self.port("stuck").into();
-        let (members, choices) = (self.name("member", group), self.name("choice", group));
-        let mut set = |name: &str, key, maps_to, dynamic| {
-            let set = Set {
-                key,
-                maps_to,
-                dynamic,
-            };
-            table.sets.insert(name.to_owned(), set);
+        let clients = Set {
+            key: fields(family).address,
+            maps_to: MapsTo::Nothing,
+            dynamic: true,
         };
-        set(&stuck, fields.address, MapsTo::Fields(fields.socket), true);
-        set(&members, fields.socket, MapsTo::Nothing, false);
-        set(&choices, &[Field::Number], MapsTo::Fields(fields.socket), false);
+        let choices = self.name("choice", group);
+        let by_lot = Set {
+            key: &[Field::Number],
+            maps_to: MapsTo::Verdicts,
+            dynamic: false,
+        };
+        table.sets.insert(choices.clone(), by_lot);
+        let mut rules = Vec::new();
         for (endpoint, number) in endpoints.iter().zip(0..) {
-            let endpoint = socket_bytes(*endpoint);
-            elements(table, &choices).insert(number_bytes(number).to_vec(), Value::Data(endpoint.clone()));
-            elements(table, &members).insert(endpoint, Value::None);
+            let stay = self.port("stay") + "-" + &endpoint_name(*endpoint);
+            table.sets.insert(stay.clone(), clients.clone());
+            let there = vec![
+                rule([Clause::KeepSource(family, stay.clone().into(), seconds)]),
+                rule([Clause::TranslateToSocket(*endpoint)]),
+            ];
+            let there = Chain {
+                base: None,
+                rules: there,
+            };
+            table.chains.insert(stay.clone(), there);
+            rules.push(rule([Clause::SourceIn(family, stay.clone().into()), goto(&stay)]));
+            let verdict = Value::Verdict(Verdict::Goto(stay));
+            elements(table, &choices).insert(number_bytes(number).to_vec(), verdict);
         }
-        let choice = Choice {
-            asked: None,
-            map: choices.into(),
-            count: count(endpoints.len()),
-            first: 0,
-        };
-        let before = Clause::TranslateAsBefore {
-            family,
-            stuck: stuck.clone(),
-            members: members.into(),
-            seconds,
-        };
-        let anew = Clause::TranslateAndKeep {
-            family,
-            choice: choice.clone(),
-            stuck: stuck.clone(),
-            seconds,
-        };
-        let rules = vec![
-            rule([before]),
-            rule([Clause::Forget(family, stuck)]),
-            rule([anew]),
-            // There are more clients than can be kept in mind.
-            rule([Clause::TranslateToOneOf(family, choice)]),
-        ];
+        rules.push(rule([Clause::VerdictByLot(
+            count(endpoints.len()),
+            choices.into(),
+        )]));
         let chain = self.name("sticky", group);
         table.chains.insert(chain.clone(), Chain { base: None, rules });
         Verdict::Goto(chain)
     }
 
-    /// The name of something that the port has once, such as `stuck4-default/web/tcp/80`.
+    /// The name of something that the port has once, such as `sticky4-default/web/tcp/80`.
     fn port(&self, what: &str) -> String {
         format!("{what}{}-{}", digit(self.family), self.entry.port)
     }
@@ -191,6 +181,22 @@ impl Place<'_> {
     fn name(&self, what: &str, group: Group) -> String {
         self.port(what) + group.suffix()
     }
+}
+
+/// An endpoint in a name: nft takes no colons there.
+fn endpoint_name(endpoint: SocketAddr) -> String {
+    let address = endpoint.ip().to_string().replace(':', ".");
+    format!("{address}/{}", endpoint.port())
+}
+
+/// The endpoint that a chain's name ends with.
+pub(crate) fn read_endpoint(family: Family, chain: &str) -> Option<SocketAddr> {
+    let (address, port) = chain.rsplit_once('-')?.1.rsplit_once('/')?;
+    let address = match family {
+        Family::V4 => address.parse().ok()?,
+        Family::V6 => address.replace('.', ":").parse().ok()?,
+    };
+    Some(SocketAddr::new(address, port.parse().ok()?))
 }
 
 fn count(endpoints: usize) -> u32 {
@@ -245,7 +251,7 @@ impl Shape {
     /// Its chain with its rule.
     pub(super) fn add(&self, table: &mut Table) {
         let choice = Choice {
-            asked: Some(self.asked),
+            asked: self.asked,
             map: self.map().into(),
             count: self.count,
             first: self.first,

@@ -19,8 +19,8 @@ use podnet_core::service::ServiceState;
 
 use super::model::{Base, Chain, Elements, Field, Hook, MapsTo, Set, Table, Value, Verdict};
 use super::rule::{Asked, Clause, Rule, octets};
-pub(crate) use entry::OUTSIDE;
 use entry::Shape;
+pub(crate) use entry::{OUTSIDE, read_endpoint};
 pub(crate) use key::{
     read_frontend, read_host_port, read_node_port, read_number, read_socket, split_address,
 };

@@ -1,0 +1,180 @@
+//! Which endpoints a client of a service may get, and why not the others.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use super::endpoints::{Candidates, Place, Scope, slices_by_service};
+use super::{PortName, Unchosen};
+use crate::cluster::{
+    Affinity, Cluster, ExternalPolicy, Family, InternalPolicy, NodeName, ObjectName, Service, ServicePort,
+};
+
+/// Where a client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// A pod of the node, or the node itself.
+    Inside,
+    /// Anywhere else.
+    Outside,
+}
+
+/// What the clients of one service port get in one family, by some of its addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// The service's port.
+    pub port: PortName,
+    /// What they ask for, as `ADDRESS:PORT`; a node port stands with the unspecified address.
+    pub asked: Vec<String>,
+    /// The endpoints there are.
+    pub endpoints: Vec<Explained>,
+    /// What becomes of a connection when no endpoint is chosen.
+    pub otherwise: Otherwise,
+    /// Whether a client stays with its endpoint.
+    pub affinity: Affinity,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Its node, if it has one.
+    pub node: Option<NodeName>,
+    /// Nothing if it is chosen.
+    pub unchosen: Option<Unchosen>,
+}
+
+/// What becomes of a connection when no endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otherwise {
+    /// It is refused: there is no endpoint anywhere.
+    Refused,
+    /// It is dropped: there are endpoints, but not on this node, and the policy is `Local`.
+    Dropped,
+}
+
+impl Explanation {
+    /// How many endpoints are chosen; each is as likely as the others.
+    pub fn chosen(&self) -> usize {
+        let endpoints = self.endpoints.iter();
+        endpoints.filter(|endpoint| endpoint.unchosen.is_none()).count()
+    }
+}
+
+/// What clients at a node get of a service that is carried. It is worked out as [`crate::compute`] does it, from the
+/// same judgement of endpoints.
+pub fn explain(
+    cluster: &Cluster,
+    node: &NodeName,
+    name: &ObjectName,
+    service: &Service,
+    client: Client,
+) -> Vec<Explanation> {
+    let place = Place::of(cluster, node);
+    let slices = slices_by_service(cluster);
+    let slices = slices.get(name).map_or(&[][..], Vec::as_slice);
+    let mut explanations = Vec::new();
+    for address in service.cluster_ips() {
+        let family = Family::of(*address);
+        for port in service.ports() {
+            let candidates = Candidates::of(slices, family, port);
+            let mut explain = |asked: Vec<String>, scope| {
+                let judged = candidates.judge(scope, place);
+                let mut endpoints: Vec<Explained> = judged
+                    .map(|(address, endpoint, unchosen)| Explained {
+                        address,
+                        node: endpoint.node.clone(),
+                        unchosen,
+                    })
+                    .collect();
+                // One address may stand in several slices; where it is chosen in one, it is.
+                endpoints.sort_by_key(|endpoint| (endpoint.address, endpoint.unchosen));
+                endpoints.dedup_by_key(|endpoint| endpoint.address);
+                endpoints.sort_by_key(|endpoint| (endpoint.unchosen, endpoint.address));
+                let otherwise = match candidates.choose(scope, place) {
+                    super::Backend::Drop => Otherwise::Dropped,
+                    _ => Otherwise::Refused,
+                };
+                explanations.push(Explanation {
+                    port: PortName {
+                        service: name.clone(),
+                        protocol: port.protocol,
+                        port: port.port,
+                    },
+                    asked,
+                    endpoints,
+                    otherwise,
+                    affinity: service.affinity,
+                });
+            };
+            // By its cluster IP from outside: as by a route to a node.
+            let internal = match service.internal_policy {
+                InternalPolicy::Cluster => Scope::Cluster,
+                InternalPolicy::Local => Scope::Local,
+            };
+            explain(
+                vec![SocketAddr::new(*address, port.port.get()).to_string()],
+                internal,
+            );
+            let asked = external(service, port, family);
+            if !asked.is_empty() {
+                let scope = match (service.external.policy, client) {
+                    (ExternalPolicy::Local, Client::Outside) => Scope::Local,
+                    _ => Scope::Cluster,
+                };
+                explain(asked, scope);
+            }
+        }
+    }
+    explanations
+}
+
+fn external(service: &Service, port: &ServicePort, family: Family) -> Vec<String> {
+    let external = &service.external;
+    let addresses = external.load_balancer.iter().chain(&external.ips);
+    let addresses = addresses.filter(|address| Family::of(**address) == family);
+    let mut asked: Vec<String> = addresses
+        .map(|address| SocketAddr::new(*address, port.port.get()).to_string())
+        .collect();
+    asked.sort();
+    asked.dedup();
+    let any = match family {
+        Family::V4 => "0.0.0.0",
+        Family::V6 => "[::]",
+    };
+    asked.extend(port.node_port.map(|number| format!("{any}:{number}")));
+    asked
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} by {}", self.port, self.asked.join(", "))?;
+        let chosen = self.chosen();
+        for endpoint in &self.endpoints {
+            let node = endpoint.node.as_ref().map_or("no node", NodeName::as_str);
+            match endpoint.unchosen {
+                None => writeln!(f, "  {} on {node}: one in {chosen}", endpoint.address)?,
+                Some(why) => writeln!(f, "  {} on {node}: not chosen: {why}", endpoint.address)?,
+            }
+        }
+        match (chosen, self.otherwise) {
+            (0, Otherwise::Refused) => writeln!(f, "  refused: no endpoint is ready anywhere")?,
+            (0, Otherwise::Dropped) => {
+                writeln!(
+                    f,
+                    "  dropped: no endpoint on this node is ready, and the traffic policy is Local"
+                )?;
+            }
+            _ => {}
+        }
+        match self.affinity {
+            Affinity::ClientIp { seconds } if chosen > 1 => {
+                writeln!(
+                    f,
+                    "  a client stays with its endpoint until it was idle for {seconds} s"
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+}
