@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::http;
+use crate::web;
 
 /// After a port that somebody else has.
 const RETRY: Duration = Duration::from_secs(5);
@@ -46,7 +46,10 @@ pub async fn run(mut health: watch::Receiver<Health>) {
             keep
         });
         refused.retain(|port| wanted.contains(port));
-        for port in wanted.iter().filter(|port| !serving.contains_key(port)) {
+        for port in &wanted {
+            if serving.contains_key(port) {
+                continue;
+            }
             match bind(*port).await {
                 Ok(listener) => {
                     refused.remove(port);
@@ -85,7 +88,7 @@ async fn bind(port: NonZeroU16) -> std::io::Result<TcpListener> {
 }
 
 async fn answer(port: NonZeroU16, listener: TcpListener, health: watch::Receiver<Health>) {
-    http::serve(listener, move |_| {
+    web::serve(listener, move |_| {
         let health = health.borrow();
         match health.checks.get(port) {
             Some(check) => respond(check, health.healthy),

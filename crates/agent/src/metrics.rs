@@ -4,8 +4,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ::http::{HeaderValue, Request, Response, StatusCode, header};
 use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use podnet_core::ipam::Usage;
@@ -20,8 +20,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cni_server::Readiness;
-use crate::http;
 use crate::ipam::Leases;
+use crate::web;
 
 /// The agent's metrics.
 #[derive(Debug)]
@@ -154,7 +154,7 @@ impl Metrics {
 /// Answers `GET /metrics`, `/livez`, `/readyz` and `/healthz` until the task ends.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, readiness: watch::Receiver<Readiness>) {
     let answer = move |request: &Request<Incoming>| answer(request, &metrics, &readiness.borrow());
-    http::serve(listener, answer).await;
+    web::serve(listener, answer).await;
 }
 
 fn answer(request: &Request<Incoming>, metrics: &Metrics, readiness: &Readiness) -> Response<Full<Bytes>> {
