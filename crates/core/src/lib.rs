@@ -42,7 +42,7 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         node: node.clone(),
         routing,
         addressing,
-        services,
+        services: Arc::new(services),
         masquerade,
         names,
         policy,

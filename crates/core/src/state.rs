@@ -23,7 +23,7 @@ pub struct NodeState {
     /// What pods of this node get their addresses from. Nothing of it is in the kernel.
     pub addressing: Addressing,
     /// Service addresses and what is behind them.
-    pub services: ServiceState,
+    pub services: Arc<ServiceState>,
     /// What leaves the cluster with the node's address.
     pub masquerade: Option<Masquerade>,
     /// The cluster's names; `None` where somebody else answers them.

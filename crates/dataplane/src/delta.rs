@@ -1,5 +1,6 @@
 //! The difference between what a table of the kernel should hold and what it holds. Every table uses this one.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// What to do to a table, by key, in key order.
@@ -25,17 +26,34 @@ impl<'a, K: Ord, V, W> Delta<'a, K, V, W> {
             change: Vec::new(),
             remove: Vec::new(),
         };
-        for (key, wanted) in want {
-            match have.get(key) {
-                None => delta.add.push((key, wanted)),
-                Some(there) if same(wanted, there) => {}
-                Some(there) => delta.change.push((key, wanted, there)),
+        // Both are in order: one walk finds it all.
+        let (mut want, mut have) = (want.iter().peekable(), have.iter().peekable());
+        loop {
+            let order = match (want.peek(), have.peek()) {
+                (Some((wanted, _)), Some((there, _))) => wanted.cmp(there),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return delta,
+            };
+            let wanted = if order.is_le() { want.next() } else { None };
+            let there = if order.is_ge() { have.next() } else { None };
+            match (wanted, there) {
+                (Some(wanted), None) => delta.add.push(wanted),
+                (None, Some(there)) => delta.remove.push(there),
+                (Some((key, wanted)), Some((_, there))) if !same(wanted, there) => {
+                    delta.change.push((key, wanted, there));
+                }
+                _ => {}
             }
         }
-        delta
-            .remove
-            .extend(have.iter().filter(|(key, _)| !want.contains_key(*key)));
-        delta
+    }
+
+    /// The keys that differ.
+    pub fn keys(&self) -> impl Iterator<Item = &'a K> {
+        let add = self.add.iter().map(|(key, _)| *key);
+        let change = self.change.iter().map(|(key, _, _)| *key);
+        let remove = self.remove.iter().map(|(key, _)| *key);
+        add.chain(change).chain(remove)
     }
 
     /// Nothing to do.
@@ -50,6 +68,14 @@ impl<'a, K: Ord, V, W> Delta<'a, K, V, W> {
 }
 
 impl<'a, K: Ord, V: PartialEq> Delta<'a, K, V> {
+    /// The values that differ, those there and those wanted.
+    pub fn values(&self) -> impl Iterator<Item = &'a V> {
+        let add = self.add.iter().map(|(_, value)| *value);
+        let change = self.change.iter().flat_map(|(_, new, old)| [*new, *old]);
+        let remove = self.remove.iter().map(|(_, value)| *value);
+        add.chain(change).chain(remove)
+    }
+
     /// The difference from `have` to `want`.
     pub fn between(want: &'a BTreeMap<K, V>, have: &'a BTreeMap<K, V>) -> Self {
         Delta::between_by(want, have, PartialEq::eq)

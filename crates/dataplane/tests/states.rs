@@ -257,9 +257,10 @@ fn thousands_of_services_go_in_at_once() {
                 protocol: frontend.protocol,
                 port: frontend.port,
             };
-            state.services.cluster_ips.insert(address);
+            let services = std::sync::Arc::make_mut(&mut state.services);
+            services.cluster_ips.insert(address);
             let entry = Entry::new(port, backend);
-            state.services.frontends.insert(frontend, entry.into());
+            services.frontends.insert(frontend, entry.into());
         }
         state
     };

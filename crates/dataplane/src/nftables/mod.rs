@@ -15,7 +15,10 @@ mod socket;
 mod transaction;
 pub(crate) mod wire;
 
+use std::sync::Arc;
+
 use podnet_core::NodeState;
+use podnet_core::service::ServiceState;
 
 pub(crate) use conntrack::be_liberal;
 pub use dump::{Services, Target};
@@ -39,9 +42,27 @@ const ATTEMPTS: usize = 20;
 pub struct Nftables {
     socket: Netfilter,
     /// What the kernel has, as of a generation of its rule set.
-    known: Option<(u32, Option<Found>)>,
+    known: Option<(u32, Known)>,
     /// UDP frontends that changed, and whose stale flows have not been forgotten yet.
     touched: Touched,
+}
+
+/// How we know what the kernel has.
+#[derive(Debug)]
+enum Known {
+    /// It was read.
+    Read(Option<Found>),
+    /// We put it there: the frame, and what services have in it.
+    Put(Table, Arc<ServiceState>),
+}
+
+impl Known {
+    fn is_table(&self) -> bool {
+        match self {
+            Known::Read(found) => found.is_some(),
+            Known::Put(..) => true,
+        }
+    }
 }
 
 impl Nftables {
@@ -61,9 +82,9 @@ impl Nftables {
 
     /// Makes the kernel's table the one for `state`. Returns what was done, which is nothing when nothing differed.
     pub fn apply(&mut self, state: &NodeState) -> Result<Transaction, NetfilterError> {
-        let table = render(state);
+        let frame = render::frame(state);
         for _ in 0..ATTEMPTS {
-            match self.try_apply(&table) {
+            match self.try_apply(&frame, &state.services) {
                 Err(NetfilterError::Changed) => self.known = None,
                 Err(error) => {
                     self.known = None;
@@ -78,19 +99,31 @@ impl Nftables {
         Err(NetfilterError::Changed)
     }
 
-    fn try_apply(&mut self, table: &Table) -> Result<Transaction, NetfilterError> {
+    fn try_apply(
+        &mut self,
+        frame: &Table,
+        services: &Arc<ServiceState>,
+    ) -> Result<Transaction, NetfilterError> {
         let generation = self.refresh()?;
-        let found = self.known.as_ref().and_then(|(_, found)| found.as_ref());
-        let transaction = Transaction::between(table, found);
-        if transaction.is_empty() {
-            return Ok(transaction);
+        let transaction = match self.known.take() {
+            Some((_, Known::Put(old_frame, old))) => {
+                let (old, new) = render::changed((old_frame, &old), (frame.clone(), services));
+                Transaction::between(&new, Some(&Found::of(&old)))
+            }
+            Some((_, Known::Read(found))) => {
+                Transaction::between(&render::whole(frame.clone(), services), found.as_ref())
+            }
+            None => return Err(NetfilterError::Changed),
+        };
+        let mut known = generation;
+        if !transaction.is_empty() {
+            // Before the kernel has it: when its answer is lost, the next difference does not have them any more.
+            self.touched.note(&transaction);
+            self.socket.transaction(generation, &transaction.messages())?;
+            // The kernel counts on by one and passes over zero.
+            known = generation.checked_add(1).unwrap_or(1);
         }
-        // Before the kernel has it: when its answer is lost, the next difference does not have them any more.
-        self.touched.note(&transaction);
-        self.socket.transaction(generation, &transaction.messages())?;
-        // The kernel counts on by one and passes over zero.
-        let next = generation.checked_add(1).unwrap_or(1);
-        self.known = Some((next, Some(Found::of(table))));
+        self.known = Some((known, Known::Put(frame.clone(), Arc::clone(services))));
         Ok(transaction)
     }
 
@@ -105,7 +138,7 @@ impl Nftables {
                 Ok(found) => {
                     // Read in several dumps: they are of one piece if nothing changed meanwhile.
                     if found::generation(&mut self.socket)? == generation {
-                        self.known = Some((generation, found));
+                        self.known = Some((generation, Known::Read(found)));
                         return Ok(generation);
                     }
                 }
@@ -122,14 +155,16 @@ impl Nftables {
     pub fn dump(&mut self) -> Result<Services, NetfilterError> {
         self.known = None;
         self.refresh()?;
-        let found = self.known.as_ref().and_then(|(_, found)| found.as_ref());
-        Ok(found.map(Services::from_found).unwrap_or_default())
+        match &self.known {
+            Some((_, Known::Read(Some(found)))) => Ok(Services::from_found(found)),
+            _ => Ok(Services::default()),
+        }
     }
 
     /// Whether our table is there.
     pub fn exists(&mut self) -> Result<bool, NetfilterError> {
         self.refresh()?;
-        Ok(self.known.as_ref().is_some_and(|(_, found)| found.is_some()))
+        Ok(self.known.as_ref().is_some_and(|(_, known)| known.is_table()))
     }
 
     /// Removes our table. Returns whether there was one.

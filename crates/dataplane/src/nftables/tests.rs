@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use podnet_core::cluster::{Affinity, ClusterConfig, NodeName, ObjectName, Protocol};
-use podnet_core::service::{Backend, Entry, Frontend, HostPort, NodePort, PortName};
+use podnet_core::service::{Backend, Entry, Frontend, HostPort, NodePort, PortName, ServiceState};
 use podnet_core::{Cluster, compute};
 use proptest::prelude::*;
 
@@ -23,10 +23,14 @@ fn state(services: &[(&str, Option<&[&str]>)]) -> NodeState {
     for (frontend, endpoints) in services {
         let frontend = self::frontend(frontend);
         let entry = entry(&frontend, backend(*endpoints));
-        state.services.cluster_ips.insert(frontend.address);
-        state.services.frontends.insert(frontend, entry.into());
+        services_of(&mut state).cluster_ips.insert(frontend.address);
+        services_of(&mut state).frontends.insert(frontend, entry.into());
     }
     state
+}
+
+fn services_of(state: &mut NodeState) -> &mut ServiceState {
+    Arc::make_mut(&mut state.services)
 }
 
 fn frontend(text: &str) -> Frontend {
@@ -76,8 +80,7 @@ fn the_first_batch_makes_everything() {
         ("SCTP 10.96.0.11:9", Some(&[])),
         ("TCP 10.96.0.12:80", None),
     ]);
-    state
-        .services
+    services_of(&mut state)
         .local_endpoints
         .insert("10.244.0.2".parse().unwrap());
     insta::assert_snapshot!(Transaction::between(&render(&state), None));
@@ -96,9 +99,9 @@ fn host_ports_and_masquerading_come_on_top() {
         let host_ip = host_ip.map(|text| text.parse().unwrap());
         let (port, inside) = (NonZeroU16::new(port).unwrap(), NonZeroU16::new(80).unwrap());
         let mapped = HostPort::mapped(host_ip, protocol, port, &pod, inside);
-        after.services.host_ports.extend(mapped);
+        services_of(&mut after).host_ports.extend(mapped);
     }
-    after.services.local_endpoints.extend(pod);
+    services_of(&mut after).local_endpoints.extend(pod);
     after.masquerade = Some(podnet_core::masquerade::Masquerade {
         pods: [
             "10.244.0.0/16".parse().unwrap(),
@@ -274,7 +277,7 @@ fn any_state() -> impl Strategy<Value = NodeState> {
         .prop_map(|services| services.into_iter().collect::<BTreeMap<_, _>>())
         .prop_map(|services| {
             let mut state = state(&[]);
-            state.services.pods = [
+            services_of(&mut state).pods = [
                 "10.244.0.0/24".parse().unwrap(),
                 "fd00:10:244::/64".parse().unwrap(),
             ]
@@ -310,8 +313,8 @@ fn any_state() -> impl Strategy<Value = NodeState> {
                     sources: sources.map(|range| Arc::new([range.parse().unwrap()].into())),
                     ..external.clone()
                 };
-                state.services.cluster_ips.insert(cluster_ip);
-                let frontends = &mut state.services.frontends;
+                services_of(&mut state).cluster_ips.insert(cluster_ip);
+                let frontends = &mut services_of(&mut state).frontends;
                 frontends.insert(frontend(cluster_ip), internal.into());
                 if shown.0 {
                     frontends.insert(frontend(address("203.0.113.", "2001:db8::")), guarded.into());
@@ -322,7 +325,9 @@ fn any_state() -> impl Strategy<Value = NodeState> {
                         protocol,
                         port,
                     };
-                    state.services.node_ports.insert(node_port, external.into());
+                    services_of(&mut state)
+                        .node_ports
+                        .insert(node_port, external.into());
                 }
             }
             state
@@ -354,6 +359,18 @@ proptest! {
     }
 
     #[test]
+    fn a_step_from_state_to_state_is_the_difference_of_their_tables(before in any_state(), after in any_state()) {
+        let (old, new) = ((render::frame(&before), &*before.services), (render::frame(&after), &*after.services));
+        let (old, new) = render::changed(old, new);
+        let step = Transaction::between(&new, Some(&Found::of(&old)));
+        let whole = Transaction::between(&render(&after), Some(&Found::of(&render(&before))));
+        prop_assert_eq!(step.is_empty(), whole.is_empty());
+        prop_assert_eq!(run(&step, render(&before)), render(&after));
+        let nothing = render::changed((render::frame(&after), &after.services), (render::frame(&after), &after.services));
+        prop_assert!(Transaction::between(&nothing.1, Some(&Found::of(&nothing.0))).is_empty());
+    }
+
+    #[test]
     fn what_is_rendered_reads_back_in_the_models_words(state in any_state()) {
         let services = Services::from_found(&Found::of(&render(&state)));
         for (frontend, entry) in &state.services.frontends {
@@ -370,6 +387,6 @@ proptest! {
             let wanted = entry.outside.as_ref().map(|outside| target(entry, outside));
             prop_assert_eq!(services.outside_ports.get(node_port), wanted.as_ref());
         }
-        prop_assert_eq!(services.cluster_ips, state.services.cluster_ips);
+        prop_assert_eq!(&services.cluster_ips, &state.services.cluster_ips);
     }
 }

@@ -42,6 +42,11 @@ impl Group {
     }
 }
 
+/// Whether an entry needs chains and sets of its service port, which its other addresses share.
+pub(super) fn has_names(entry: &Entry) -> bool {
+    entry.affinity != Affinity::None || entry.sources.is_some()
+}
+
 /// One entry where it stands.
 struct Place<'a> {
     family: Family,

@@ -12,13 +12,15 @@ mod key;
 mod leaving;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use podnet_core::NodeState;
 use podnet_core::cluster::Family;
-use podnet_core::service::ServiceState;
+use podnet_core::service::{Entry, Frontend, PortName, ServiceState};
 
 use super::model::{Base, Chain, Elements, Field, Hook, MapsTo, Set, Table, Value, Verdict};
 use super::rule::{Asked, Clause, Rule, octets};
+use crate::delta::Delta;
 use entry::Shape;
 pub(crate) use entry::{OUTSIDE, read_endpoint};
 pub(crate) use key::{
@@ -78,11 +80,19 @@ const REFUSE: &str = "refuse";
 
 /// The table for a state.
 pub fn render(state: &NodeState) -> Table {
-    let mut table = base(state);
-    let services = &state.services;
+    whole(frame(state), &state.services)
+}
+
+/// A frame, and all that services have in it.
+pub(crate) fn whole(frame: Table, services: &ServiceState) -> Table {
+    let mut table = frame;
+    addresses(
+        &mut table,
+        services.cluster_ips.iter(),
+        services.local_endpoints.iter(),
+    );
     for (frontend, entry) in &services.frontends {
-        let is_cluster_ip = services.cluster_ips.contains(&frontend.address);
-        entry::frontend(&mut table, frontend, entry, is_cluster_ip);
+        entry::frontend(&mut table, frontend, entry, is_cluster_ip(services, frontend));
     }
     for (node_port, entry) in &services.node_ports {
         entry::node_port(&mut table, node_port, entry);
@@ -90,8 +100,12 @@ pub fn render(state: &NodeState) -> Table {
     table
 }
 
-/// All but the entries of services.
-fn base(state: &NodeState) -> Table {
+fn is_cluster_ip(services: &ServiceState, frontend: &Frontend) -> bool {
+    services.cluster_ips.contains(&frontend.address)
+}
+
+/// All but what grows with the number of services.
+pub(crate) fn frame(state: &NodeState) -> Table {
     let mut table = Table::default();
     for family in FAMILIES {
         declare(&mut table, family);
@@ -99,18 +113,77 @@ fn base(state: &NodeState) -> Table {
     chains(&mut table, state);
     let services = &state.services;
     shapes_of(services).iter().for_each(|shape| shape.add(&mut table));
-    for address in &services.cluster_ips {
-        elements(&mut table, names(Family::of(*address)).cluster_ips).insert(octets(*address), Value::None);
-    }
-    for address in &services.local_endpoints {
-        let pair = octets(*address).repeat(2);
-        elements(&mut table, names(Family::of(*address)).hairpins).insert(pair, Value::None);
-    }
     host_ports::add(&mut table, services);
     if let Some(masquerade) = &state.masquerade {
         leaving::add(&mut table, masquerade);
     }
     table
+}
+
+fn addresses<'a>(
+    table: &mut Table,
+    cluster_ips: impl Iterator<Item = &'a IpAddr>,
+    local_endpoints: impl Iterator<Item = &'a IpAddr>,
+) {
+    for address in cluster_ips {
+        elements(table, names(Family::of(*address)).cluster_ips).insert(octets(*address), Value::None);
+    }
+    for address in local_endpoints {
+        let pair = octets(*address).repeat(2);
+        elements(table, names(Family::of(*address)).hairpins).insert(pair, Value::None);
+    }
+}
+
+/// What services have in the tables of two states, added to the frames of these: all in which they differ, and of what
+/// they have in common next to nothing. So the difference of the results is that of the whole tables, and costs what the
+/// change costs.
+pub(crate) fn changed(old: (Table, &ServiceState), new: (Table, &ServiceState)) -> (Table, Table) {
+    let ((mut old_table, old), (mut new_table, new)) = (old, new);
+    let gone = old.cluster_ips.difference(&new.cluster_ips);
+    addresses(
+        &mut old_table,
+        gone,
+        old.local_endpoints.difference(&new.local_endpoints),
+    );
+    let come = new.cluster_ips.difference(&old.cluster_ips);
+    addresses(
+        &mut new_table,
+        come,
+        new.local_endpoints.difference(&old.local_endpoints),
+    );
+
+    let frontends = Delta::between(&new.frontends, &old.frontends);
+    let node_ports = Delta::between(&new.node_ports, &old.node_ports);
+    let named = frontends
+        .values()
+        .chain(node_ports.values())
+        .filter(|entry| entry::has_names(entry));
+    // Chains and sets that are of a service port, not of one of its addresses, stand as long as one of these is there.
+    let named: BTreeSet<&PortName> = named.map(|entry| entry.port.as_ref()).collect();
+    let touched = |entry: &Entry| named.contains(entry.port.as_ref());
+    for (table, services) in [(&mut old_table, old), (&mut new_table, new)] {
+        let all = services
+            .frontends
+            .iter()
+            .filter(|(_, entry)| !named.is_empty() && touched(entry));
+        let alone = frontends
+            .keys()
+            .filter_map(|key| services.frontends.get_key_value(key));
+        for (frontend, entry) in alone.chain(all) {
+            entry::frontend(table, frontend, entry, is_cluster_ip(services, frontend));
+        }
+        let all = services
+            .node_ports
+            .iter()
+            .filter(|(_, entry)| !named.is_empty() && touched(entry));
+        let alone = node_ports
+            .keys()
+            .filter_map(|key| services.node_ports.get_key_value(key));
+        for (node_port, entry) in alone.chain(all) {
+            entry::node_port(table, node_port, entry);
+        }
+    }
+    (old_table, new_table)
 }
 
 /// What the choices among endpoints depend on: few, whatever the number of services.
