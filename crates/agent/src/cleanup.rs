@@ -8,6 +8,9 @@ use podnet_dataplane::{Dataplane, Kernel};
 
 use crate::{cni_server, wiring};
 
+/// In the state directory: what settings of the node were before the agent changed them.
+pub(crate) const SETTINGS: &str = "settings";
+
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -47,7 +50,7 @@ pub fn run(args: Args) -> miette::Result<()> {
     // First what makes the runtime ask for more.
     sweep.plugin(&args.cni_bin_dir, &args.cni_conf_dir);
     sweep.pod_links();
-    sweep.kernel();
+    sweep.kernel(&args.state_dir);
     for directory in [&args.run_dir, &args.state_dir] {
         sweep.directory(directory);
     }
@@ -145,10 +148,23 @@ impl Sweep {
         }
     }
 
-    fn kernel(&mut self) {
-        let dry_run = self.dry_run;
-        let swept = Kernel::open(None);
-        let swept = swept.and_then(|mut kernel| if dry_run { kernel.present() } else { kernel.clean() });
+    fn kernel(&mut self, state_dir: &Path) {
+        let mut kernel = match Kernel::open(None) {
+            Ok(kernel) => kernel,
+            Err(error) => return self.failures.push(error.to_string()),
+        };
+        if let Err(error) = kernel.keep_settings_in(&state_dir.join(SETTINGS)) {
+            let what = format!(
+                "settings of the node stay changed: {}: {error}",
+                state_dir.display()
+            );
+            self.failures.push(what);
+        }
+        let swept = if self.dry_run {
+            kernel.present()
+        } else {
+            kernel.clean()
+        };
         match swept {
             Ok(removed) => removed.iter().for_each(|what| self.say(what)),
             Err(error) => self.failures.push(error.to_string()),

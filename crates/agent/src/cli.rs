@@ -36,6 +36,9 @@ pub struct Args {
     /// How packets get from node to node
     #[arg(long, default_value = "vxlan", value_name = "vxlan|direct")]
     routing: Routing,
+    /// With --routing vxlan: use the tunnel only between subnets (CrossSubnet)
+    #[arg(long)]
+    cross_subnet: bool,
     /// Ranges of all pods' addresses, at most one per IP family
     #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6")]
     cluster_cidr: Vec<IpNet>,
@@ -156,6 +159,13 @@ impl Args {
                 ));
             }
         }
+        if self.cross_subnet && self.routing == Routing::Direct {
+            return Err(miette!(
+                help =
+                    "direct routes use no tunnel at all: leave --cross-subnet out, or take --routing vxlan",
+                "--cross-subnet needs --routing vxlan"
+            ));
+        }
         let overlap = |a: &&IpNet| {
             self.service_cidr
                 .iter()
@@ -211,9 +221,14 @@ async fn agent(args: Args) -> miette::Result<()> {
     let plugin = args.plugin()?;
     let (client, url) = client(&args.kubeconfig).await?;
     let kernel = Kernel::open(args.underlay_interface.clone());
-    let kernel = kernel
+    let mut kernel = kernel
         .into_diagnostic()
         .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
+    let settings = args.state_dir.join(crate::cleanup::SETTINGS);
+    kernel
+        .keep_settings_in(&settings)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot read {}", settings.display()))?;
     let cni = CniServerConfig {
         socket: args.run_dir.join("cni.sock"),
         state_dir: args.state_dir.clone(),
@@ -244,6 +259,7 @@ async fn agent(args: Args) -> miette::Result<()> {
             cluster_cidrs: args.cluster_cidr,
             service_cidrs: args.service_cidr,
             routing: args.routing,
+            cross_subnet: args.cross_subnet,
         },
         dns: args.cluster_dns,
         cni_bin_dir: args.cni_bin_dir,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use podnet_core::route::is_whole;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, ClusterConfig, NodeName, NodeState, compute};
 use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
@@ -146,6 +147,7 @@ impl NodeLoop {
 
     /// Computes and applies.
     fn turn(&mut self, cause: Cause, begin: Instant) -> Turn {
+        self.look_around();
         let state = compute(&self.cluster, &self.config.name);
         self.tell(&state.problems);
         let in_force = self.applied.as_ref().filter(|_| !self.failed);
@@ -170,6 +172,24 @@ impl NodeLoop {
             }
         };
         if unfinished { Turn::Again } else { Turn::Done }
+    }
+
+    /// Takes in what this node knows by itself.
+    fn look_around(&mut self) {
+        let me = &self.config.name;
+        if let Some(node) = self.cluster.node(me).filter(|node| is_whole(node)) {
+            self.cluster.local.node = Some(node.clone());
+        }
+        let own = self.cluster.local.node.as_ref();
+        let local = own.and_then(|node| node.address(node.primary?));
+        if !self.config.cluster.cross_subnet || local.is_none() {
+            return;
+        }
+        match self.kernel.subnets(local) {
+            Ok(subnets) => self.cluster.local.subnets = subnets,
+            // Applying says why; until then the subnets are those of before.
+            Err(error) => tracing::debug!(%error, "cannot see the node's subnets"),
+        }
     }
 
     fn log(&mut self, state: &NodeState, applied: &Applied, same: bool, took: Duration) {
@@ -216,6 +236,12 @@ impl NodeLoop {
     fn publish(&mut self, state: &NodeState, applied: &Applied) -> bool {
         let ranges: Vec<_> = state.routing.pod_ranges.iter().copied().collect();
         let readiness = match applied.pod_mtu {
+            _ if self.cluster.node(&state.node).is_none() && !state.routing.known => {
+                Readiness::NotReady(format!(
+                    "there is no usable Node object called {}: is that this node's name (--node)?",
+                    state.node
+                ))
+            }
             _ if ranges.is_empty() => Readiness::NotReady(format!(
                 "node {} has no spec.podCIDRs yet: the cluster's controller manager must give it a range",
                 state.node

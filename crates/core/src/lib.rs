@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod ipam;
 pub mod oracle;
+pub mod path;
 pub mod route;
 pub mod service;
 pub mod state;

@@ -160,6 +160,7 @@ fn empty(routing: Routing) -> Cluster {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10::/56".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
         routing,
+        ..ClusterConfig::default()
     })
 }
 

@@ -8,9 +8,12 @@ pub mod monitor;
 pub mod nftables;
 pub mod route;
 
-use std::fmt;
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::{fmt, io};
 
+use ipnet::IpNet;
 use podnet_core::NodeState;
 use podnet_core::service::Frontend;
 
@@ -77,10 +80,20 @@ impl Kernel {
         })
     }
 
+    /// Writes down in `file` what settings of the node were before they are changed, so that cleaning can put them back.
+    pub fn keep_settings_in(&mut self, file: &Path) -> io::Result<()> {
+        self.routes.keep_settings_in(file)
+    }
+
+    /// The subnets that the link between nodes is on, where `local` is the node's address.
+    pub fn subnets(&mut self, local: Option<IpAddr>) -> Result<BTreeSet<IpNet>, ApplyError> {
+        Ok(self.routes.subnets(local)?)
+    }
+
     /// Hears of others' changes from now on, in the network namespace of the calling thread, which must be the one this
     /// was opened in.
-    pub fn monitor(&self) -> std::io::Result<Monitor> {
-        Monitor::open(self.services.port())
+    pub fn monitor(&self) -> io::Result<Monitor> {
+        Monitor::open(self.services.port(), self.routes.underlay_index())
     }
 
     /// What [`Dataplane::clean`] would remove.
@@ -146,9 +159,16 @@ impl fmt::Display for Dump {
             writeln!(f, "tunnel {tunnel}")?;
         }
         routing
-            .routes
+            .host_addresses
             .iter()
-            .try_for_each(|(destination, hop)| writeln!(f, "route {destination} {hop}"))?;
+            .try_for_each(|address| writeln!(f, "address {address}"))?;
+        for (destination, hop) in &routing.routes {
+            write!(f, "route {destination} {hop}")?;
+            if let Some(mtu) = routing.path_mtu.get(destination) {
+                write!(f, " mtu {mtu}")?;
+            }
+            writeln!(f)?;
+        }
         routing
             .neighbours
             .iter()

@@ -9,6 +9,7 @@
 pub mod bootid;
 pub mod datagram;
 pub mod enter;
+pub mod ethtool;
 pub mod fdpass;
 mod mac;
 pub mod mount;

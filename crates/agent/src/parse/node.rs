@@ -33,6 +33,11 @@ fn parse(name: &NodeName, object: &api::Node) -> Result<Node, String> {
             parsed.map_err(|_| format!("status.addresses: {:?} is no IP address", address.address))
         });
     let mut node = Node::new(name.clone(), &internal.collect::<Result<Vec<_>, _>>()?, ranges);
+    node.created = object
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|time| time.0.as_second());
     node.labels = object.metadata.labels.clone().unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default();
     node.ready = conditions

@@ -14,6 +14,9 @@ pub struct ClusterConfig {
     pub service_cidrs: Vec<IpNet>,
     /// How packets for pods get from node to node.
     pub routing: Routing,
+    /// With [`Routing::Vxlan`]: packets to nodes on one's own subnet go as they are, and only those to other subnets
+    /// through the tunnel.
+    pub cross_subnet: bool,
 }
 
 /// How packets for pods get from node to node.

@@ -4,6 +4,7 @@
 //! is never silently dropped.
 
 mod config;
+mod local;
 mod names;
 mod node;
 mod pod;
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
+pub use local::Local;
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
 pub use pod::Pod;
@@ -109,6 +111,8 @@ pub struct Cluster {
     pub slices: BTreeMap<ObjectName, Parsed<EndpointSlice>>,
     /// Pods by namespace and name. Only those a feature asks for are watched.
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
+    /// What this node knows by itself.
+    pub local: Local,
 }
 
 impl Cluster {
