@@ -20,6 +20,8 @@ struct Cli {
 enum Command {
     /// The node agent: watches the API and keeps this node's network as it should be
     Agent(podnet_agent::cli::Args),
+    /// What this node's agent says of itself and of the paths to other nodes
+    Status(podnet_agent::status::Args),
     /// Takes everything of podnet off this node
     Cleanup(podnet_agent::cleanup::Args),
     /// The embedded Kubernetes API server
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Agent(args) => podnet_agent::cli::run(args),
+        Command::Status(args) => podnet_agent::status::run(args),
         Command::Cleanup(args) => podnet_agent::cleanup::run(args),
         Command::Apiserver(args) => podnet_apiserver::cli::run(args),
         Command::Controller(args) => podnet_controllers::cli::run(args),

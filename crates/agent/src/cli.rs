@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_core::cluster::{ClusterConfig, NodeName, Routing};
+use podnet_core::path;
 use podnet_dataplane::Kernel;
 use podnet_dataplane::monitor::Monitor;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +20,8 @@ use tokio::task::JoinSet;
 use crate::cni_server::{self, CniServerConfig, Readiness};
 use crate::metrics::{self, Metrics};
 use crate::node::{NodeConfig, NodeLoop};
-use crate::report;
+use crate::paths::{self, Paths};
+use crate::{report, status};
 
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
@@ -72,6 +74,9 @@ pub struct Args {
     /// The link between nodes [default: the one that has the node's InternalIP]
     #[arg(long, value_name = "NAME")]
     underlay_interface: Option<String>,
+    /// How often to probe the path to each other node (less often with more than 200 paths)
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    path_probe_interval: u64,
     /// Where to serve /metrics and /healthz; "off" for nowhere
     #[arg(long, default_value = "127.0.0.1:9980", value_name = "ADDR:PORT|off")]
     metrics_address: MetricsAddress,
@@ -236,7 +241,12 @@ async fn agent(args: Args) -> miette::Result<()> {
     };
     let not_yet = Readiness::NotReady("the agent has not seen the cluster yet".into());
     let (readiness, ready) = watch::channel(not_yet);
-    let metrics = Arc::new(Metrics::default());
+    let paths = Paths::start(path::Settings {
+        interval: std::time::Duration::from_secs(args.path_probe_interval),
+        ..path::Settings::default()
+    });
+    let paths = paths.into_diagnostic().wrap_err("cannot start a thread")?;
+    let metrics = Arc::new(Metrics::default().with_paths(paths.reports.clone()));
     let mut tasks = JoinSet::new();
     serve_metrics(&args, &metrics, &mut tasks).await;
     tracing::info!(node = %args.node, api = url, routing = %args.routing, "podnet agent");
@@ -245,6 +255,12 @@ async fn agent(args: Args) -> miette::Result<()> {
     crate::watch::start(&client, updates, &mut tasks);
     let (problems, reported) = watch::channel(Default::default());
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
+    let reports = paths.reports.clone();
+    tasks.spawn(paths::report::publish(
+        client.clone(),
+        args.node.clone(),
+        reports.clone(),
+    ));
     tasks.spawn(greet(client, url, args.kubeconfig.clone()));
     // It listens before the loop can install the plugin's configuration.
     let server = cni_server::bind(cni.clone(), ready)
@@ -253,6 +269,9 @@ async fn agent(args: Args) -> miette::Result<()> {
         .wrap_err("cannot serve the CNI plugin")?;
     // A task of its own: requests are accepted while the loop waits for the kernel.
     tasks.spawn(server.run());
+    let status = status::listen(&args.run_dir)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot listen in {}", args.run_dir.display()))?;
     let config = NodeConfig {
         name: args.node,
         cluster: ClusterConfig {
@@ -268,7 +287,8 @@ async fn agent(args: Args) -> miette::Result<()> {
         plugin,
     };
     let disturbed = disturbances(kernel.monitor());
-    let node = NodeLoop::new(config, kernel, metrics, readiness, problems);
+    let node = NodeLoop::new(config, kernel, metrics, readiness, problems).probing(paths);
+    tasks.spawn(status::serve(status, node.status(), reports));
     let (mut interrupt, mut terminate) = (
         stopped(SignalKind::interrupt())?,
         stopped(SignalKind::terminate())?,

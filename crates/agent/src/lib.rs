@@ -7,6 +7,8 @@ pub mod ipam;
 pub mod metrics;
 pub mod node;
 pub mod parse;
+pub mod paths;
 pub mod report;
+pub mod status;
 pub mod watch;
 pub mod wiring;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use podnet_core::path::targets;
 use podnet_core::route::is_whole;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, ClusterConfig, NodeName, NodeState, compute};
@@ -14,7 +15,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
 use crate::metrics::Metrics;
+use crate::paths::{Findings, Paths};
 use crate::report;
+use crate::status::NodeStatus;
 use crate::watch::{Synced, Update};
 
 /// So often the kernel is compared with what it should have, though nothing is known to have changed.
@@ -55,6 +58,9 @@ pub struct NodeLoop {
     told: BTreeSet<Problem>,
     refused: Vec<String>,
     installed: bool,
+    /// What probes the paths to other nodes.
+    paths: Option<Paths>,
+    status: watch::Sender<NodeStatus>,
     /// The last application failed, perhaps half-way: what is in force is neither `applied` nor what was to follow.
     failed: bool,
 }
@@ -99,8 +105,25 @@ impl NodeLoop {
             told: BTreeSet::new(),
             refused: Vec::new(),
             installed: false,
+            paths: None,
+            status: watch::channel(NodeStatus::default()).0,
             failed: false,
         }
+    }
+
+    /// Probes the paths to other nodes, and takes into account what is found. Goes on with what the last agent found.
+    pub fn probing(mut self, paths: Paths) -> Self {
+        match self.kernel.path_mtu() {
+            Ok(known) => self.cluster.local.path_mtu = known,
+            Err(error) => tracing::warn!("cannot read what is known of paths: {error}"),
+        }
+        self.paths = Some(paths);
+        self
+    }
+
+    /// What has come of it all, kept up to date.
+    pub fn status(&self) -> watch::Receiver<NodeStatus> {
+        self.status.subscribe()
     }
 
     /// Turns until `updates` ends. `disturbed` tells that somebody else changed the kernel's tables.
@@ -111,6 +134,7 @@ impl NodeLoop {
     ) {
         let mut wait = RETRY;
         let mut due = tokio::time::Instant::now() + RESYNC;
+        let mut findings = self.paths.as_ref().map(|paths| paths.findings.clone());
         loop {
             let cause = tokio::select! {
                 update = updates.recv() => {
@@ -119,6 +143,10 @@ impl NodeLoop {
                     Cause::Objects
                 }
                 Some(()) = disturbed.recv() => Cause::Kernel,
+                found = found(&mut findings) => {
+                    self.take_in(found);
+                    Cause::Objects
+                }
                 () = tokio::time::sleep_until(due) => Cause::Kernel,
             };
             let begin = Instant::now();
@@ -162,6 +190,7 @@ impl NodeLoop {
                 self.failed = false;
                 self.log(&state, &applied, same, begin.elapsed());
                 let installed = self.publish(&state, &applied);
+                self.probe(&state, &applied);
                 self.applied = Some(state);
                 !installed || !applied.refused.is_empty()
             }
@@ -171,7 +200,49 @@ impl NodeLoop {
                 true
             }
         };
+        self.say();
         if unfinished { Turn::Again } else { Turn::Done }
+    }
+
+    fn take_in(&mut self, found: Findings) {
+        let local = &mut self.cluster.local;
+        local.path_mtu = found.narrow;
+        if found.broken_checksums && !local.broken_checksums {
+            // For good: what does not leave checksums to the device cannot tell whether it would get them right now.
+            local.broken_checksums = true;
+            tracing::warn!("checksums arrive wrong; checksum offload of the tunnel is switched off");
+        }
+    }
+
+    /// Has the paths of this state probed, and says what is in force.
+    fn probe(&self, state: &NodeState, applied: &Applied) {
+        if let (Some(paths), Some(pod_mtu)) = (&self.paths, applied.pod_mtu) {
+            paths.set(targets(&state.routing, pod_mtu));
+        }
+        self.status.send_modify(|status| {
+            status.generation = Some(state.generation);
+            status.pod_mtu = applied.pod_mtu;
+            status.checksum_offload = state
+                .routing
+                .tunnel
+                .as_ref()
+                .is_none_or(|tunnel| tunnel.checksum_offload);
+        });
+    }
+
+    /// Says what is left out and what failed.
+    fn say(&self) {
+        let NodeConfig { name, cluster, .. } = &self.config;
+        self.status.send_modify(|status| {
+            status.node = name.to_string();
+            status.version = env!("CARGO_PKG_VERSION").into();
+            status.routing = cluster.routing.to_string();
+            if cluster.cross_subnet {
+                status.routing.push_str(" between subnets");
+            }
+            status.failures.clone_from(&self.refused);
+            status.problems = self.told.iter().map(Problem::to_string).collect();
+        });
     }
 
     /// Takes in what this node knows by itself.
@@ -305,5 +376,21 @@ impl NodeLoop {
             changed
         });
         self.told = now;
+    }
+}
+
+/// The next findings; never, when nothing is probed.
+async fn found(findings: &mut Option<watch::Receiver<Option<Findings>>>) -> Findings {
+    loop {
+        let Some(receiver) = findings else {
+            return std::future::pending().await;
+        };
+        if receiver.changed().await.is_err() {
+            *findings = None;
+            continue;
+        }
+        if let Some(found) = receiver.borrow_and_update().clone() {
+            return found;
+        }
     }
 }

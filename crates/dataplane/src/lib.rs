@@ -8,7 +8,7 @@ pub mod monitor;
 pub mod nftables;
 pub mod route;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::{fmt, io};
@@ -88,6 +88,11 @@ impl Kernel {
     /// The subnets that the link between nodes is on, where `local` is the node's address.
     pub fn subnets(&mut self, local: Option<IpAddr>) -> Result<BTreeSet<IpNet>, ApplyError> {
         Ok(self.routes.subnets(local)?)
+    }
+
+    /// The largest packets on routes of ours, in bytes, where that is less than their links take.
+    pub fn path_mtu(&mut self) -> Result<BTreeMap<IpNet, u32>, ApplyError> {
+        Ok(self.routes.dump()?.path_mtu)
     }
 
     /// Hears of others' changes from now on, in the network namespace of the calling thread, which must be the one this

@@ -15,6 +15,7 @@ mod mac;
 pub mod mount;
 pub mod netlink;
 pub mod ns;
+pub mod probe;
 pub mod process;
 pub mod sysctl;
 

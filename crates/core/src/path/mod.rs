@@ -12,10 +12,12 @@
 //! 3. a probe of the largest size that should pass, not to be fragmented. When those are lost and small ones pass, the
 //!    largest that does is searched for.
 
+mod notice;
 mod prober;
 mod search;
 pub mod wire;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -23,6 +25,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::cluster::NodeName;
+use crate::route::{Hop, RoutingState, Tunnel};
+pub use notice::{Notice, notices};
 pub use prober::{Prober, Settings, Transmit};
 
 /// Time since a moment that the caller chose.
@@ -50,6 +54,36 @@ pub struct Target {
     pub known_mtu: Option<u32>,
     /// The path is through our tunnel.
     pub tunnel: bool,
+}
+
+/// The paths to the peers that a node has routes to, where a pod's packets may have `pod_mtu` bytes.
+pub fn targets(routing: &RoutingState, pod_mtu: u32) -> BTreeMap<PathKey, Target> {
+    let source = |range: &IpNet| {
+        let mut own = routing.pod_ranges.iter();
+        own.find(|own| own.addr().is_ipv4() == range.addr().is_ipv4())
+            .map(IpNet::network)
+    };
+    let overhead = routing.tunnel.as_ref().map_or(0, Tunnel::overhead);
+    let target = |(range, peer): (&IpNet, &NodeName)| {
+        let (link_mtu, tunnel) = match routing.routes.get(range)? {
+            Hop::Tunnel(_) => (pod_mtu, true),
+            Hop::Via(_) => (pod_mtu + overhead, false),
+            Hop::Unreachable => return None,
+        };
+        let key = PathKey {
+            peer: peer.clone(),
+            range: *range,
+        };
+        let target = Target {
+            from: source(range)?,
+            to: range.network(),
+            link_mtu,
+            known_mtu: routing.path_mtu.get(range).copied(),
+            tunnel,
+        };
+        Some((key, target))
+    };
+    routing.owners.iter().filter_map(target).collect()
 }
 
 /// Whether packets arrive.

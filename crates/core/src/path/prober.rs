@@ -157,11 +157,13 @@ impl Prober {
             self.forget(&key);
         }
         for (key, path) in &mut self.paths {
-            if let Some(target) = targets.remove(key)
-                && path.target != target
-            {
-                self.changed = true;
-                path.retarget(target);
+            if let Some(mut target) = targets.remove(key) {
+                // That is what was found here.
+                target.known_mtu = path.target.known_mtu;
+                if path.target != target {
+                    self.changed = true;
+                    path.retarget(target);
+                }
             }
         }
         for (key, target) in targets {
