@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -118,6 +118,161 @@ fn the_tunnel_crosses_subnets() {
         r"jsonpath={.items[*].metadata.labels.topology\.kubernetes\.io/zone}",
     ]);
     assert_eq!(zones, "zone1 zone2 zone3");
+}
+
+/// What `podnet status` says of the paths from a node, by the other node's name.
+fn paths(lab: &Lab, node: &str) -> BTreeMap<String, Vec<Value>> {
+    let said = lab.node_sh(node, "podnet status --output json");
+    let status: Value = serde_json::from_str(&said).unwrap();
+    let mut paths: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for path in status["paths"].as_array().unwrap() {
+        let peer = path["peer"].as_str().unwrap().to_owned();
+        paths.entry(peer).or_default().push(path.clone());
+    }
+    paths
+}
+
+#[test]
+fn the_tunnel_is_used_only_between_subnets_and_paths_are_watched() {
+    let lab = Lab::up("cross", &["--subnets", "2", "--cross-subnet", "-f", DEMO]);
+    every_pod_reaches_every_pod(&lab);
+    // node1 and node3 are on one subnet, node2 is on the other.
+    let routes = lab.node_sh("node1", "ip route show proto 112; ip -6 route show proto 112");
+    let to = |address: &str| {
+        routes
+            .lines()
+            .filter(|line| line.contains(&format!("via {address} ")))
+            .count()
+    };
+    assert_eq!((to("172.30.0.13"), to("fd30::d")), (1, 1), "{routes}");
+    assert_eq!(
+        routes
+            .lines()
+            .filter(|line| line.contains("dev podnet.vxlan"))
+            .count(),
+        2,
+        "{routes}"
+    );
+
+    let so = |peer: &str, what: &str, wanted: &dyn Fn(&Value) -> bool| {
+        lab.until(what, || {
+            let paths = paths(&lab, "node1").remove(peer)?;
+            (paths.len() == 2 && paths.iter().all(wanted)).then_some(())
+        });
+    };
+    let well = |via: &'static str, mtu: u32| {
+        move |path: &Value| {
+            (
+                path["via"] == via,
+                path["reach"] == "reachable",
+                path["checksums"] == "right",
+            ) == (true, true, true)
+                && path["mtu"] == mtu
+                && path["latency_ms"].as_f64().is_some_and(|latency| latency > 0.0)
+        }
+    };
+    so("node2", "a good path through the tunnel", &well("tunnel", 1450));
+    so("node3", "a good path without it", &well("direct", 1500));
+    let table = lab.node_sh("node1", "podnet status");
+    assert!(
+        table.contains("PEER") && table.contains("node2") && table.contains("tunnel"),
+        "{table}"
+    );
+
+    let metric = |name: &str| {
+        lab.node_sh(
+            "node1",
+            &format!("curl -s http://127.0.0.1:9980/metrics | grep '^podnet_{name}.*node2' | head -1"),
+        )
+    };
+    let event = |reason: &str| {
+        lab.until(reason, || {
+            let list = lab.kubectl_json(&["get", "events", "-A"]);
+            let mut events = list["items"].as_array().unwrap().iter();
+            events
+                .any(|event| event["reason"] == reason && event["involvedObject"]["name"] == "node1")
+                .then_some(())
+        });
+    };
+    let spoil = |rule: &str| {
+        lab.node_sh(
+            "underlay",
+            &format!("nft 'table inet spoil {{ chain forward {{ type filter hook forward priority 0; {rule}; }}; }}'"),
+        );
+    };
+    let mend = || lab.node_sh("underlay", "nft delete table inet spoil");
+    spoil("udp dport 4789 drop");
+    so("node2", "the break", &|path| path["reach"] == "unreachable");
+    so(
+        "node3",
+        "a good path beside the broken one",
+        &well("direct", 1500),
+    );
+    assert!(
+        metric("path_reachable").ends_with(" 0.0"),
+        "{}",
+        metric("path_reachable")
+    );
+    event("PathLost");
+    mend();
+    so("node2", "the path's return", &well("tunnel", 1450));
+    assert!(
+        metric("path_reachable").ends_with(" 1.0"),
+        "{}",
+        metric("path_reachable")
+    );
+    event("PathRestored");
+
+    spoil("meta length > 1400 drop");
+    so("node2", "the largest packet", &|path| path["mtu"] == 1350);
+    assert!(
+        metric("path_mtu_bytes").ends_with(" 1350.0"),
+        "{}",
+        metric("path_mtu_bytes")
+    );
+    event("PathMTUReduced");
+    lab.until("the limit on the route", || {
+        lab.node_sh("node1", "ip route show proto 112")
+            .contains("mtu 1350")
+            .then_some(())
+    });
+    // Pods that were there before carry whole answers all the same: a megabyte over TCP.
+    let far = lab
+        .pods("default")
+        .into_iter()
+        .find(|pod| pod.is_app("echo") && pod.node == "node2")
+        .unwrap();
+    let sent = format!(
+        "head -c 1000000 /dev/zero | curl -sS -m 20 -o /dev/null -w '%{{http_code}}' --data-binary @- http://{}:8080/",
+        far.ips[0]
+    );
+    assert_eq!(lab.sh("toolbox", &sent), "200");
+    mend();
+    so("node2", "the largest packet's return", &well("tunnel", 1450));
+    event("PathMTURestored");
+}
+
+#[test]
+fn a_node_whose_object_is_deleted_goes_on_and_registers_again() {
+    let lab = Lab::up("again", &["-f", DEMO]);
+    let far = lab
+        .pods("default")
+        .into_iter()
+        .find(|pod| pod.is_app("echo") && pod.node == "node2")
+        .unwrap();
+    let routes = || lab.node_sh("node2", "ip route show proto 112");
+    let before = routes();
+    let uid = |lab: &Lab| lab.kubectl_json(&["get", "node", "node2"])["metadata"]["uid"].clone();
+    let old = uid(&lab);
+    lab.kubectl_ok(&["delete", "node", "node2"]);
+    lab.until("its registering again", || {
+        assert_eq!(routes(), before, "its own routes stay");
+        let node = lab.kubectl(&["get", "node", "node2", "-o", "json"]);
+        let node: Value = serde_json::from_str(&stdout(&node)).ok()?;
+        (node["metadata"]["uid"] != old && node["spec"]["podCIDR"].is_string()).then_some(())
+    });
+    assert_eq!(routes(), before);
+    let _ = far;
 }
 
 #[test]

@@ -181,6 +181,7 @@ impl NodeLoop {
         let in_force = self.applied.as_ref().filter(|_| !self.failed);
         let same = in_force.is_some_and(|applied| applied.same_kernel_state(&state));
         if same && cause == Cause::Objects {
+            self.say();
             return Turn::Nothing;
         }
         let before = self.applied.as_ref().map_or(0, |applied| applied.generation);

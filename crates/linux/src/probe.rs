@@ -201,6 +201,7 @@ mod tests {
     use crate::netlink::{LinkChange, Netlink};
     use crate::ns::{Kind, Namespace};
 
+    #[track_caller]
     fn soon<T>(mut found: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
@@ -237,6 +238,10 @@ mod tests {
                         assert!(!client.send(&[0; 2000], (local, 7000).into()).unwrap());
                         while client.refused(&mut buffer).is_some() {}
 
+                        if local.is_ipv6() && !checksum {
+                            // Without a checksum nobody can say whose it is, and IPv6 answers nothing.
+                            continue;
+                        }
                         assert!(client.send(b"nobody", (local, 7001).into()).unwrap());
                         let (length, refusal) = soon(|| client.refused(&mut buffer));
                         assert_eq!(
