@@ -1,4 +1,5 @@
 //! Other people's clients against the real `podnet apiserver`: kube-rs' informer and the Python client.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod control_plane;
 

@@ -1,4 +1,5 @@
 //! Debian's kubectl against the real `podnet apiserver`, and `podnet controller` where its work is needed.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod control_plane;
 

@@ -1,4 +1,5 @@
 //! The lab as its users meet it: raised by the real executable, looked at with kubectl and from inside pods.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

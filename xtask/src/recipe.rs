@@ -50,17 +50,9 @@ pub(crate) fn run(words: &[&str]) -> miette::Result<()> {
     }
 }
 
-/// Builds the executables that ship and puts links to them into [`bin`].
-pub(crate) fn build() -> miette::Result<()> {
-    run(&[
-        "cargo",
-        "build",
-        "--release",
-        "--package",
-        "podnet",
-        "--package",
-        "podnet-cni",
-    ])?;
+/// Builds `what` for release, the executables that ship among it, and puts links to these into [`bin`].
+pub(crate) fn build(what: &[&str]) -> miette::Result<()> {
+    run(&[&["cargo", "build", "--release"], what].concat())?;
     for name in ["podnet", "podnet-cni"] {
         let link = bin().join(name);
         let _ = std::fs::remove_file(&link);

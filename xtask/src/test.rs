@@ -4,8 +4,8 @@ use crate::{edges, recipe};
 
 /// Installs what the tests need, checks the house, runs the tests.
 ///
-/// One profile serves for everything, so that the dependencies are built once and the executables under test are
-/// the ones that `cargo xtask demo` builds.
+/// One profile, one build: tests and executables together, because cargo would build most crates twice for
+/// executables alone and then with the tests' own dependencies.
 pub(crate) fn run() -> miette::Result<()> {
     recipe::run(&["./.ci/setup"])?;
     recipe::run(&["cargo", "fmt", "--all", "--check"])?;
@@ -19,17 +19,18 @@ pub(crate) fn run() -> miette::Result<()> {
         "sources",
     ])?;
     edges::run()?;
-    recipe::build()?;
-    lint(&[])?;
-    // Helpers of tests may unwrap and be public to their siblings.
-    lint(&[
+    recipe::run(&[
+        "cargo",
+        "clippy",
+        "--quiet",
+        "--release",
+        "--workspace",
         "--all-targets",
         "--",
-        "-A",
-        "clippy::unwrap_used",
-        "-A",
-        "unreachable_pub",
+        "--deny",
+        "warnings",
     ])?;
+    recipe::build(&["--workspace", "--all-targets"])?;
     recipe::run(&[
         "cargo",
         "nextest",
@@ -38,14 +39,4 @@ pub(crate) fn run() -> miette::Result<()> {
         "--workspace",
         "--no-fail-fast",
     ])
-}
-
-/// Clippy with every warning an error.
-fn lint(more: &[&str]) -> miette::Result<()> {
-    let (targets, allowed) = more.split_at(more.iter().position(|word| *word == "--").unwrap_or(0));
-    let mut words = vec!["cargo", "clippy", "--quiet", "--release", "--workspace"];
-    words.extend(targets);
-    words.extend(["--", "--deny", "warnings"]);
-    words.extend(allowed.iter().skip(1));
-    recipe::run(&words)
 }

@@ -47,6 +47,12 @@ pub struct Args {
     /// Ranges of all services' addresses, at most one per IP family
     #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6")]
     service_cidr: Vec<IpNet>,
+    /// Whether what pods send beyond the cluster gets their node's address; off where the world knows the way to pods
+    #[arg(long, default_value = "on", value_name = "on|off")]
+    masquerade: Switch,
+    /// Destinations beyond the cluster that see pods' own addresses all the same
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
+    non_masquerade_cidr: Vec<IpNet>,
     /// DNS servers for pods
     #[arg(long, value_delimiter = ',', value_name = "IP,IP6")]
     cluster_dns: Vec<IpAddr>,
@@ -98,6 +104,13 @@ impl FromStr for DataplaneName {
             _ => Err(format!("{text:?} is no data plane; choose auto or nftables")),
         }
     }
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -183,6 +196,11 @@ impl Args {
             ));
         }
         Ok(())
+    }
+
+    /// The destinations that are not masqueraded; none when nothing is.
+    fn masquerade(&self) -> Option<Vec<IpNet>> {
+        (self.masquerade == Switch::On).then(|| self.non_masquerade_cidr.iter().map(IpNet::trunc).collect())
     }
 
     fn plugin(&self) -> miette::Result<PathBuf> {
@@ -272,9 +290,11 @@ async fn agent(args: Args) -> miette::Result<()> {
     let status = status::listen(&args.run_dir)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot listen in {}", args.run_dir.display()))?;
+    let masquerade = args.masquerade();
     let config = NodeConfig {
         name: args.node,
         cluster: ClusterConfig {
+            masquerade,
             cluster_cidrs: args.cluster_cidr,
             service_cidrs: args.service_cidr,
             routing: args.routing,

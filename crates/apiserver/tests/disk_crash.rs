@@ -1,6 +1,7 @@
 //! SIGKILL in the middle of writes: whatever was acknowledged is there afterwards, and the revision never goes back.
 //!
 //! The test runs itself again as the process that is killed.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

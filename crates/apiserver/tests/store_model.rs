@@ -1,4 +1,5 @@
 //! The store against a naive model that keeps every state it ever was in.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -3,9 +3,12 @@
 //! Everything here is a function of its arguments: no clock, no sockets, no files, no history.
 
 pub mod cluster;
+pub mod flow;
 pub mod ipam;
+pub mod masquerade;
 pub mod oracle;
 pub mod path;
+pub mod policy;
 pub mod route;
 pub mod service;
 pub mod state;
@@ -20,6 +23,8 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
     let routing = route::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
+    let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
+    let policy = policy::compute(cluster, node, &mut problems);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
         why: invalid.why.clone(),
@@ -31,6 +36,8 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         node: node.clone(),
         routing,
         services,
+        masquerade,
+        policy,
         problems,
     }
 }

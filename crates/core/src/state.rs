@@ -3,6 +3,8 @@
 use std::fmt;
 
 use crate::cluster::{NodeName, ObjectRef};
+use crate::masquerade::Masquerade;
+use crate::policy::PolicyState;
 use crate::route::RoutingState;
 use crate::service::ServiceState;
 
@@ -17,6 +19,10 @@ pub struct NodeState {
     pub routing: RoutingState,
     /// Service addresses and what is behind them.
     pub services: ServiceState,
+    /// What leaves the cluster with the node's address.
+    pub masquerade: Option<Masquerade>,
+    /// Which connections of this node's pods are allowed. No data plane enforces it yet.
+    pub policy: PolicyState,
     /// What was left out, and why.
     pub problems: Vec<Problem>,
 }
@@ -30,7 +36,11 @@ impl NodeState {
 
     /// Whether two states ask the same of the kernel.
     pub fn same_kernel_state(&self, other: &NodeState) -> bool {
-        self.node == other.node && self.routing == other.routing && self.services == other.services
+        self.node == other.node
+            && self.routing == other.routing
+            && self.services == other.services
+            && self.masquerade == other.masquerade
+            && self.policy == other.policy
     }
 }
 
@@ -53,6 +63,10 @@ impl fmt::Display for NodeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node {} generation {}", self.node, self.generation)?;
         write!(f, "{}{}", self.routing, self.services)?;
+        if let Some(masquerade) = &self.masquerade {
+            write!(f, "{masquerade}")?;
+        }
+        write!(f, "{}", self.policy)?;
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem {problem}"))

@@ -1,4 +1,5 @@
 //! Random clusters: compute depends on the objects alone, and agrees with the oracle.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -160,6 +161,7 @@ fn empty(routing: Routing) -> Cluster {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10::/56".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
         routing,
+        masquerade: Some(vec!["192.168.0.0/16".parse().unwrap()]),
         ..ClusterConfig::default()
     })
 }

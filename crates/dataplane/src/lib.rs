@@ -189,7 +189,11 @@ impl fmt::Display for Dump {
         self.services
             .frontends
             .iter()
-            .try_for_each(|(frontend, target)| service(f, frontend, target))
+            .try_for_each(|(frontend, target)| service(f, frontend, target))?;
+        self.services
+            .host_ports
+            .iter()
+            .try_for_each(|(host_port, target)| writeln!(f, "host port {host_port} to {target}"))
     }
 }
 

@@ -1,4 +1,5 @@
 //! Real sockets through what was applied, between network namespaces.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -8,19 +8,30 @@ mod local;
 mod names;
 mod node;
 mod pod;
+mod policy;
+mod selector;
 mod service;
 mod slice;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 
 pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
 pub use local::Local;
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
-pub use pod::Pod;
+pub use pod::{NamedPort, Namespace, Pod};
+pub use policy::{
+    Action, BlockError, ClusterMatch, ClusterNetworkPolicy, ClusterPeer, ClusterPort, ClusterRule, Direction,
+    DomainError, DomainPattern, Existing, IpBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicyRule, Part, PodSelection, PolicyPort, PortRange, Tier, Unread,
+};
+pub use selector::{LabelTest, Labels, NAMESPACE_NAME, Requirement, Selector, SelectorError};
 pub use service::{Affinity, InternalPolicy, Protocol, Service, ServiceError, ServicePort, UnknownProtocol};
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, SliceError};
+
+use crate::service::HostPort;
 
 /// One value per IP family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +75,33 @@ impl ObjectRef {
             kind: "Service",
             namespace: Some(name.namespace.clone()),
             name: name.name.clone(),
+        }
+    }
+
+    /// A reference to a pod.
+    pub fn pod(name: &ObjectName) -> Self {
+        ObjectRef {
+            kind: "Pod",
+            namespace: Some(name.namespace.clone()),
+            name: name.name.clone(),
+        }
+    }
+
+    /// A reference to a network policy.
+    pub fn network_policy(name: &ObjectName) -> Self {
+        ObjectRef {
+            kind: "NetworkPolicy",
+            namespace: Some(name.namespace.clone()),
+            name: name.name.clone(),
+        }
+    }
+
+    /// A reference to a cluster network policy.
+    pub fn cluster_network_policy(name: &str) -> Self {
+        ObjectRef {
+            kind: "ClusterNetworkPolicy",
+            namespace: None,
+            name: name.to_owned(),
         }
     }
 
@@ -113,6 +151,14 @@ pub struct Cluster {
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
     /// What this node knows by itself.
     pub local: Local,
+    /// Host ports that pods of this node have, as its container runtime asked for them.
+    pub host_ports: BTreeMap<HostPort, SocketAddr>,
+    /// Namespaces by name.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Network policies by namespace and name.
+    pub network_policies: BTreeMap<ObjectName, Parsed<NetworkPolicy>>,
+    /// Cluster network policies by name.
+    pub cluster_network_policies: BTreeMap<String, Parsed<ClusterNetworkPolicy>>,
 }
 
 impl Cluster {
@@ -146,12 +192,26 @@ impl Cluster {
         self.slices.values().filter_map(|slice| slice.as_ref().ok())
     }
 
+    /// The valid pods, by name.
+    pub fn valid_pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values().filter_map(|pod| pod.as_ref().ok())
+    }
+
     /// The objects that could not be parsed.
     pub fn invalid(&self) -> impl Iterator<Item = &Invalid> {
         let nodes = self.nodes.values().filter_map(|object| object.as_ref().err());
         let services = self.services.values().filter_map(|object| object.as_ref().err());
         let slices = self.slices.values().filter_map(|object| object.as_ref().err());
         let pods = self.pods.values().filter_map(|object| object.as_ref().err());
-        nodes.chain(services).chain(slices).chain(pods)
+        let policies = self
+            .network_policies
+            .values()
+            .filter_map(|object| object.as_ref().err());
+        let cluster_policies = self
+            .cluster_network_policies
+            .values()
+            .filter_map(|object| object.as_ref().err());
+        let policies = policies.chain(cluster_policies);
+        nodes.chain(services).chain(slices).chain(pods).chain(policies)
     }
 }

@@ -1,6 +1,6 @@
 //! Nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -18,6 +18,8 @@ pub struct Node {
     pub primary: Option<Family>,
     /// The ranges its pods' addresses come from.
     pub pod_ranges: PodRanges,
+    /// Every IP address of its status, of whatever type: what policies mean by the node.
+    pub all_addresses: BTreeSet<IpAddr>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Whether its Ready condition is True. Routes do not depend on it: a node that is not Ready may well serve.
@@ -116,6 +118,7 @@ impl Node {
             addresses: Dual::default(),
             primary: None,
             pod_ranges,
+            all_addresses: internal.iter().copied().collect(),
             labels: BTreeMap::new(),
             ready: false,
             created: None,

@@ -1,6 +1,8 @@
 //! What should happen to a packet, worked out the slow way from the API's text. Tests hold it against
 //! [`crate::compute`] and against real kernels; it shares no code with either.
 
+pub mod policy;
+
 use std::net::{IpAddr, SocketAddr};
 
 use crate::cluster::{AddressFamily, Cluster, Family, InternalPolicy, NodeName, Protocol};

@@ -1,5 +1,7 @@
 //! From Services and EndpointSlices to what is behind each service address.
 
+mod host_port;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +14,7 @@ use crate::cluster::{
     ObjectRef, Protocol, Service, ServicePort,
 };
 use crate::state::Problem;
+pub use host_port::{HostAddress, HostPort};
 
 /// Service addresses of a cluster, as one node sees them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,7 +25,9 @@ pub struct ServiceState {
     pub cluster_ips: BTreeSet<IpAddr>,
     /// The ranges services' addresses are from: an address in them that is not in use is dropped.
     pub ranges: BTreeSet<IpNet>,
-    /// Endpoints on this node: each may be sent back to itself by its own service.
+    /// Ports of this node that lead into its pods.
+    pub host_ports: BTreeMap<HostPort, SocketAddr>,
+    /// Endpoints on this node: each may be sent back to itself by its own service or host port.
     pub local_endpoints: BTreeSet<IpAddr>,
 }
 
@@ -75,6 +80,8 @@ pub(crate) fn compute(cluster: &Cluster, me: &NodeName, problems: &mut Vec<Probl
     }
     let mut state = ServiceState {
         ranges: cluster.config.service_cidrs.iter().map(IpNet::trunc).collect(),
+        host_ports: cluster.host_ports.clone(),
+        local_endpoints: cluster.host_ports.values().map(SocketAddr::ip).collect(),
         ..Default::default()
     };
     let mut owners: BTreeMap<IpAddr, &ObjectName> = BTreeMap::new();
@@ -218,6 +225,9 @@ impl fmt::Display for ServiceState {
         self.frontends
             .iter()
             .try_for_each(|(frontend, backend)| writeln!(f, "service {frontend} {backend}"))?;
+        self.host_ports
+            .iter()
+            .try_for_each(|(host_port, target)| writeln!(f, "host port {host_port} to {target}"))?;
         self.local_endpoints
             .iter()
             .try_for_each(|address| writeln!(f, "local endpoint {address}"))

@@ -96,20 +96,18 @@ impl Found {
         }
     }
 
-    /// Whether every set and base chain that is there is of the kind that is wanted, and no other is there: then
-    /// changing rules and elements suffices.
+    /// Whether every set that is there is wanted and of the kind that is there, and so every base chain that is wanted:
+    /// then changing rules and elements suffices.
     pub(crate) fn fits(&self, want: &Table) -> bool {
         let sets = self
             .sets
             .iter()
             .all(|(name, found)| want.sets.get(name).is_some_and(|set| found.is(set)));
-        let chains = self
-            .chains
-            .iter()
-            .all(|(name, found)| match want.chains.get(name) {
-                Some(chain) => found.base == FoundChain::of(chain).base,
-                None => found.base.is_none(),
-            });
+        let same_base = |(name, found): (&String, &FoundChain)| {
+            let wanted = want.chains.get(name);
+            wanted.is_none_or(|chain| found.base == FoundChain::of(chain).base)
+        };
+        let chains = self.chains.iter().all(same_base);
         sets && chains
     }
 }

@@ -4,6 +4,7 @@
 //! of the rule set that was read, so what others do at the same time neither gets lost nor mixed up with ours.
 
 mod conntrack;
+mod flows;
 mod found;
 mod model;
 mod render;
@@ -18,7 +19,7 @@ use std::num::NonZeroU16;
 
 use podnet_core::NodeState;
 use podnet_core::cluster::{Family, Protocol};
-use podnet_core::service::{Frontend, ServiceState};
+use podnet_core::service::{Frontend, HostAddress, HostPort};
 
 pub use found::Found;
 pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, Table, Value, Verdict};
@@ -27,15 +28,14 @@ pub use rule::{Clause, Rule, State};
 pub use socket::NetfilterError;
 pub use transaction::{Operation, Transaction};
 
-use render::{frontend_key, names, split_address};
+use flows::Touched;
+use render::{names, split_address};
 use socket::Netfilter;
 
 /// The name of our table, in the family inet.
 pub const TABLE: &str = "podnet";
 /// Others change nftables too; so often we begin again.
 const ATTEMPTS: usize = 20;
-/// Protocol number of UDP.
-const UDP: u8 = 17;
 
 /// The services of a node, kept in nftables.
 #[derive(Debug)]
@@ -43,8 +43,8 @@ pub struct Nftables {
     socket: Netfilter,
     /// What the kernel has, as of a generation of its rule set.
     known: Option<(u32, Option<Found>)>,
-    /// UDP frontends whose endpoints changed, and whose stale flows have not been forgotten yet.
-    touched: BTreeSet<Key>,
+    /// UDP frontends that changed, and whose stale flows have not been forgotten yet.
+    touched: Touched,
 }
 
 impl Nftables {
@@ -53,7 +53,7 @@ impl Nftables {
         Ok(Nftables {
             socket: Netfilter::open()?,
             known: None,
-            touched: BTreeSet::new(),
+            touched: Touched::default(),
         })
     }
 
@@ -73,7 +73,7 @@ impl Nftables {
                     return Err(error);
                 }
                 Ok(transaction) => {
-                    self.forget_flows(&state.services)?;
+                    self.forget_flows(state)?;
                     return Ok(transaction);
                 }
             }
@@ -89,7 +89,7 @@ impl Nftables {
             return Ok(transaction);
         }
         // Before the kernel has it: when its answer is lost, the next difference does not have them any more.
-        self.touched.extend(touched_udp(&transaction));
+        self.touched.note(&transaction);
         self.socket.transaction(generation, &transaction.messages())?;
         // The kernel counts on by one and passes over zero.
         let next = generation.checked_add(1).unwrap_or(1);
@@ -153,47 +153,17 @@ impl Nftables {
     }
 
     /// After a failure they are tried again with the next application.
-    fn forget_flows(&mut self, services: &ServiceState) -> Result<(), NetfilterError> {
+    fn forget_flows(&mut self, state: &NodeState) -> Result<(), NetfilterError> {
         if self.touched.is_empty() {
             return Ok(());
         }
         let touched = &self.touched;
         conntrack::forget(&mut self.socket, |sent_to, answered_from| {
-            let Some(port) = NonZeroU16::new(sent_to.port()) else {
-                return false;
-            };
-            let frontend = Frontend {
-                address: sent_to.ip(),
-                protocol: Protocol::Udp,
-                port,
-            };
-            let kept = services
-                .frontends
-                .get(&frontend)
-                .is_some_and(|backend| backend.keeps(answered_from));
-            touched.contains(&frontend_key(&frontend)) && !kept
+            touched.is_stale(state, sent_to, answered_from)
         })?;
-        self.touched.clear();
+        self.touched = Touched::default();
         Ok(())
     }
-}
-
-/// The UDP frontends (by key) whose endpoints a transaction changed.
-fn touched_udp(done: &Transaction) -> BTreeSet<Key> {
-    let mut touched = BTreeSet::new();
-    for family in [Family::V4, Family::V6] {
-        let names = names(family);
-        for set in [names.services, names.endpoints] {
-            for key in done.removed(set).chain(done.added(set)) {
-                let Some((_, [UDP, ..])) = split_address(family, key) else {
-                    continue;
-                };
-                let width = key.len().min(frontend_width(family));
-                touched.insert(key[..width].to_vec());
-            }
-        }
-    }
-    touched
 }
 
 fn frontend_width(family: Family) -> usize {
@@ -210,6 +180,8 @@ pub struct Services {
     pub frontends: BTreeMap<Frontend, Target>,
     /// Addresses whose other ports are refused.
     pub cluster_ips: BTreeSet<std::net::IpAddr>,
+    /// Host ports of all the node's addresses. One of a single address is a frontend.
+    pub host_ports: BTreeMap<HostPort, SocketAddr>,
 }
 
 /// What becomes of a new connection.
@@ -255,7 +227,22 @@ impl Services {
         }
         let addresses = elements(names.cluster_ips).filter_map(|(key, _)| split_address(family, key));
         self.cluster_ips.extend(addresses.map(|(address, _)| address));
+        let host_ports = elements(names.host_ports).filter_map(|(key, value)| match value {
+            Value::Data(data) => Some((read_host_port(family, key)?, read_socket(family, data)?)),
+            _ => None,
+        });
+        self.host_ports.extend(host_ports);
     }
+}
+
+fn read_host_port(family: Family, key: &[u8]) -> Option<HostPort> {
+    let (protocol, rest) = key.split_first_chunk::<4>()?;
+    let (port, _) = rest.split_first_chunk::<4>()?;
+    Some(HostPort {
+        address: HostAddress::Any(family),
+        protocol: Protocol::from_number(protocol[0])?,
+        port: NonZeroU16::new(u16::from_be_bytes([port[0], port[1]]))?,
+    })
 }
 
 fn read_frontend(family: Family, key: &[u8]) -> Option<(Frontend, &[u8])> {

@@ -168,6 +168,8 @@ pub struct Base {
 pub enum Hook {
     /// What arrived, before routing.
     Prerouting = 0,
+    /// What is for this node itself.
+    Input = 1,
     /// What passes through.
     Forward = 2,
     /// What this node sends.
@@ -180,6 +182,7 @@ impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
             Hook::Forward => "forward",
             Hook::Output => "output",
             Hook::Postrouting => "postrouting",

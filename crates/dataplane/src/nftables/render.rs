@@ -6,9 +6,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 use podnet_core::NodeState;
 use podnet_core::cluster::Family;
-use podnet_core::service::{Backend, Frontend, ServiceState};
+use podnet_core::masquerade::Masquerade;
+use podnet_core::service::{Backend, Frontend, HostAddress, HostPort, ServiceState};
 
 use super::model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, Table, Value, Verdict, digit};
 use super::rule::{Clause, Rule, State, octets};
@@ -20,6 +23,8 @@ pub(crate) struct Names {
     pub(crate) endpoints: &'static str,
     pub(crate) cluster_ips: &'static str,
     pub(crate) hairpins: &'static str,
+    pub(crate) host_ports: &'static str,
+    pub(crate) nodes: &'static str,
 }
 
 pub(crate) fn names(family: Family) -> Names {
@@ -29,12 +34,16 @@ pub(crate) fn names(family: Family) -> Names {
             endpoints: "endpoint4",
             cluster_ips: "cluster4",
             hairpins: "hairpin4",
+            host_ports: "hostport4",
+            nodes: "node4",
         },
         Family::V6 => Names {
             services: "service6",
             endpoints: "endpoint6",
             cluster_ips: "cluster6",
             hairpins: "hairpin6",
+            host_ports: "hostport6",
+            nodes: "node6",
         },
     }
 }
@@ -54,6 +63,10 @@ pub fn render(state: &NodeState) -> Table {
     }
     chains(&mut table, state);
     elements(&mut table, &state.services);
+    host_ports(&mut table, &state.services);
+    if let Some(masquerade) = &state.masquerade {
+        masquerades(&mut table, masquerade);
+    }
     table
 }
 
@@ -81,6 +94,12 @@ fn declare(table: &mut Table, family: Family) {
     set(names.endpoints, numbered, MapsTo::Fields(socket));
     set(names.cluster_ips, address, MapsTo::Nothing);
     set(names.hairpins, pair, MapsTo::Nothing);
+    set(
+        names.host_ports,
+        &[Field::Protocol, Field::Port],
+        MapsTo::Fields(socket),
+    );
+    set(names.nodes, address, MapsTo::Nothing);
     for set in table.sets.keys() {
         table.elements.entry(set.clone()).or_default();
     }
@@ -163,7 +182,24 @@ fn translations(state: &NodeState) -> Vec<Rule> {
             Clause::TranslateTo(*own),
         ]))
     });
-    by_service.into_iter().chain(pings).collect()
+    let services = &state.services;
+    let by_host_port = FAMILIES
+        .into_iter()
+        .filter(|family| has_host_ports(services, *family));
+    let by_host_port = by_host_port.map(|family| {
+        let translate = Clause::TranslateByPort(family, names(family).host_ports);
+        rule([Clause::Family(family), Clause::DestinationIsLocal, translate])
+    });
+    by_service.into_iter().chain(by_host_port).chain(pings).collect()
+}
+
+/// Whether some host port is bound to every address of a family.
+fn has_host_ports(services: &ServiceState, family: Family) -> bool {
+    let any = HostAddress::Any(family);
+    services
+        .host_ports
+        .keys()
+        .any(|host_port| host_port.address == any)
 }
 
 fn guard(services: &ServiceState) -> Vec<Rule> {
@@ -204,7 +240,125 @@ fn sources(state: &NodeState) -> Vec<Rule> {
                 Clause::Masquerade,
             ])
         });
-    hairpins.into_iter().chain(tunnel).collect()
+    let loopback = has_loopback_ports(&state.services).then(|| {
+        // A pod could not answer a node that calls it from 127.0.0.1.
+        rule([
+            Clause::SourceWithin(loopback()),
+            Clause::Translated,
+            Clause::Masquerade,
+        ])
+    });
+    let outside = state.masquerade.iter().flat_map(|masquerade| &masquerade.pods);
+    let outside = outside.map(|range| {
+        rule([
+            Clause::SourceWithin(*range),
+            goto(leaving(Family::of(range.addr()))),
+        ])
+    });
+    let within = hairpins.into_iter().chain(tunnel).chain(loopback);
+    within.chain(outside).collect()
+}
+
+fn loopback() -> IpNet {
+    IpNet::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0).into(), 8)
+}
+
+fn has_loopback_ports(services: &ServiceState) -> bool {
+    let mut host_ports = services.host_ports.keys();
+    host_ports.any(|host_port| host_port.address.is_on_loopback())
+}
+
+/// The chain that decides whether a pod's packet gets the node's address.
+fn leaving(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "leaving4",
+        Family::V6 => "leaving6",
+    }
+}
+
+/// Where pods' packets go that may be for the outside.
+fn masquerades(table: &mut Table, masquerade: &Masquerade) {
+    for family in FAMILIES {
+        let stays = |clause| rule([clause, Clause::Verdict(Verdict::Accept)]);
+        let except = masquerade
+            .except
+            .iter()
+            .filter(|range| Family::of(range.addr()) == family);
+        let except = except.map(|range| stays(Clause::DestinationWithin(*range)));
+        let to_node = stays(Clause::DestinationIn(family, names(family).nodes));
+        let rules = except.chain([to_node, rule([Clause::Masquerade])]).collect();
+        table
+            .chains
+            .insert(leaving(family).into(), Chain { base: None, rules });
+    }
+    for address in &masquerade.nodes {
+        set(table, names(Family::of(*address)).nodes).insert(octets(*address), Value::None);
+    }
+}
+
+/// A host port of one address is like a service with one endpoint; one of all addresses is looked up by port alone,
+/// once the kernel has said that the address is the node's.
+fn host_ports(table: &mut Table, services: &ServiceState) {
+    for (host_port, target) in &services.host_ports {
+        let family = host_port.address.family();
+        let names = names(family);
+        match host_port.address {
+            HostAddress::Any(_) => {
+                let value = Value::Data(socket_bytes(*target));
+                set(table, names.host_ports).insert(host_port_key(host_port), value);
+            }
+            HostAddress::One(address) => {
+                let frontend = Frontend {
+                    address,
+                    protocol: host_port.protocol,
+                    port: host_port.port,
+                };
+                if services.frontends.contains_key(&frontend) {
+                    continue;
+                }
+                let chain = balancer(table, family, 1);
+                let value = Value::Data(socket_bytes(*target));
+                set(table, names.endpoints).insert(numbered_key(&frontend, 0), value);
+                set(table, names.services)
+                    .insert(frontend_key(&frontend), Value::Verdict(Verdict::Goto(chain)));
+            }
+        }
+    }
+    if has_loopback_ports(services) {
+        table.chains.insert("loopback-guard".into(), loopback_guard());
+    }
+}
+
+/// The pods' links accept 127.0.0.0/8 where host ports are to work on it (`route_localnet`), which must not let pods
+/// reach what listens there: only answers may come in.
+fn loopback_guard() -> Chain {
+    let foreign = || Clause::CameNotBy("lo");
+    let verdict = Clause::Verdict;
+    Chain {
+        base: Some(Base {
+            kind: "filter",
+            hook: Hook::Input,
+            priority: FILTER,
+        }),
+        rules: vec![
+            rule([
+                foreign(),
+                Clause::DestinationWithin(loopback()),
+                Clause::Answers,
+                verdict(Verdict::Accept),
+            ]),
+            rule([
+                foreign(),
+                Clause::DestinationWithin(loopback()),
+                verdict(Verdict::Drop),
+            ]),
+            rule([
+                foreign(),
+                Clause::SourceWithin(loopback()),
+                verdict(Verdict::Drop),
+            ]),
+        ],
+    }
 }
 
 fn elements(table: &mut Table, services: &ServiceState) {
@@ -251,6 +405,13 @@ fn balancer(table: &mut Table, family: Family, count: usize) -> String {
         rules: vec![choose()],
     });
     chain
+}
+
+/// Protocol and port, as `hostport4` and `hostport6` have them.
+pub(crate) fn host_port_key(host_port: &HostPort) -> Key {
+    let mut key = vec![host_port.protocol.number(), 0, 0, 0];
+    key.extend_from_slice(&port_bytes(host_port.port.get()));
+    key
 }
 
 pub(crate) fn frontend_key(frontend: &Frontend) -> Key {

@@ -22,6 +22,10 @@ pub enum Clause {
     DestinationIn(Family, &'static str),
     /// The destination is in a range.
     DestinationWithin(IpNet),
+    /// The source is in a range.
+    SourceWithin(IpNet),
+    /// The destination is an address of this node.
+    DestinationIsLocal,
     /// Source and destination together are in a set.
     PairIn(Family, &'static str),
     /// The source is another one.
@@ -30,6 +34,12 @@ pub enum Clause {
     SourceIsLocal,
     /// The packet leaves by this link.
     Leaves(&'static str),
+    /// The packet came by another link than this one.
+    CameNotBy(&'static str),
+    /// The connection's destination was translated.
+    Translated,
+    /// The packet answers one that began the connection.
+    Answers,
     /// The connection is in one of these states.
     State(State),
     /// The transport protocol, by number.
@@ -40,6 +50,8 @@ pub enum Clause {
     ServiceVerdict(Family, &'static str),
     /// Translate to one of so many endpoints, found by destination, protocol, port and a random number.
     TranslateToOneOf(Family, &'static str, u32),
+    /// Translate to what a map has for protocol and port.
+    TranslateByPort(Family, &'static str),
     /// Translate to an address.
     TranslateTo(IpAddr),
     /// Give the packet the address of the link it leaves by.
@@ -75,7 +87,13 @@ impl State {
 const REGISTER: u32 = 8;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
+const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
+const CT_STATE: u32 = 0;
+const CT_DIRECTION: u32 = 1;
+const CT_STATUS: u32 = 2;
+/// IPS_DST_NAT.
+const DESTINATION_TRANSLATED: u32 = 1 << 5;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const EQUAL: u32 = 0;
@@ -154,6 +172,31 @@ impl Program {
         self.expression("lookup", data);
     }
 
+    fn connection(&mut self, key: u32) {
+        self.expression("ct", Attributes::new().u32(1, REGISTER).u32(2, key));
+    }
+
+    fn within(&mut self, range: IpNet, end: End) {
+        let family = Family::of(range.addr());
+        self.family(family);
+        self.address(family, end, REGISTER);
+        self.mask(&octets(range.netmask()));
+        self.compare(EQUAL, &octets(range.network()));
+    }
+
+    /// Whether an address is one of this node's.
+    fn local(&mut self, end: End) {
+        const ADDRESS_TYPE: u32 = 3;
+        const LOCAL: u32 = 2;
+        let by = match end {
+            End::Source => 1,
+            End::Destination => 2,
+        };
+        let data = Attributes::new().u32(1, REGISTER).u32(2, ADDRESS_TYPE).u32(3, by);
+        self.expression("fib", data);
+        self.compare(EQUAL, &LOCAL.to_ne_bytes());
+    }
+
     fn family(&mut self, family: Family) {
         self.meta(META_NFPROTO, REGISTER);
         self.compare(EQUAL, &[nfproto(family)]);
@@ -203,13 +246,9 @@ impl Program {
                 self.address(*family, End::Destination, REGISTER);
                 self.lookup(set, None);
             }
-            Clause::DestinationWithin(range) => {
-                let family = Family::of(range.addr());
-                self.family(family);
-                self.address(family, End::Destination, REGISTER);
-                self.mask(&octets(range.netmask()));
-                self.compare(EQUAL, &octets(range.network()));
-            }
+            Clause::DestinationWithin(range) => self.within(*range, End::Destination),
+            Clause::SourceWithin(range) => self.within(*range, End::Source),
+            Clause::DestinationIsLocal => self.local(End::Destination),
             Clause::PairIn(family, set) => {
                 self.family(*family);
                 self.address(*family, End::Source, REGISTER);
@@ -222,27 +261,27 @@ impl Program {
                 self.address(family, End::Source, REGISTER);
                 self.compare(NOT_EQUAL, &octets(*address));
             }
-            Clause::SourceIsLocal => {
-                const ADDRESS_TYPE: u32 = 3;
-                const BY_SOURCE: u32 = 1;
-                const LOCAL: u32 = 2;
-                self.expression(
-                    "fib",
-                    Attributes::new()
-                        .u32(1, REGISTER)
-                        .u32(2, ADDRESS_TYPE)
-                        .u32(3, BY_SOURCE),
-                );
-                self.compare(EQUAL, &LOCAL.to_ne_bytes());
-            }
+            Clause::SourceIsLocal => self.local(End::Source),
             Clause::Leaves(link) => {
-                let mut name = link.as_bytes().to_vec();
-                name.resize(IFNAMSIZ, 0);
                 self.meta(META_OIFNAME, REGISTER);
-                self.compare(EQUAL, &name);
+                self.compare(EQUAL, &link_name(link));
+            }
+            Clause::CameNotBy(link) => {
+                self.meta(META_IIFNAME, REGISTER);
+                self.compare(NOT_EQUAL, &link_name(link));
+            }
+            Clause::Translated => {
+                self.connection(CT_STATUS);
+                self.mask(&DESTINATION_TRANSLATED.to_ne_bytes());
+                self.compare(NOT_EQUAL, &[0; 4]);
+            }
+            Clause::Answers => {
+                const REPLY: u8 = 1;
+                self.connection(CT_DIRECTION);
+                self.compare(EQUAL, &[REPLY]);
             }
             Clause::State(state) => {
-                self.expression("ct", Attributes::new().u32(1, REGISTER).u32(2, 0));
+                self.connection(CT_STATE);
                 self.mask(&state.bits().to_ne_bytes());
                 self.compare(NOT_EQUAL, &[0; 4]);
             }
@@ -273,6 +312,13 @@ impl Program {
                 self.lookup(map, Some(REGISTER));
                 self.nat(*family, Some(REGISTER + words(*family)));
             }
+            Clause::TranslateByPort(family, map) => {
+                self.family(*family);
+                self.meta(META_L4PROTO, REGISTER);
+                self.payload(TRANSPORT_HEADER, 2, 2, REGISTER + 1);
+                self.lookup(map, Some(REGISTER));
+                self.nat(*family, Some(REGISTER + words(*family)));
+            }
             Clause::TranslateTo(address) => {
                 let value = Attributes::new().bytes(1, &octets(*address));
                 self.expression("immediate", Attributes::new().u32(1, REGISTER).nest(2, value));
@@ -287,6 +333,13 @@ impl Program {
             }
         }
     }
+}
+
+/// A link's name as the kernel compares it.
+fn link_name(link: &str) -> Vec<u8> {
+    let mut name = link.as_bytes().to_vec();
+    name.resize(IFNAMSIZ, 0);
+    name
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -346,10 +399,15 @@ impl fmt::Display for Clause {
             Clause::Family(family) => write!(f, "meta nfproto ipv{}", digit(*family)),
             Clause::DestinationIn(family, set) => write!(f, "{} daddr @{set}", ip(*family)),
             Clause::DestinationWithin(range) => write!(f, "{} daddr {range}", ip(Family::of(range.addr()))),
+            Clause::SourceWithin(range) => write!(f, "{} saddr {range}", ip(Family::of(range.addr()))),
+            Clause::DestinationIsLocal => f.write_str("fib daddr type local"),
             Clause::PairIn(family, set) => write!(f, "{0} saddr . {0} daddr @{set}", ip(*family)),
             Clause::SourceIsNot(address) => write!(f, "{} saddr != {address}", ip(Family::of(*address))),
             Clause::SourceIsLocal => f.write_str("fib saddr type local"),
             Clause::Leaves(link) => write!(f, "oifname \"{link}\""),
+            Clause::CameNotBy(link) => write!(f, "iifname != \"{link}\""),
+            Clause::Translated => f.write_str("ct status dnat"),
+            Clause::Answers => f.write_str("ct direction reply"),
             Clause::State(State::EstablishedOrRelated) => f.write_str("ct state established,related"),
             Clause::State(State::Invalid) => f.write_str("ct state invalid"),
             Clause::Protocol(6) => f.write_str("meta l4proto tcp"),
@@ -365,6 +423,9 @@ impl fmt::Display for Clause {
                     f,
                     "dnat {ip} to {ip} daddr . meta l4proto . th dport . numgen random mod {count} map @{map}"
                 )
+            }
+            Clause::TranslateByPort(family, map) => {
+                write!(f, "dnat {} to meta l4proto . th dport map @{map}", ip(*family))
             }
             Clause::TranslateTo(address) => write!(f, "dnat {} to {address}", ip(Family::of(*address))),
             Clause::Masquerade => f.write_str("masquerade"),

@@ -63,6 +63,40 @@ fn the_first_batch_makes_everything() {
 }
 
 #[test]
+fn host_ports_and_masquerading_come_on_top() {
+    let before = state(&[("TCP 10.96.0.1:443", Some(&["172.30.0.1:6443"]))]);
+    let mut after = before.clone();
+    let pod: [std::net::IpAddr; 2] = ["10.244.0.2".parse().unwrap(), "fd00:10:244::2".parse().unwrap()];
+    for (host_ip, protocol, port) in [
+        (None, Protocol::Tcp, 8080),
+        (Some("127.0.0.1"), Protocol::Udp, 8080),
+        (Some("fd30::b"), Protocol::Sctp, 9),
+    ] {
+        let host_ip = host_ip.map(|text| text.parse().unwrap());
+        let (port, inside) = (NonZeroU16::new(port).unwrap(), NonZeroU16::new(80).unwrap());
+        let mapped = HostPort::mapped(host_ip, protocol, port, &pod, inside);
+        after.services.host_ports.extend(mapped);
+    }
+    after.services.local_endpoints.extend(pod);
+    after.masquerade = Some(podnet_core::masquerade::Masquerade {
+        pods: [
+            "10.244.0.0/16".parse().unwrap(),
+            "fd00:10:244::/56".parse().unwrap(),
+        ]
+        .into(),
+        except: ["10.244.0.0/16".parse().unwrap(), "ff00::/8".parse().unwrap()].into(),
+        nodes: ["172.30.0.11".parse().unwrap(), "172.30.0.12".parse().unwrap()].into(),
+    });
+    let found = Found::of(&render(&before));
+    insta::assert_snapshot!(Transaction::between(&render(&after), Some(&found)));
+    // And they go again without making the table anew.
+    let found = Found::of(&render(&after));
+    let back = Transaction::between(&render(&before), Some(&found));
+    assert!(!back.0.contains(&Operation::DeleteTable), "{back}");
+    assert_eq!(run(&back, render(&after)), render(&before));
+}
+
+#[test]
 fn a_change_costs_the_elements_that_changed() {
     let before = state(&[
         ("TCP 10.96.0.1:443", Some(&["172.30.0.1:6443"])),

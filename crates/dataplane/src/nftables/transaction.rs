@@ -150,26 +150,20 @@ impl Transaction {
         self.0.iter().map(count).sum()
     }
 
-    /// The keys that elements are taken from, by set.
-    pub(crate) fn removed(&self, set: &str) -> impl Iterator<Item = &Key> {
-        self.0
-            .iter()
-            .flat_map(move |operation| match operation {
-                Operation::DeleteElements(name, _, elements) if name == set => elements.as_slice(),
-                _ => &[],
-            })
-            .map(|(key, _)| key)
+    /// The elements that are taken from a set.
+    pub(crate) fn removed(&self, set: &str) -> impl Iterator<Item = &(Key, Value)> {
+        self.0.iter().flat_map(move |operation| match operation {
+            Operation::DeleteElements(name, _, elements) if name == set => elements.as_slice(),
+            _ => &[],
+        })
     }
 
-    /// The keys that elements are put at, by set.
-    pub(crate) fn added(&self, set: &str) -> impl Iterator<Item = &Key> {
-        self.0
-            .iter()
-            .flat_map(move |operation| match operation {
-                Operation::AddElements(name, _, elements) if name == set => elements.as_slice(),
-                _ => &[],
-            })
-            .map(|(key, _)| key)
+    /// The elements that are put into a set.
+    pub(crate) fn added(&self, set: &str) -> impl Iterator<Item = &(Key, Value)> {
+        self.0.iter().flat_map(move |operation| match operation {
+            Operation::AddElements(name, _, elements) if name == set => elements.as_slice(),
+            _ => &[],
+        })
     }
 
     pub(crate) fn messages(&self) -> Vec<Message> {

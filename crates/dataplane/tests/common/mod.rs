@@ -203,6 +203,7 @@ impl Lab {
                 "fd00:10:96::/112".parse().unwrap(),
             ],
             routing,
+            masquerade: Some(Vec::new()),
             ..ClusterConfig::default()
         };
         let mut lab = Lab {

@@ -6,11 +6,12 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use miette::{Context, IntoDiagnostic, miette};
+use podnet_manifest::Manifest;
 
 use super::api::Api;
+use super::create;
 use super::init::Word;
 use super::layout::LabDir;
-use super::manifest::{self, Manifest};
 use super::plan::Request;
 use super::precondition;
 use super::ready::{self, Workloads};
@@ -35,7 +36,7 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
     precondition::check()?;
     let mut manifests = Vec::new();
     for file in files {
-        manifests.extend(manifest::read(file)?);
+        manifests.extend(podnet_manifest::read(file)?);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -123,8 +124,7 @@ async fn raise(
     }
     let mut workloads = Workloads::default();
     for manifest in manifests {
-        let created = manifest
-            .create(&api)
+        let created = create::create(manifest, &api)
             .await
             .map_err(|error| Failure::Undo(error.into()))?;
         workloads.add(&created);

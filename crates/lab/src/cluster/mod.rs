@@ -6,12 +6,12 @@
 //! one directory ([`layout::LabDir`]), and those [`teardown`] removes.
 
 pub mod api;
+pub mod create;
 pub mod enter;
 pub mod exec;
 pub mod init;
 pub mod launch;
 pub mod layout;
-pub mod manifest;
 pub mod node;
 pub mod plan;
 pub mod precondition;

@@ -6,8 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoNetkit,
+    InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    NetkitMode,
 };
 
 use super::{MacAddr, Netlink, NetlinkError, Request, malformed, wire};
@@ -48,6 +49,8 @@ pub enum LinkKind {
     Device,
     /// One end of a pair.
     Veth,
+    /// One end of a pair that costs less than a veth (Linux 6.7).
+    Netkit,
     /// A bridge.
     Bridge,
     /// A VXLAN tunnel.
@@ -209,6 +212,7 @@ impl LinkKind {
         match name.as_deref() {
             None => LinkKind::Device,
             Some("veth") => LinkKind::Veth,
+            Some("netkit") => LinkKind::Netkit,
             Some("bridge") => LinkKind::Bridge,
             Some("vxlan") => LinkKind::Vxlan(Vxlan::read(data)),
             Some(other) => LinkKind::Other(other.into()),
@@ -216,7 +220,7 @@ impl LinkKind {
     }
 }
 
-/// The other end of a veth pair that is to be made.
+/// The other end of a pair that is to be made.
 #[derive(Debug, Clone)]
 pub struct VethPeer<'fd> {
     /// Its name.
@@ -232,6 +236,9 @@ pub struct VethPeer<'fd> {
 pub enum NewLinkKind<'fd> {
     /// A pair of links; what one sends, the other receives.
     Veth(VethPeer<'fd>),
+    /// A pair without queues, which passes packets on without the detour by the softirq's backlog (Linux 6.7). Both
+    /// ends carry Ethernet frames, as a veth's do.
+    Netkit(VethPeer<'fd>),
     /// A bridge that forwards from the start and asks nobody (no spanning tree, no multicast snooping).
     Bridge,
     /// A VXLAN tunnel.
@@ -299,6 +306,13 @@ impl<'fd> NewLink<'fd> {
             NewLinkKind::Veth(peer) => vec![
                 LinkInfo::Kind(InfoKind::Veth),
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(self.peer(peer)))),
+            ],
+            NewLinkKind::Netkit(peer) => vec![
+                LinkInfo::Kind(InfoKind::Netkit),
+                LinkInfo::Data(InfoData::Netkit(vec![
+                    InfoNetkit::Peer(self.peer(peer)),
+                    InfoNetkit::Mode(NetkitMode::L2),
+                ])),
             ],
             NewLinkKind::Bridge => vec![
                 LinkInfo::Kind(InfoKind::Bridge),
@@ -412,6 +426,14 @@ impl<'fd> LinkChange<'fd> {
     /// Makes it a port of the bridge with this index, or of none.
     pub fn master(self, master: Option<u32>) -> Self {
         self.with(LinkAttribute::Controller(master.unwrap_or(0)))
+    }
+
+    /// Lets the bridge which it is a port of send a frame back by it: for a pod that its own service sends to itself.
+    pub fn hairpin(self) -> Self {
+        self.with(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        ]))
     }
 
     /// Puts it into a group of links.

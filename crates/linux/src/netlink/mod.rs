@@ -1,4 +1,5 @@
-//! A synchronous rtnetlink client: links, addresses, routes, neighbours and bridge forwarding entries.
+//! A synchronous rtnetlink client: links, addresses, routes, neighbours and bridge forwarding entries, and
+//! token buckets.
 //!
 //! What changes the kernel is a [`Request`], made from the thing it is about ([`Route::replace`],
 //! [`NewLink::create`], ...). [`Netlink::apply`] sends many of them with one system call and reads every
@@ -10,6 +11,7 @@
 mod address;
 mod link;
 mod neighbour;
+mod qdisc;
 mod route;
 mod wire;
 
@@ -29,6 +31,7 @@ pub use crate::mac::MacAddr;
 pub use address::{Address, AddressFlags};
 pub use link::{Link, LinkChange, LinkKind, NewLink, NewLinkKind, VethPeer, Vxlan};
 pub use neighbour::{FdbEntry, Neighbour};
+pub use qdisc::TokenBucket;
 pub use route::{MAIN_TABLE, Route, RouteFilter, RouteKind, Scope};
 
 use crate::ns::Namespace;

@@ -1,16 +1,15 @@
-//! Manifests: YAML (or JSON) files of Kubernetes objects, with the line of every field, so that what the API
-//! server says about a field can be shown in the file.
+//! Manifests: YAML (or JSON) files of Kubernetes objects, with the line of every field, so that what is said about a
+//! field can be shown in the file.
 
-use std::fmt;
+mod tree;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use serde_saphyr::Spanned;
 
-use super::api::{Api, Refused};
+use tree::Node;
 
 /// What is wrong with a manifest, and where.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -39,9 +38,6 @@ pub enum ManifestError {
         /// The file.
         path: PathBuf,
     },
-    /// The API server could not be asked.
-    #[error("{0}")]
-    Api(String),
 }
 
 /// One object of a file.
@@ -53,81 +49,6 @@ pub struct Manifest {
     offset: u64,
     /// The object as JSON.
     pub object: Value,
-}
-
-/// A YAML tree that knows its lines.
-#[derive(Debug, Clone)]
-enum Node {
-    Map(Vec<(String, Spanned<Node>)>),
-    Seq(Vec<Spanned<Node>>),
-    Scalar(Value),
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Tree;
-        impl<'de> Visitor<'de> for Tree {
-            type Value = Node;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a mapping, a list or a scalar")
-            }
-            fn visit_bool<E>(self, v: bool) -> Result<Node, E> {
-                Ok(Node::Scalar(v.into()))
-            }
-            fn visit_i64<E>(self, v: i64) -> Result<Node, E> {
-                Ok(Node::Scalar(v.into()))
-            }
-            fn visit_u64<E>(self, v: u64) -> Result<Node, E> {
-                Ok(Node::Scalar(v.into()))
-            }
-            fn visit_f64<E>(self, v: f64) -> Result<Node, E> {
-                Ok(Node::Scalar(v.into()))
-            }
-            fn visit_str<E>(self, v: &str) -> Result<Node, E> {
-                Ok(Node::Scalar(v.into()))
-            }
-            fn visit_unit<E>(self) -> Result<Node, E> {
-                Ok(Node::Scalar(Value::Null))
-            }
-            fn visit_none<E>(self) -> Result<Node, E> {
-                Ok(Node::Scalar(Value::Null))
-            }
-            fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-                Node::deserialize(deserializer)
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = seq.next_element()? {
-                    items.push(item);
-                }
-                Ok(Node::Seq(items))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Node::Map(entries))
-            }
-        }
-        deserializer.deserialize_any(Tree)
-    }
-}
-
-impl Node {
-    fn to_value(&self) -> Value {
-        match self {
-            Node::Map(entries) => Value::Object(
-                entries
-                    .iter()
-                    .map(|(k, v)| (k.clone(), v.value.to_value()))
-                    .collect::<Map<_, _>>(),
-            ),
-            Node::Seq(items) => Value::Array(items.iter().map(|item| item.value.to_value()).collect()),
-            Node::Scalar(value) => value.clone(),
-        }
-    }
 }
 
 /// Reads a file of one or more documents. A `List` is taken apart.
@@ -235,6 +156,11 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// kind
     pub fn kind(&self) -> &str {
         self.object["kind"].as_str().unwrap_or_default()
@@ -255,7 +181,8 @@ impl Manifest {
         self.object["metadata"]["namespace"].as_str().unwrap_or("default")
     }
 
-    fn error(&self, path: &[String], message: String) -> ManifestError {
+    /// What is wrong with the field at `path`.
+    pub fn error(&self, path: &[String], message: String) -> ManifestError {
         ManifestError::At {
             path: self.path.clone(),
             line: self.line_of(path),
@@ -263,8 +190,8 @@ impl Manifest {
         }
     }
 
-    /// The line of the field at `path`, or of its closest ancestor that is in the file.
-    fn line_of(&self, path: &[String]) -> u64 {
+    /// The line of the field at `path`, counted from 1, or of its closest ancestor that is in the file.
+    pub fn line_of(&self, path: &[String]) -> u64 {
         let mut node = &self.node;
         let mut line = node.referenced.line();
         for step in path {
@@ -290,84 +217,6 @@ impl Manifest {
         }
         line + self.offset
     }
-
-    /// Creates the object. What the server refuses is shown at the line it is about.
-    pub async fn create(&self, api: &Api) -> Result<Value, ManifestError> {
-        let collection = self.collection(api).await?;
-        let path = format!("{collection}?fieldValidation=Strict&fieldManager=podnet-lab");
-        match api
-            .post(&path, &self.object)
-            .await
-            .map_err(|error| ManifestError::Api(format!("{error:?}")))?
-        {
-            Ok(created) => Ok(created),
-            Err(refused) => Err(self.refused(&refused)),
-        }
-    }
-
-    fn refused(&self, refused: &Refused) -> ManifestError {
-        let path = field_path(&refused.message);
-        self.error(&path, refused.message.clone())
-    }
-
-    /// The collection that the object goes into, from the server's own discovery.
-    async fn collection(&self, api: &Api) -> Result<String, ManifestError> {
-        let version = self.api_version();
-        let root = if version.contains('/') {
-            format!("/apis/{version}")
-        } else {
-            format!("/api/{version}")
-        };
-        let unknown = || {
-            let message = format!("this API server has no kind {} in {version}", self.kind());
-            self.error(&["kind".into()], message)
-        };
-        // A kind from a CustomResourceDefinition of the same file is served a moment after its creation.
-        let mut left = 20;
-        loop {
-            let answer = api
-                .get(&root)
-                .await
-                .map_err(|error| ManifestError::Api(format!("{error:?}")))?;
-            let resource = answer.ok().and_then(|list| {
-                let found = list["resources"].as_array()?.iter().find(|resource| {
-                    resource["kind"] == self.kind()
-                        && resource["name"].as_str().is_some_and(|n| !n.contains('/'))
-                })?;
-                Some((found["name"].as_str()?.to_owned(), found["namespaced"].as_bool()?))
-            });
-            match resource {
-                Some((plural, true)) => {
-                    return Ok(format!("{root}/namespaces/{}/{plural}", self.namespace()));
-                }
-                Some((plural, false)) => return Ok(format!("{root}/{plural}")),
-                None if left == 0 || !version.contains('.') => return Err(unknown()),
-                None => left -= 1,
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
-        }
-    }
-}
-
-/// The field that a message of the API server is about: `unknown field "spec.a[0].b"`, or
-/// `... is invalid: spec.a[0].b: Required value`. Empty when it names none.
-fn field_path(message: &str) -> Vec<String> {
-    let after = |marker: &str| message.split_once(marker).map(|(_, rest)| rest);
-    let field = after("unknown field \"")
-        .and_then(|rest| rest.split_once('"'))
-        .or_else(|| {
-            after(" is invalid: ").and_then(|rest| rest.trim_start_matches(['[', '<']).split_once(": "))
-        })
-        .map(|(field, _)| field)
-        .unwrap_or_default();
-    if field.contains(' ') {
-        return Vec::new();
-    }
-    field
-        .split(['.', '['])
-        .map(|step| step.trim_end_matches(']').to_owned())
-        .filter(|step| !step.is_empty())
-        .collect()
 }
 
 #[cfg(test)]
@@ -390,25 +239,12 @@ mod tests {
         let manifests = read(&path).unwrap();
         assert_eq!(manifests.len(), 2);
         assert_eq!(
-            manifests[0].line_of(&field_path("unknown field \"spec.containers[0].imagee\"")),
+            manifests[0].line_of(&["spec".into(), "containers".into(), "0".into(), "imagee".into()]),
             10
         );
         assert_eq!(manifests[0].line_of(&["kind".into()]), 4);
         assert_eq!(manifests[0].line_of(&["spec".into(), "containers".into()]), 8);
         assert_eq!(manifests[1].line_of(&["kind".into()]), 15);
-    }
-
-    #[test]
-    fn the_servers_messages_are_understood() {
-        assert_eq!(
-            field_path("Pod \"a\" is invalid: spec.containers[0].name: Required value"),
-            ["spec", "containers", "0", "name"]
-        );
-        assert_eq!(
-            field_path("Pod \"a\" is invalid: [spec.x: Invalid value: 1: no, spec.y: no]"),
-            ["spec", "x"]
-        );
-        assert!(field_path("pods \"a\" already exists").is_empty());
     }
 
     #[test]
