@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod log;
+
 // musl's allocator has one lock for all threads.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -24,6 +26,8 @@ enum Command {
     Status(podnet_agent::status::Args),
     /// Takes everything of podnet off this node
     Cleanup(podnet_agent::cleanup::Args),
+    /// What network policies allow, worked out from files
+    Policy(podnet_agent::policy::Args),
     /// The embedded Kubernetes API server
     Apiserver(podnet_apiserver::cli::Args),
     /// What must be done once per cluster
@@ -43,12 +47,30 @@ enum Command {
     Echo(podnet_lab::echo::Args),
 }
 
+impl Command {
+    /// Whether it tells what it does; the others answer, or are silent.
+    fn logs(&self) -> bool {
+        matches!(
+            self,
+            Command::Agent(_)
+                | Command::Cleanup(_)
+                | Command::Apiserver(_)
+                | Command::Controller(_)
+                | Command::Runtime(_)
+        )
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.command.logs() {
+        log::start();
+    }
     let outcome = match cli.command {
         Command::Agent(args) => podnet_agent::cli::run(args),
         Command::Status(args) => podnet_agent::status::run(args),
         Command::Cleanup(args) => podnet_agent::cleanup::run(args),
+        Command::Policy(args) => return podnet_agent::policy::run(args),
         Command::Apiserver(args) => podnet_apiserver::cli::run(args),
         Command::Controller(args) => podnet_controllers::cli::run(args),
         Command::Lab(args) => return podnet_lab::cli::run(args),

@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -471,6 +472,18 @@ fn the_machine_is_as_before_whatever_happens_to_a_lab() {
 
     // Every process of the lab, at once.
     lab.pids("").iter().for_each(|pid| kill_9(*pid));
+    let listed = lab.until("a dead lab", || {
+        let labs: Value = serde_json::from_str(&stdout(&lab.podnet(&["lab", "list", "-o", "json"]))).unwrap();
+        let ours = labs
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|l| l["name"] == *lab.name)
+            .unwrap()
+            .clone();
+        (ours["state"] == "dead").then_some(ours)
+    });
+    assert_eq!(listed["nodes"], 3, "what was known of it is still told");
     lab.until("the end of all", || {
         lab.podnet(&["lab", "status", "--name", &lab.name])
             .status
@@ -507,6 +520,11 @@ fn up_can_be_interrupted_at_any_moment() {
         let status = up.wait().unwrap();
         if signal == "-INT" && !status.success() {
             assert!(!lab.dir().exists(), "^C leaves nothing");
+            // Before it listens, the signal itself ends it; afterwards it says so as a shell would.
+            assert!(
+                matches!((status.code(), status.signal()), (Some(130), _) | (None, Some(2))),
+                "{status}"
+            );
         }
         lab.down();
     }

@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod edges;
+mod fuzz;
 mod netperf;
 mod recipe;
 mod test;
@@ -25,8 +26,13 @@ enum Recipe {
     Test,
     /// Checks the workspace's dependencies against the table in ARCHITECTURE.md
     CheckEdges,
+    /// Feeds every reader of foreign documents with broken ones for a while
+    Fuzz(fuzz::Args),
     /// Measures podnet against what the kernel can do without it
     Bench(bench::Args),
+    /// Times CNI plugins on the node where it runs (used by `bench`)
+    #[command(hide = true)]
+    VerbTimes(bench::verbs::Args),
     /// The load generator and its server (used by `bench`)
     #[command(subcommand, hide = true)]
     Netperf(netperf::Command),
@@ -37,7 +43,9 @@ fn main() -> miette::Result<()> {
         Recipe::Demo => demo::run(),
         Recipe::Test => test::run(),
         Recipe::CheckEdges => edges::run(),
+        Recipe::Fuzz(args) => fuzz::run(&args),
         Recipe::Bench(args) => bench::run(args),
+        Recipe::VerbTimes(args) => bench::verbs::run(&args),
         Recipe::Netperf(command) => netperf::run(command),
     }
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything CI checks.
 
-use crate::{edges, recipe};
+use crate::{edges, fuzz, recipe};
 
 /// Installs what the tests need, checks the house, runs the tests.
 ///
@@ -38,5 +38,6 @@ pub(crate) fn run() -> miette::Result<()> {
         "--release",
         "--workspace",
         "--no-fail-fast",
-    ])
+    ])?;
+    fuzz::run(&fuzz::Args::for_seconds(30))
 }

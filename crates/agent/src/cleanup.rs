@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use miette::miette;
 use podnet_dataplane::{Dataplane, Kernel};
 
-use crate::{cni_server, wiring};
+use crate::cli::NodePaths;
+use crate::{cni_server, dropins, wiring};
 
 /// In the state directory: what settings of the node were before the agent changed them.
 pub(crate) const SETTINGS: &str = "settings";
@@ -17,24 +18,13 @@ pub struct Args {
     /// Only say what would be removed
     #[arg(long)]
     dry_run: bool,
-    /// Where the CNI plugin was put
-    #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
-    cni_bin_dir: PathBuf,
-    /// Where the CNI configuration was put
-    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
-    cni_conf_dir: PathBuf,
-    /// Address leases
-    #[arg(long, default_value = "/var/lib/podnet", value_name = "DIR")]
-    state_dir: PathBuf,
-    /// Sockets
-    #[arg(long, default_value = "/run/podnet", value_name = "DIR")]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    paths: NodePaths,
 }
 
 /// Removes and says what. Goes on after a failure, and reports them all at the end.
 pub fn run(args: Args) -> miette::Result<()> {
-    crate::cli::logging();
-    let socket = args.run_dir.join("cni.sock");
+    let socket = args.paths.socket();
     if !args.dry_run && std::os::unix::net::UnixStream::connect(&socket).is_ok() {
         return Err(miette!(
             help = "stop `podnet agent` first: it would put back what is removed",
@@ -48,10 +38,12 @@ pub fn run(args: Args) -> miette::Result<()> {
         failures: Vec::new(),
     };
     // First what makes the runtime ask for more.
-    sweep.plugin(&args.cni_bin_dir, &args.cni_conf_dir);
+    sweep.plugin(&args.paths.cni_bin_dir, &args.paths.cni_conf_dir);
     sweep.pod_links();
-    sweep.kernel(&args.state_dir);
-    for directory in [&args.run_dir, &args.state_dir] {
+    sweep.bridge();
+    sweep.kernel(&args.paths.state_dir);
+    sweep.drop_ins(&args.paths.host_etc);
+    for directory in [&args.paths.run_dir, &args.paths.state_dir] {
         sweep.directory(directory);
     }
     if sweep.removed == 0 && sweep.failures.is_empty() {
@@ -148,6 +140,25 @@ impl Sweep {
         }
     }
 
+    fn bridge(&mut self) {
+        match wiring::remove_bridge(!self.dry_run) {
+            Ok(true) => self.say(&format!("link {}", wiring::BRIDGE)),
+            Ok(false) => {}
+            Err(error) => self.failures.push(format!("link {}: {error}", wiring::BRIDGE)),
+        }
+    }
+
+    fn drop_ins(&mut self, etc: &Path) {
+        for file in dropins::installed(etc) {
+            let outcome = if self.dry_run {
+                Ok(())
+            } else {
+                std::fs::remove_file(&file)
+            };
+            self.outcome(&format!("file {}", file.display()), outcome);
+        }
+    }
+
     fn kernel(&mut self, state_dir: &Path) {
         let mut kernel = match Kernel::open(None) {
             Ok(kernel) => kernel,
@@ -174,4 +185,54 @@ impl Sweep {
 
 fn remove_file(path: &PathBuf) -> io::Result<()> {
     std::fs::remove_file(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni_server::CniServerConfig;
+
+    #[test]
+    fn the_plugin_goes_with_its_configuration_and_what_stays_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bin, conf) = (dir.path().join("bin"), dir.path().join("net.d"));
+        let plugin = dir.path().join("plugin");
+        std::fs::write(&plugin, "#!/bin/true").unwrap();
+        let config = CniServerConfig {
+            socket: "/run/podnet/cni.sock".into(),
+            state_dir: "/var/lib/podnet".into(),
+            node: "node1".into(),
+            wiring: cni_server::Wiring::Bridged,
+        };
+        cni_server::install_from(&plugin, &bin, &conf, &config).unwrap();
+        std::fs::write(conf.join("20-other.conflist"), "{}").unwrap();
+        let sweep = |dry_run| {
+            let mut sweep = Sweep {
+                dry_run,
+                removed: 0,
+                failures: Vec::new(),
+            };
+            sweep.plugin(&bin, &conf);
+            sweep
+        };
+        let dry = sweep(true);
+        assert_eq!((dry.removed, cni_server::installed(&bin, &conf).len()), (2, 2));
+        let wet = sweep(false);
+        assert_eq!((wet.removed, cni_server::installed(&bin, &conf).len()), (2, 0));
+        assert!(conf.join("20-other.conflist").exists(), "another network's stays");
+        assert_eq!(sweep(false).removed, 0);
+
+        // What cannot be removed as a file is told, and the rest goes all the same.
+        cni_server::install_from(&plugin, &bin, &conf, &config).unwrap();
+        std::fs::remove_file(conf.join("10-podnet.conflist")).unwrap();
+        std::fs::create_dir(conf.join("10-podnet.conflist")).unwrap();
+        let half = sweep(false);
+        assert_eq!(half.removed, 1);
+        assert!(
+            half.failures[0].contains("10-podnet.conflist: "),
+            "{:?}",
+            half.failures
+        );
+        assert!(!bin.join("podnet-cni").exists());
+    }
 }

@@ -1,15 +1,14 @@
 //! Command line of the agent.
 
-use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use miette::{IntoDiagnostic, WrapErr, miette};
-use podnet_core::cluster::{ClusterConfig, NodeName, Routing};
+use podnet_core::cluster::{ClusterConfig, NodeName, Routing, parse_range};
 use podnet_core::path;
 use podnet_dataplane::Kernel;
 use podnet_dataplane::monitor::Monitor;
@@ -17,10 +16,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::cni_server::{self, CniServerConfig, Readiness};
+use crate::blocks;
+use crate::cni_server::{self, CniServerConfig, Readiness, Wiring};
+use crate::dropins;
+use crate::host_ports::HostPorts;
 use crate::metrics::{self, Metrics};
 use crate::node::{NodeConfig, NodeLoop};
 use crate::paths::{self, Paths};
+use crate::wiring::Pair;
 use crate::{report, status};
 
 /// Command-line arguments.
@@ -42,37 +45,31 @@ pub struct Args {
     #[arg(long)]
     cross_subnet: bool,
     /// Ranges of all pods' addresses, at most one per IP family
-    #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6")]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6", value_parser = parse_range)]
     cluster_cidr: Vec<IpNet>,
     /// Ranges of all services' addresses, at most one per IP family
-    #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6")]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6", value_parser = parse_range)]
     service_cidr: Vec<IpNet>,
+    /// How pods are wired: ptp, a veth pair each; netkit, the faster pair of Linux 6.7; auto, netkit where the kernel has
+    /// it; bridge, all on the bridge cbr0
+    #[arg(long, default_value = "ptp", value_name = "auto|ptp|netkit|bridge")]
+    wiring: WiringName,
     /// Whether what pods send beyond the cluster gets their node's address; off where the world knows the way to pods
     #[arg(long, default_value = "on", value_name = "on|off")]
     masquerade: Switch,
     /// Destinations beyond the cluster that see pods' own addresses all the same
-    #[arg(long, value_delimiter = ',', value_name = "CIDR,...")]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,...", value_parser = parse_range)]
     non_masquerade_cidr: Vec<IpNet>,
     /// DNS servers for pods
     #[arg(long, value_delimiter = ',', value_name = "IP,IP6")]
     cluster_dns: Vec<IpAddr>,
-    /// Where the container runtime looks for CNI plugins
-    #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
-    cni_bin_dir: PathBuf,
-    /// Where the container runtime looks for CNI configuration
-    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
-    cni_conf_dir: PathBuf,
-    /// Address leases, which survive restarts
-    #[arg(long, default_value = "/var/lib/podnet", value_name = "DIR")]
-    state_dir: PathBuf,
-    /// Sockets
-    #[arg(long, default_value = "/run/podnet", value_name = "DIR")]
-    run_dir: PathBuf,
-    /// This node's subtree of cgroup v2 (for --dataplane ebpf)
-    #[arg(long, value_name = "DIR")]
+    #[command(flatten)]
+    paths: NodePaths,
+    /// This node's subtree of cgroup v2: for a data plane that this version does not have
+    #[arg(long, value_name = "DIR", hide = true)]
     cgroup_root: Option<PathBuf>,
-    /// Where to pin BPF objects (for --dataplane ebpf)
-    #[arg(long, value_name = "DIR")]
+    /// Where to pin BPF objects: for a data plane that this version does not have
+    #[arg(long, value_name = "DIR", hide = true)]
     bpffs: Option<PathBuf>,
     /// The plugin to install [default: podnet-cni beside this executable]
     #[arg(long, value_name = "FILE")]
@@ -86,6 +83,33 @@ pub struct Args {
     /// Where to serve /metrics and /healthz; "off" for nowhere
     #[arg(long, default_value = "127.0.0.1:9980", value_name = "ADDR:PORT|off")]
     metrics_address: MetricsAddress,
+}
+
+/// Where podnet's files are on a node.
+#[derive(Debug, clap::Args)]
+pub struct NodePaths {
+    /// Where the container runtime looks for CNI plugins
+    #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
+    pub(crate) cni_bin_dir: PathBuf,
+    /// Where the container runtime looks for CNI configuration
+    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+    pub(crate) cni_conf_dir: PathBuf,
+    /// Where the settings of systemd-networkd and NetworkManager are, which are told to leave podnet's links alone
+    #[arg(long, default_value = "/etc", value_name = "DIR")]
+    pub(crate) host_etc: PathBuf,
+    /// Address leases, which survive restarts
+    #[arg(long, default_value = "/var/lib/podnet", value_name = "DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// Sockets
+    #[arg(long, default_value = "/run/podnet", value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+}
+
+impl NodePaths {
+    /// Where the agent serves the CNI plugin.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.run_dir.join("cni.sock")
+    }
 }
 
 /// A data plane that this version has.
@@ -102,6 +126,26 @@ impl FromStr for DataplaneName {
                 "data plane {text:?} is not supported by this version; choose auto or nftables"
             )),
             _ => Err(format!("{text:?} is no data plane; choose auto or nftables")),
+        }
+    }
+}
+
+/// A way to wire pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum WiringName {
+    Auto,
+    Ptp,
+    Netkit,
+    Bridge,
+}
+
+impl WiringName {
+    fn resolve(self) -> Wiring {
+        match self {
+            WiringName::Auto => Wiring::Routed(Pair::probe()),
+            WiringName::Ptp => Wiring::Routed(Pair::Veth),
+            WiringName::Netkit => Wiring::Routed(Pair::Netkit),
+            WiringName::Bridge => Wiring::Bridged,
         }
     }
 }
@@ -134,7 +178,6 @@ impl FromStr for MetricsAddress {
 pub fn run(args: Args) -> miette::Result<()> {
     // A second call finds one installed, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    logging();
     args.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -144,18 +187,6 @@ pub fn run(args: Args) -> miette::Result<()> {
         .into_diagnostic()
         .wrap_err("cannot start the runtime")?
         .block_on(agent(args))
-}
-
-/// To stderr, at level info unless RUST_LOG says otherwise; kube says at every attempt what we say once.
-pub(crate) fn logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off"));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    // Only the first of a process counts.
-    let _ = subscriber.try_init();
 }
 
 impl Args {
@@ -198,6 +229,14 @@ impl Args {
         Ok(())
     }
 
+    /// Flags that were given and have no effect in this version.
+    fn unused(&self) -> Vec<&'static str> {
+        [("--cgroup-root", &self.cgroup_root), ("--bpffs", &self.bpffs)]
+            .into_iter()
+            .filter_map(|(flag, value)| value.as_ref().map(|_| flag))
+            .collect()
+    }
+
     /// The destinations that are not masqueraded; none when nothing is.
     fn masquerade(&self) -> Option<Vec<IpNet>> {
         (self.masquerade == Switch::On).then(|| self.non_masquerade_cidr.iter().map(IpNet::trunc).collect())
@@ -223,39 +262,49 @@ impl Args {
 
 /// The API's client, and its URL for messages. Nothing is asked of the server yet.
 async fn client(path: &Path) -> miette::Result<(kube::Client, String)> {
-    let broken = || format!("cannot use the kubeconfig {}", path.display());
-    let config = Kubeconfig::read_from(path)
-        .into_diagnostic()
-        .wrap_err_with(broken)?;
+    // These errors say their causes themselves.
+    let broken = |error: &dyn std::fmt::Display| {
+        miette!(
+            help = "name a kubeconfig that works with --kubeconfig FILE",
+            "cannot use the kubeconfig {}: {error}",
+            path.display()
+        )
+    };
+    let config = Kubeconfig::read_from(path).map_err(|error| match error {
+        KubeconfigError::ReadConfig(why, _) => broken(&why),
+        other => broken(&other),
+    })?;
     let options = KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(config, &options).await;
-    let mut config = config.into_diagnostic().wrap_err_with(broken)?;
+    let mut config = config.map_err(|error| broken(&error))?;
     config.connect_timeout = Some(std::time::Duration::from_secs(5));
     let url = config.cluster_url.to_string();
-    Ok((
-        kube::Client::try_from(config)
-            .into_diagnostic()
-            .wrap_err_with(broken)?,
-        url,
-    ))
+    let client = kube::Client::try_from(config).map_err(|error| broken(&error))?;
+    Ok((client, url))
 }
 
 async fn agent(args: Args) -> miette::Result<()> {
+    for flag in args.unused() {
+        tracing::warn!("{flag} has no effect: the data plane nftables does not need it");
+    }
     let plugin = args.plugin()?;
     let (client, url) = client(&args.kubeconfig).await?;
     let kernel = Kernel::open(args.underlay_interface.clone());
     let mut kernel = kernel
         .into_diagnostic()
         .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
-    let settings = args.state_dir.join(crate::cleanup::SETTINGS);
+    // Not before it is sure that this agent can start: a mistyped call changes nothing on the machine.
+    leave_us_alone(&args.paths.host_etc);
+    let settings = args.paths.state_dir.join(crate::cleanup::SETTINGS);
     kernel
         .keep_settings_in(&settings)
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot read {}", settings.display()))?;
     let cni = CniServerConfig {
-        socket: args.run_dir.join("cni.sock"),
-        state_dir: args.state_dir.clone(),
+        socket: args.paths.socket(),
+        state_dir: args.paths.state_dir.clone(),
         node: args.node.to_string(),
+        wiring: args.wiring.resolve(),
     };
     let not_yet = Readiness::NotReady("the agent has not seen the cluster yet".into());
     let (readiness, ready) = watch::channel(not_yet);
@@ -279,17 +328,21 @@ async fn agent(args: Args) -> miette::Result<()> {
         args.node.clone(),
         reports.clone(),
     ));
-    tasks.spawn(greet(client, url, args.kubeconfig.clone()));
+    // The only task that ends by itself.
+    tokio::spawn(greet(client.clone(), url, args.kubeconfig.clone()));
     // It listens before the loop can install the plugin's configuration.
-    let server = cni_server::bind(cni.clone(), ready)
+    let host_ports = Arc::new(HostPorts::default());
+    let server = cni_server::bind(cni.clone(), ready.clone(), Arc::clone(&host_ports))
         .await
         .into_diagnostic()
         .wrap_err("cannot serve the CNI plugin")?;
+    metrics.watch(server.leases());
+    tasks.spawn(blocks::run(client, args.node.clone(), server.leases(), ready));
     // A task of its own: requests are accepted while the loop waits for the kernel.
     tasks.spawn(server.run());
-    let status = status::listen(&args.run_dir)
+    let status = status::listen(&args.paths.run_dir)
         .into_diagnostic()
-        .wrap_err_with(|| format!("cannot listen in {}", args.run_dir.display()))?;
+        .wrap_err_with(|| format!("cannot listen in {}", args.paths.run_dir.display()))?;
     let masquerade = args.masquerade();
     let config = NodeConfig {
         name: args.node,
@@ -299,15 +352,17 @@ async fn agent(args: Args) -> miette::Result<()> {
             service_cidrs: args.service_cidr,
             routing: args.routing,
             cross_subnet: args.cross_subnet,
+            // Nothing serves the names yet.
+            dns: None,
         },
         dns: args.cluster_dns,
-        cni_bin_dir: args.cni_bin_dir,
-        cni_conf_dir: args.cni_conf_dir,
+        cni_bin_dir: args.paths.cni_bin_dir,
+        cni_conf_dir: args.paths.cni_conf_dir,
         cni,
         plugin,
     };
     let disturbed = disturbances(kernel.monitor());
-    let node = NodeLoop::new(config, kernel, metrics, readiness, problems).probing(paths);
+    let node = NodeLoop::new(config, kernel, metrics, host_ports, readiness, problems).probing(paths);
     tasks.spawn(status::serve(status, node.status(), reports));
     let (mut interrupt, mut terminate) = (
         stopped(SignalKind::interrupt())?,
@@ -322,18 +377,28 @@ async fn agent(args: Args) -> miette::Result<()> {
     // What runs goes on: nothing is taken down. `podnet cleanup` does that.
 }
 
-/// Waits until one of the agent's tasks fails. Without it the agent would go on with old objects and not know it; what
-/// supervises the agent starts it again.
-async fn failure(tasks: &mut JoinSet<()>) -> miette::Report {
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(error) = ended {
-            return miette!(
-                help = "start the agent again; the log has the cause",
-                "a task of the agent failed: {error}"
-            );
-        }
+/// A network manager that cannot be told may still leave our links alone.
+fn leave_us_alone(etc: &Path) {
+    match dropins::install(etc) {
+        Ok(written) => written
+            .iter()
+            .for_each(|path| tracing::info!(path = %path.display(), "told a network manager to leave podnet's links alone")),
+        Err(error) => tracing::warn!("a network manager may take podnet's links down: {error}"),
     }
-    std::future::pending().await
+}
+
+/// Waits until one of the agent's tasks ends: each is to run as long as the agent. Without it the agent would go on with
+/// old objects and not know it; what supervises the agent starts it again.
+async fn failure(tasks: &mut JoinSet<()>) -> miette::Report {
+    let help = "start the agent again; the log has the cause";
+    match tasks.join_next().await {
+        Some(Ok(())) => miette!(
+            help = help,
+            "a task of the agent ended that runs as long as the agent"
+        ),
+        Some(Err(error)) => miette!(help = help, "a task of the agent failed: {error}"),
+        None => std::future::pending().await,
+    }
 }
 
 fn stopped(kind: SignalKind) -> miette::Result<tokio::signal::unix::Signal> {
@@ -406,15 +471,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_fails_is_noticed_and_one_that_ends_is_not() {
+    async fn a_task_that_fails_or_ends_is_noticed() {
         let mut tasks = JoinSet::new();
-        tasks.spawn(async {});
         tasks.spawn(std::future::pending());
-        let moment = std::time::Duration::from_millis(50);
-        let noticed = tokio::time::timeout(moment, failure(&mut tasks)).await;
-        assert!(noticed.is_err(), "{noticed:?}");
         tasks.spawn(async { panic!("a bug") });
         let error = failure(&mut tasks).await;
         assert!(error.to_string().contains("a bug"), "{error}");
+        tasks.spawn(async {});
+        let error = failure(&mut tasks).await;
+        assert!(error.to_string().contains("ended"), "{error}");
     }
 }

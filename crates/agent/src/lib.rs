@@ -1,14 +1,19 @@
 //! The node loop: watch, compute, apply; and the socket the CNI plugin calls
 
+pub mod blocks;
 pub mod cleanup;
 pub mod cli;
 pub mod cni_server;
+pub mod dropins;
+pub mod host_ports;
 pub mod ipam;
 pub mod metrics;
 pub mod node;
 pub mod parse;
 pub mod paths;
+pub mod policy;
 pub mod report;
+pub mod settings;
 pub mod status;
 pub mod watch;
 pub mod wiring;

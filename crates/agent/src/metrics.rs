@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,17 +12,22 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use podnet_core::ipam::Usage;
 use podnet_core::path::{Checksums, Reach, Report};
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+use crate::ipam::Leases;
 
 /// The agent's metrics.
 #[derive(Debug)]
@@ -32,6 +37,52 @@ pub struct Metrics {
     apply_seconds: Histogram,
     sync_errors: Counter,
     put_back: Counter,
+    pools: Pools,
+    leases: OnceLock<Arc<Leases>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    pool: String,
+    family: &'static str,
+}
+
+/// How much of every pool is in use on this node.
+#[derive(Debug, Default)]
+struct Pools {
+    size: Family<PoolLabels, Gauge<f64, AtomicU64>>,
+    leased: Family<PoolLabels, Gauge>,
+    cooling: Family<PoolLabels, Gauge>,
+}
+
+impl Pools {
+    fn register(&self, registry: &mut Registry) {
+        let help = "Addresses for pods that this node can give from a pool; the pool \"node\" is the node's own range";
+        registry.register("pool_addresses", help, self.size.clone());
+        registry.register(
+            "pool_addresses_leased",
+            "Addresses of a pool that pods of this node have",
+            self.leased.clone(),
+        );
+        let help = "Addresses of a pool that were given back and rest before they are given again";
+        registry.register("pool_addresses_cooling", help, self.cooling.clone());
+    }
+
+    fn set(&self, usage: &[Usage]) {
+        self.size.clear();
+        self.leased.clear();
+        self.cooling.clear();
+        for usage in usage {
+            let labels = PoolLabels {
+                pool: usage.pool.to_string(),
+                family: if usage.ipv4 { "ipv4" } else { "ipv6" },
+            };
+            // Of an IPv6 range only the magnitude is of interest.
+            self.size.get_or_create(&labels).set(usage.size as f64);
+            self.leased.get_or_create(&labels).set(usage.leased as i64);
+            self.cooling.get_or_create(&labels).set(usage.cooling as i64);
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -58,7 +109,11 @@ impl Default for Metrics {
             "Changes by others that were put right",
             put_back.clone(),
         );
+        let pools = Pools::default();
+        pools.register(&mut registry);
         Metrics {
+            pools,
+            leases: OnceLock::new(),
             registry,
             generation,
             apply_seconds,
@@ -127,6 +182,12 @@ impl Metrics {
         self
     }
 
+    /// These are the leases that pools are used by.
+    pub fn watch(&self, leases: Arc<Leases>) {
+        // There is one agent in a process.
+        let _ = self.leases.set(leases);
+    }
+
     /// A state is in force.
     pub fn applied(&self, generation: u64, took: Duration) {
         self.generation.set(generation);
@@ -144,6 +205,9 @@ impl Metrics {
     }
 
     fn text(&self) -> String {
+        if let Some(leases) = self.leases.get() {
+            self.pools.set(&leases.usage());
+        }
         let mut text = String::new();
         // Writing into a String cannot fail.
         let _ = encode(&mut text, &self.registry);

@@ -11,12 +11,15 @@ use podnet_core::route::is_whole;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, ClusterConfig, NodeName, NodeState, compute};
 use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
+use podnet_linux::sysctl;
 use tokio::sync::{mpsc, watch};
 
 use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
+use crate::host_ports::HostPorts;
 use crate::metrics::Metrics;
 use crate::paths::{Findings, Paths};
 use crate::report;
+use crate::settings;
 use crate::status::NodeStatus;
 use crate::watch::{Synced, Update};
 
@@ -49,6 +52,7 @@ pub struct NodeLoop {
     config: NodeConfig,
     kernel: Kernel,
     metrics: Arc<Metrics>,
+    host_ports: Arc<HostPorts>,
     readiness: watch::Sender<Readiness>,
     problems: watch::Sender<BTreeSet<Problem>>,
     cluster: Cluster,
@@ -61,6 +65,10 @@ pub struct NodeLoop {
     /// What probes the paths to other nodes.
     paths: Option<Paths>,
     status: watch::Sender<NodeStatus>,
+    /// Largest packet of a pod, as the last application found it.
+    pod_mtu: Option<u32>,
+    /// Settings of the machine that are known to be wrong.
+    wrong_settings: Vec<settings::Wrong>,
     /// The last application failed, perhaps half-way: what is in force is neither `applied` nor what was to follow.
     failed: bool,
 }
@@ -89,6 +97,7 @@ impl NodeLoop {
         config: NodeConfig,
         kernel: Kernel,
         metrics: Arc<Metrics>,
+        host_ports: Arc<HostPorts>,
         readiness: watch::Sender<Readiness>,
         problems: watch::Sender<BTreeSet<Problem>>,
     ) -> Self {
@@ -97,6 +106,7 @@ impl NodeLoop {
             config,
             kernel,
             metrics,
+            host_ports,
             readiness,
             problems,
             cluster,
@@ -107,6 +117,8 @@ impl NodeLoop {
             installed: false,
             paths: None,
             status: watch::channel(NodeStatus::default()).0,
+            pod_mtu: None,
+            wrong_settings: Vec::new(),
             failed: false,
         }
     }
@@ -142,6 +154,7 @@ impl NodeLoop {
                     update.apply(&mut self.cluster, &mut self.synced);
                     Cause::Objects
                 }
+                () = self.host_ports.changed() => Cause::Objects,
                 Some(()) = disturbed.recv() => Cause::Kernel,
                 found = found(&mut findings) => {
                     self.take_in(found);
@@ -176,11 +189,20 @@ impl NodeLoop {
     /// Computes and applies.
     fn turn(&mut self, cause: Cause, begin: Instant) -> Turn {
         self.look_around();
+        let (version, host_ports) = self.host_ports.wanted();
+        self.cluster.host_ports = host_ports;
         let state = compute(&self.cluster, &self.config.name);
         self.tell(&state.problems);
         let in_force = self.applied.as_ref().filter(|_| !self.failed);
         let same = in_force.is_some_and(|applied| applied.same_kernel_state(&state));
         if same && cause == Cause::Objects {
+            self.host_ports.applied(version);
+            let moved = |applied: &NodeState| applied.addressing != state.addressing;
+            if self.applied.as_ref().is_some_and(moved) {
+                self.publish(&state);
+                let generation = self.applied.as_ref().map_or(0, |applied| applied.generation);
+                self.applied = Some(state.numbered(generation));
+            }
             self.say();
             return Turn::Nothing;
         }
@@ -189,8 +211,11 @@ impl NodeLoop {
         let unfinished = match self.kernel.apply(&state) {
             Ok(applied) => {
                 self.failed = false;
+                self.host_ports.applied(version);
                 self.log(&state, &applied, same, begin.elapsed());
-                let installed = self.publish(&state, &applied);
+                self.pod_mtu = applied.pod_mtu;
+                self.check_settings(&state);
+                let installed = self.publish(&state);
                 self.probe(&state, &applied);
                 self.applied = Some(state);
                 !installed || !applied.refused.is_empty()
@@ -298,34 +323,61 @@ impl NodeLoop {
         }
         self.refused = vec![text.clone()];
         // What was ready goes on: what the kernel has is the last generation.
-        if self.applied.is_none() {
-            self.readiness.send_replace(Readiness::NotReady(text));
+        self.readiness.send_modify(|readiness| {
+            *readiness = match readiness.network() {
+                Some(network) if self.applied.is_some() => Readiness::Limited(network.clone(), text),
+                _ => Readiness::NotReady(text),
+            };
+        });
+    }
+
+    /// Says which of the settings that are the administrator's to make keep packets from getting through.
+    fn check_settings(&mut self, state: &NodeState) {
+        let bridged = self.config.cni.wiring == cni_server::Wiring::Bridged;
+        let links = settings::underlay(state);
+        let wrong = settings::wrong(state, &links, bridged, |key| sysctl::get(key).ok());
+        if wrong == self.wrong_settings {
+            return;
         }
+        wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
+        if wrong.is_empty() {
+            tracing::info!("the kernel's settings are right again");
+        }
+        self.wrong_settings = wrong;
     }
 
     /// Tells the plugin's server what pods get, and puts the plugin in place once it can be served. False when that
     /// should be tried again.
-    fn publish(&mut self, state: &NodeState, applied: &Applied) -> bool {
-        let ranges: Vec<_> = state.routing.pod_ranges.iter().copied().collect();
-        let readiness = match applied.pod_mtu {
+    fn publish(&mut self, state: &NodeState) -> bool {
+        let readiness = match self.pod_mtu {
             _ if self.cluster.node(&state.node).is_none() && !state.routing.known => {
                 Readiness::NotReady(format!(
                     "there is no usable Node object called {}: is that this node's name (--node)?",
                     state.node
                 ))
             }
-            _ if ranges.is_empty() => Readiness::NotReady(format!(
+            _ if state.routing.pod_ranges.is_empty() => Readiness::NotReady(format!(
                 "node {} has no spec.podCIDRs yet: the cluster's controller manager must give it a range",
                 state.node
             )),
             None => Readiness::NotReady(format!("node {} has no InternalIP in its status yet", state.node)),
-            Some(mtu) => Readiness::Ready(PodNetwork {
-                ranges,
-                mtu,
-                dns: self.config.dns.clone(),
-            }),
+            Some(mtu) => {
+                let network = PodNetwork {
+                    addressing: Arc::new(state.addressing.clone()),
+                    mtu,
+                    dns: self.config.dns.clone(),
+                };
+                if self.refused.is_empty() {
+                    Readiness::Ready(network)
+                } else {
+                    Readiness::Limited(
+                        network,
+                        format!("the kernel refused: {}", self.refused.join("; ")),
+                    )
+                }
+            }
         };
-        let ready = matches!(readiness, Readiness::Ready(_));
+        let ready = readiness.network().is_some();
         self.readiness.send_if_modified(|published| {
             let changed = *published != readiness;
             if changed {

@@ -61,6 +61,9 @@ async fn event(client: &kube::Client, recorder: &Recorder, problem: &Problem) ->
     let object = &problem.object;
     let (group, version) = match object.kind {
         "EndpointSlice" => ("discovery.k8s.io", "v1"),
+        "NetworkPolicy" => ("networking.k8s.io", "v1"),
+        "ClusterNetworkPolicy" => ("policy.networking.k8s.io", "v1alpha2"),
+        "IPPool" => ("podnet.io", "v1alpha1"),
         _ => ("", "v1"),
     };
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, object.kind));

@@ -3,10 +3,13 @@
 //! One task a kind lists, watches, parses, and sends [`Change`]s. When the API server is away it goes on asking, and the
 //! objects stay what they were.
 
+mod pools;
+
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::Api;
@@ -41,6 +44,10 @@ pub enum Update {
     Services(Change<ObjectName, cluster::Service>),
     /// Endpoint slices.
     Slices(Change<ObjectName, cluster::EndpointSlice>),
+    /// IP pools.
+    Pools(Change<String, cluster::IpPool>),
+    /// Namespaces.
+    Namespaces(Change<String, cluster::Namespace>),
 }
 
 /// The kinds that have been listed once: before all have been, the cluster is not known.
@@ -49,12 +56,13 @@ pub struct Synced {
     nodes: bool,
     services: bool,
     slices: bool,
+    pools: bool,
 }
 
 impl Synced {
     /// All kinds have been listed.
     pub fn all(&self) -> bool {
-        self.nodes && self.services && self.slices
+        self.nodes && self.services && self.slices && self.pools
     }
 }
 
@@ -65,12 +73,32 @@ impl Update {
             Update::Nodes(change) => change.apply(&mut cluster.nodes, &mut synced.nodes),
             Update::Services(change) => change.apply(&mut cluster.services, &mut synced.services),
             Update::Slices(change) => change.apply(&mut cluster.slices, &mut synced.slices),
+            Update::Pools(change) => change.apply(&mut cluster.ip_pools, &mut synced.pools),
+            Update::Namespaces(change) => change.apply_sound(&mut cluster.namespaces),
         }
     }
 }
 
 impl<K: Ord, T> Change<K, T> {
-    fn apply(self, objects: &mut std::collections::BTreeMap<K, Parsed<T>>, listed: &mut bool) {
+    /// Of a kind whose objects are always sound, and that nothing has to wait for.
+    fn apply_sound(self, objects: &mut BTreeMap<K, T>) {
+        match self {
+            Change::All(all) => {
+                let sound = all
+                    .into_iter()
+                    .filter_map(|(key, object)| Some((key, object.ok()?)));
+                *objects = sound.collect();
+            }
+            Change::Set(key, object) => {
+                if let Ok(object) = *object {
+                    objects.insert(key, object);
+                }
+            }
+            Change::Gone(key) => _ = objects.remove(&key),
+        }
+    }
+
+    fn apply(self, objects: &mut BTreeMap<K, Parsed<T>>, listed: &mut bool) {
         match self {
             Change::All(all) => {
                 *objects = all.into_iter().collect();
@@ -96,7 +124,8 @@ pub fn start(client: &kube::Client, updates: mpsc::UnboundedSender<Update>, task
         Update::Services,
         updates.clone(),
     ));
-    tasks.spawn(follow(client.clone(), slice, Update::Slices, updates));
+    tasks.spawn(follow(client.clone(), slice, Update::Slices, updates.clone()));
+    tasks.spawn(pools::follow(client.clone(), updates));
 }
 
 async fn follow<O, K, T>(
@@ -108,8 +137,19 @@ async fn follow<O, K, T>(
     O: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let kind = O::kind(&()).into_owned();
-    let mut stream =
-        std::pin::pin!(watcher(Api::<O>::all(client), watcher::Config::default()).backoff(Retry::default()));
+    let events = watcher(Api::<O>::all(client), watcher::Config::default()).backoff(Retry::default());
+    pass_on(&kind, events, parse, wrap, updates).await;
+}
+
+/// Passes on what a watch tells, until nobody listens any more.
+async fn pass_on<O, K, T>(
+    kind: &str,
+    events: impl Stream<Item = watcher::Result<Event<O>>>,
+    parse: impl Fn(&O) -> Option<(K, Option<Parsed<T>>)>,
+    wrap: impl Fn(Change<K, T>) -> Update,
+    updates: mpsc::UnboundedSender<Update>,
+) {
+    let mut stream = std::pin::pin!(events);
     let mut listing = Vec::new();
     let mut away = false;
     while let Some(event) = stream.next().await {
@@ -147,6 +187,7 @@ async fn follow<O, K, T>(
             return;
         }
     }
+    tracing::error!(kind, "the watch ended");
 }
 
 /// How long to wait before asking again: doubling from 100 ms to 5 s, so that an API server that was away is found again

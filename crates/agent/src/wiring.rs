@@ -5,23 +5,31 @@
 //! permanent neighbour entries: no ARP, no NDP, no bridge, no duplicate address detection. The node routes the
 //! pod's addresses to its end.
 //!
+//! That is [`Mode::Routed`]. [`Mode::Bridged`] puts all pods on one bridge instead.
+//!
 //! Names and Ethernet addresses follow from the attachment, so that whoever knows it finds the link.
 
+mod bridge;
+mod shaping;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use podnet_cni::{Attachment, HOST_LINK_PREFIX};
+use podnet_cni::{Attachment, Bandwidth, HOST_LINK_PREFIX};
+use podnet_linux::MacAddr;
 use podnet_linux::netlink::{
     Address, AddressFlags, Link, LinkChange, LinkKind, Neighbour, Netlink, NetlinkError, NewLink,
-    NewLinkKind, Request, Route, RouteFilter,
+    NewLinkKind, Request, Route, RouteFilter, TokenBucket, VethPeer,
 };
 use podnet_linux::ns::{Kind, Namespace};
 use podnet_linux::sysctl::{self, SysctlError};
 
 use crate::ipam::LinksInKernel;
+pub use bridge::{BRIDGE, remove as remove_bridge};
 
 /// The pods' router: an address that no other machine has, since every node's is this one.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -33,6 +41,10 @@ pub const POD_ROUTE_PROTOCOL: u8 = 113;
 const DOOMED: u32 = 0x706f_646e;
 /// The protocol of the routes in the pod, `RTPROT_BOOT` as `ip route add` has it: they are the pod's own.
 const BOOT_PROTOCOL: u8 = 3;
+// The wiring and the data plane each remove routes of their own number that nobody wants.
+const _: () = assert!(POD_ROUTE_PROTOCOL != podnet_dataplane::route::ROUTE_PROTOCOL);
+const _: () =
+    assert!(POD_ROUTE_PROTOCOL != BOOT_PROTOCOL && podnet_dataplane::route::ROUTE_PROTOCOL != BOOT_PROTOCOL);
 const LOOPBACK: u32 = 1;
 
 /// Why a pod could not be wired, or unwired.
@@ -47,6 +59,22 @@ pub enum WiringError {
     /// The namespace is the node's.
     #[error("CNI_NETNS is the node's own network namespace; a pod on the host's network needs no CNI")]
     NodeNamespace,
+    /// There is a bridge of that name that podnet did not make.
+    #[error("there is a link {BRIDGE} which podnet did not make; remove it, or choose --wiring ptp")]
+    ForeignBridge,
+    /// Frames between ports of a bridge do not meet the firewall.
+    #[error(
+        "the kernel has no net.bridge settings, without which services fail between pods of one bridge; load the module br_netfilter"
+    )]
+    NoBridgeNetfilter,
+    /// A range of one or two addresses.
+    #[error("the range {0} has no room for a bridge's gateway; choose --wiring ptp or a larger range")]
+    NoRoomForGateway(IpNet),
+    /// An address that is on no bridge.
+    #[error(
+        "the address {0} is in none of this node's ranges, and a bridge has no others; choose --wiring ptp"
+    )]
+    NotOnBridge(IpAddr),
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -74,6 +102,52 @@ impl From<WiringError> for AttachError {
     }
 }
 
+/// How pods are wired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// Each by a link of its own, to which the node routes.
+    Routed(Pair),
+    /// All on a bridge, with addresses from these ranges.
+    Bridged(Vec<IpNet>),
+}
+
+/// The kind of a routed pod's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pair {
+    /// A veth pair.
+    Veth,
+    /// A netkit pair (Linux 6.7).
+    Netkit,
+}
+
+impl Pair {
+    /// Netkit where this kernel has it: tried in a namespace that is gone at once.
+    pub fn probe() -> Pair {
+        let tried = Namespace::create(Kind::Net).ok().and_then(|scratch| {
+            let pair = NewLink::new("a", Pair::Netkit.kind("b", None, None));
+            Netlink::open_in(&scratch).ok()?.request(pair.create()).ok()
+        });
+        if tried.is_some() { Pair::Netkit } else { Pair::Veth }
+    }
+
+    fn kind<'fd>(
+        self,
+        name: &str,
+        mac: Option<MacAddr>,
+        namespace: Option<BorrowedFd<'fd>>,
+    ) -> NewLinkKind<'fd> {
+        let peer = VethPeer {
+            name: name.into(),
+            mac,
+            namespace,
+        };
+        match self {
+            Pair::Veth => NewLinkKind::Veth(peer),
+            Pair::Netkit => NewLinkKind::Netkit(peer),
+        }
+    }
+}
+
 /// What is to be wired.
 #[derive(Debug)]
 pub struct PodLink<'a> {
@@ -83,6 +157,50 @@ pub struct PodLink<'a> {
     pub addresses: &'a [IpAddr],
     /// Largest packet in bytes.
     pub mtu: u32,
+    /// The Ethernet address of the pod's end.
+    pub mac: MacAddr,
+    /// How.
+    pub mode: &'a Mode,
+    /// Limits on its traffic.
+    pub bandwidth: Bandwidth,
+    /// It has host ports that the node reaches on 127.0.0.1.
+    pub on_loopback: bool,
+    /// More destinations, each by a router of its own or by the pods' one.
+    pub routes: &'a [(IpNet, Option<IpAddr>)],
+    /// Settings of its network namespace, by their paths below /proc/sys.
+    pub sysctls: &'a BTreeMap<String, String>,
+}
+
+impl PodLink<'_> {
+    /// An address as its link has it.
+    pub fn own(&self, address: IpAddr) -> Result<IpNet, WiringError> {
+        let Mode::Bridged(ranges) = self.mode else {
+            return Ok(address.into());
+        };
+        let range = bridge::range_of(ranges, address).ok_or(WiringError::NotOnBridge(address))?;
+        Ok(IpNet::new(address, range.prefix_len()).unwrap_or(range))
+    }
+
+    /// The router of an address's family.
+    pub fn gateway(&self, address: IpAddr) -> IpAddr {
+        let on_bridge = match self.mode {
+            Mode::Bridged(ranges) => bridge::range_of(ranges, address).and_then(bridge::gateway),
+            Mode::Routed(_) => None,
+        };
+        match (on_bridge, address) {
+            (Some(net), _) => net.addr(),
+            (None, IpAddr::V4(_)) => GATEWAY_V4.into(),
+            (None, IpAddr::V6(_)) => GATEWAY_V6.into(),
+        }
+    }
+
+    /// The Ethernet address of its router.
+    pub fn gateway_mac(&self) -> MacAddr {
+        match self.mode {
+            Mode::Routed(_) => self.attachment.host_mac(),
+            Mode::Bridged(_) => bridge::MAC,
+        }
+    }
 }
 
 /// Wires a pod. When it fails, nothing is left of it, unless the error says so.
@@ -96,7 +214,7 @@ pub fn attach(pod: &PodLink<'_>, namespace: &Namespace) -> Result<(), AttachErro
         return Err(WiringError::NodeNamespace.into());
     }
     let mut node = Netlink::open().map_err(WiringError::from)?;
-    let wired = create(&mut node, pod, namespace).and_then(|link| connect(&mut node, pod, namespace, &link));
+    let wired = create(&mut node, pod, namespace).and_then(|ends| connect(&mut node, pod, namespace, &ends));
     wired.map_err(|cause| {
         // Then nothing was made.
         let untouched = matches!(cause, WiringError::InterfaceExists(_));
@@ -118,17 +236,23 @@ fn is_taken_back(pod: &PodLink<'_>) -> bool {
     }
 }
 
-fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Result<Link, WiringError> {
+fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Result<Ends, WiringError> {
     let name = pod.attachment.host_link();
-    let mut pair = NewLink::veth(&name, pod.attachment.ifname(), Some(namespace.as_fd()));
-    pair.mtu = Some(pod.mtu);
-    pair.mac = Some(pod.attachment.host_mac());
-    pair.up = true;
-    if let NewLinkKind::Veth(peer) = &mut pair.kind {
-        peer.mac = Some(pod.attachment.pod_mac());
-    }
+    let (kind, bridge) = match pod.mode {
+        Mode::Routed(kind) => (*kind, None),
+        Mode::Bridged(ranges) => (Pair::Veth, Some(bridge::ensure(node, ranges, pod.mtu)?)),
+    };
+    let kind = kind.kind(pod.attachment.ifname(), Some(pod.mac), Some(namespace.as_fd()));
+    let pair = NewLink {
+        mtu: Some(pod.mtu),
+        mac: Some(pod.attachment.host_mac()),
+        master: bridge.as_ref().map(|bridge| bridge.index),
+        up: true,
+        ..NewLink::new(&name, kind)
+    };
+    let bridge = bridge.map(|bridge| bridge.index);
     match node.apply_and_get([pair.create()], &name) {
-        Ok(link) => Ok(link),
+        Ok(link) => Ok(Ends { link, bridge }),
         Err(error) if error.is_exists() => {
             let ifname = pod.attachment.ifname();
             if Netlink::open_in(namespace)?.link(ifname)?.is_some() {
@@ -136,7 +260,8 @@ fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Resul
             }
             // The name is this attachment's alone, and it had no lease: the link is what a crash left.
             node.request(LinkChange::named(&name).delete())?;
-            Ok(node.apply_and_get([pair.create()], &name)?)
+            let link = node.apply_and_get([pair.create()], &name)?;
+            Ok(Ends { link, bridge })
         }
         Err(error) => {
             // The kernel's word for a descriptor of something else is only "invalid argument".
@@ -146,13 +271,31 @@ fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Resul
     }
 }
 
+/// The node's end of a pair, and the bridge that it is a port of.
+struct Ends {
+    link: Link,
+    bridge: Option<u32>,
+}
+
 fn connect(
     node: &mut Netlink,
     pod: &PodLink<'_>,
     namespace: &Namespace,
-    link: &Link,
+    ends: &Ends,
 ) -> Result<(), WiringError> {
-    node.apply(node_requests(pod, link.index))?;
+    let link = &ends.link;
+    let mut requests = match ends.bridge {
+        None => node_requests(pod, link.index),
+        Some(bridge) => bridge::port(pod, link.index, bridge),
+    };
+    let limit = pod.bandwidth.ingress.as_ref();
+    requests.extend(limit.map(|limit| shaping::bucket(link.index, limit).replace()));
+    node.apply(requests)?;
+    if pod.on_loopback {
+        let by = ends.bridge.map_or(link.name.as_str(), |_| BRIDGE);
+        // Only answers come in by it: see the data plane's loopback-guard.
+        sysctl::ensure(&format!("net/ipv4/conf/{by}/route_localnet"), "1")?;
+    }
     let pod_index = link.lower.unwrap_or_default();
     namespace
         .run(|| configure_pod(pod, pod_index))
@@ -177,7 +320,7 @@ fn node_requests(pod: &PodLink<'_>, index: u32) -> Vec<Request<'static>> {
         requests.push(gateway.replace());
     }
     for address in pod.addresses {
-        requests.push(Neighbour::permanent(index, *address, pod.attachment.pod_mac()).replace());
+        requests.push(Neighbour::permanent(index, *address, pod.mac).replace());
         requests.push(Route::on_link(IpNet::from(*address), index, POD_ROUTE_PROTOCOL).replace());
     }
     requests
@@ -186,39 +329,74 @@ fn node_requests(pod: &PodLink<'_>, index: u32) -> Vec<Request<'static>> {
 /// The pod's end, from within the pod's namespace.
 fn configure_pod(pod: &PodLink<'_>, index: u32) -> Result<(), WiringError> {
     let ifname = pod.attachment.ifname();
-    let has = |ipv4: bool| pod.addresses.iter().any(|address| address.is_ipv4() == ipv4);
-    quiet_ipv6(ifname, has(false))?;
-    let gateway_mac = pod.attachment.host_mac();
+    quiet_ipv6(ifname, pod.addresses.iter().any(IpAddr::is_ipv6))?;
     let mut requests = vec![
         LinkChange::of(LOOPBACK, "lo").up(true).apply(),
         LinkChange::of(index, ifname).up(true).apply(),
     ];
     for address in pod.addresses {
-        let mut own = Address::new(index, IpNet::from(*address));
+        let mut own = Address::new(index, pod.own(*address)?);
         own.flags = AddressFlags {
             nodad: address.is_ipv6(),
-            noprefixroute: true,
+            noprefixroute: matches!(pod.mode, Mode::Routed(_)),
         };
         requests.push(own.add());
     }
-    if has(true) {
-        let all = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0).into();
-        let route = Route::via(all, GATEWAY_V4.into(), Some(index), BOOT_PROTOCOL);
-        requests.push(Neighbour::permanent(index, GATEWAY_V4.into(), gateway_mac).replace());
-        requests.push(
-            Route {
-                onlink: true,
-                ..route
-            }
-            .add(),
-        );
+    for address in pod.addresses {
+        let gateway = pod.gateway(*address);
+        let all: IpNet = match address {
+            IpAddr::V4(_) => Ipv4Net::default().into(),
+            IpAddr::V6(_) => Ipv6Net::default().into(),
+        };
+        requests.push(Neighbour::permanent(index, gateway, pod.gateway_mac()).replace());
+        requests.push(pod_route(all, gateway, index).add());
+        let same_family = |(to, _): &&(IpNet, _)| to.addr().is_ipv4() == address.is_ipv4();
+        let more = pod.routes.iter().filter(same_family);
+        requests.extend(more.map(|(to, by)| pod_route(*to, by.unwrap_or(gateway), index).add()));
     }
-    if has(false) {
-        let all = Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0).into();
-        requests.push(Neighbour::permanent(index, GATEWAY_V6.into(), gateway_mac).replace());
-        requests.push(Route::via(all, GATEWAY_V6.into(), Some(index), BOOT_PROTOCOL).add());
+    let limit = pod.bandwidth.egress.as_ref();
+    requests.extend(limit.map(|limit| shaping::bucket(index, limit).replace()));
+    Netlink::open()?.apply(requests)?;
+    for (key, value) in pod.sysctls {
+        sysctl::set(key, value)?;
     }
-    Ok(Netlink::open()?.apply(requests)?)
+    Ok(())
+}
+
+/// A route in the pod. Its router is on the link, whatever the addresses say.
+fn pod_route(to: IpNet, router: IpAddr, index: u32) -> Route {
+    Route {
+        onlink: to.addr().is_ipv4(),
+        ..Route::via(to, router, Some(index), BOOT_PROTOCOL)
+    }
+}
+
+/// Whether a pod's limits are in force as ADD put them there; says which one is not.
+pub fn check_limits(
+    attachment: &Attachment,
+    limits: &Bandwidth,
+    namespace: Option<&Namespace>,
+) -> Result<Result<(), &'static str>, WiringError> {
+    let holds = |netlink: &mut Netlink, name: &str, limit| -> Result<bool, NetlinkError> {
+        let Some(link) = netlink.link(name)? else {
+            return Ok(false);
+        };
+        let wanted = shaping::bucket(link.index, limit);
+        let found = netlink.token_buckets()?;
+        let agrees = |found: &TokenBucket| found.link == wanted.link && shaping::agrees(&wanted, found);
+        Ok(found.iter().any(agrees))
+    };
+    if let Some(limit) = &limits.ingress
+        && !holds(&mut Netlink::open()?, &attachment.host_link(), limit)?
+    {
+        return Ok(Err("ingress"));
+    }
+    if let (Some(limit), Some(namespace)) = (&limits.egress, namespace)
+        && !holds(&mut Netlink::open_in(namespace)?, attachment.ifname(), limit)?
+    {
+        return Ok(Err("egress"));
+    }
+    Ok(Ok(()))
 }
 
 /// The pod listens to no router advertisements, and its addresses are nobody else's, so that there is no need to
@@ -260,6 +438,7 @@ fn wait_for_carrier(node: &mut Netlink, link: &Link) -> Result<(), WiringError> 
 /// Those that are not there are no error. Goes on after an error and reports the first.
 pub fn remove(links: &[String]) -> Result<(), NetlinkError> {
     let mut node = Netlink::open()?;
+    let strays = bridge::strays(&mut node, links)?;
     let doom = |name: &String| LinkChange::named(name).group(DOOMED).apply();
     let mut outcomes = match links {
         [only] => node.apply_each([LinkChange::named(only).delete()])?,
@@ -269,6 +448,7 @@ pub fn remove(links: &[String]) -> Result<(), NetlinkError> {
             outcomes
         }
     };
+    outcomes.extend(node.apply_each(strays)?);
     outcomes.retain(|outcome| outcome.as_ref().is_err_and(|error| !error.is_not_found()));
     outcomes.into_iter().next().unwrap_or(Ok(()))
 }
@@ -290,10 +470,12 @@ pub fn in_kernel() -> Result<LinksInKernel, NetlinkError> {
             addresses.push(route.destination.addr());
         }
     }
+    bridge::addresses(&mut node, &links, &mut found)?;
     Ok(found)
 }
 
 fn is_pod_link(link: &Link) -> bool {
     let hash = link.name.strip_prefix(HOST_LINK_PREFIX);
-    link.kind == LinkKind::Veth && hash.is_some_and(|hash| hash.len() == 15 - HOST_LINK_PREFIX.len())
+    matches!(link.kind, LinkKind::Veth | LinkKind::Netkit)
+        && hash.is_some_and(|hash| hash.len() == 15 - HOST_LINK_PREFIX.len())
 }

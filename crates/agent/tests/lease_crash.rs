@@ -13,8 +13,9 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use podnet_agent::ipam::{Lease, Leases, LinksInKernel};
+use podnet_agent::ipam::{Ask, Lease, Leases, LinksInKernel};
 use podnet_cni::{Attachment, PodReference};
+use podnet_core::ipam::Addressing;
 
 const ROUNDS: usize = 60;
 const RANGES: [&str; 2] = ["10.0.0.0/27", "fd00::/122"];
@@ -25,7 +26,7 @@ const DIRECTORY: &str = "PODNET_TEST_LEASES";
 fn open(dir: &Path) -> Leases {
     fs::create_dir_all(dir.join("links")).unwrap();
     let leases = Leases::open(&dir.join("state"), "boot", &links(dir)).unwrap();
-    leases.set_ranges(&RANGES.map(|range| range.parse().unwrap()));
+    leases.set(&Addressing::of_node(&RANGES.map(|range| range.parse().unwrap())).into());
     leases
 }
 
@@ -95,7 +96,9 @@ fn leases_and_releases_until_it_is_killed() {
                     if leases.get(&attachment).is_some() {
                         let lease = leases.release(&attachment).unwrap().unwrap();
                         end(dir, leases, &lease);
-                    } else if let Ok(lease) = leases.lease(&attachment, "podnet", &PodReference::default()) {
+                    } else if let Ok(lease) =
+                        leases.lease(&Ask::any(&attachment, "podnet", &PodReference::default()))
+                    {
                         let _one = linking.lock().unwrap();
                         let taken: BTreeSet<_> = links(dir).into_values().flatten().collect();
                         if lease.addresses.iter().any(|address| taken.contains(address)) {
@@ -134,7 +137,7 @@ fn judge(dir: &Path) {
     let mut of_held: BTreeSet<_> = held.iter().flat_map(|lease| lease.addresses.clone()).collect();
     let mut free = Vec::new();
     let spare = |n: usize| Attachment::new(&format!("spare{n}"), "eth0").unwrap();
-    while let Ok(lease) = leases.lease(&spare(free.len()), "podnet", &PodReference::default()) {
+    while let Ok(lease) = leases.lease(&Ask::any(&spare(free.len()), "podnet", &PodReference::default())) {
         assert!(
             lease.addresses.iter().all(|address| of_held.insert(*address)),
             "{lease:?}"

@@ -13,7 +13,6 @@ use ipnet::IpNet;
 use miette::{IntoDiagnostic, WrapErr, miette};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tokio::net::TcpListener;
-use tracing_subscriber::EnvFilter;
 
 use crate::api::Api;
 use crate::bootstrap::{Advertised, bootstrap};
@@ -144,12 +143,6 @@ impl FromStr for PortRange {
 pub fn run(args: Args) -> miette::Result<()> {
     // Somebody else in the process may have been first; any provider will do.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime
         .into_diagnostic()
@@ -180,11 +173,12 @@ async fn serve(args: Args) -> miette::Result<()> {
         .await
         .map_err(|refusal| miette!("cannot make the cluster's first objects: {refusal}"))?;
     let handler = Handler::new(api, tokens);
+    let mut serving = tokio::task::JoinSet::new();
     for listener in listeners {
         if let Ok(address) = listener.local_addr() {
             tracing::info!(%address, "serving");
         }
-        tokio::spawn(rest::serve(listener, tls.clone(), handler.clone()));
+        serving.spawn(rest::serve(listener, tls.clone(), handler.clone()));
     }
     if let Some(fd) = args.ready_fd {
         let inherited = inherited(fd).wrap_err("cannot say that the server is ready")?;
@@ -193,7 +187,15 @@ async fn serve(args: Args) -> miette::Result<()> {
             .into_diagnostic()
             .wrap_err("cannot say that the server is ready")?;
     }
-    told_to_stop().await
+    tokio::select! {
+        stopped = told_to_stop() => stopped,
+        // None of them ends by itself.
+        Some(ended) = serving.join_next() => Err(miette!(
+            help = "start it again; the log has the cause",
+            "one of the server's addresses is no longer served: {}",
+            ended.err().map_or_else(|| "its task ended".to_owned(), |error| error.to_string())
+        )),
+    }
 }
 
 fn check(args: &Args) -> miette::Result<()> {

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::attachment::Attachment;
 use crate::error::CniError;
 use crate::invocation::PodReference;
+use crate::pod_settings::PodSettings;
 use crate::result::AddResult;
+use crate::runtime_config::RuntimeConfig;
 
 /// How long the plugin waits for the agent: shorter than the two minutes that kubelet waits for the runtime, so
 /// that the runtime hears the cause.
@@ -30,18 +32,27 @@ pub enum Verb {
         attachment: Attachment,
         /// The namespace's path as the runtime knows it, for the result.
         netns: String,
+        /// What the pod wishes.
+        #[serde(default)]
+        runtime_config: Box<RuntimeConfig>,
+        /// What the network says of all its pods.
+        #[serde(default)]
+        pod_settings: Box<PodSettings>,
     },
     /// Take the link away and the addresses back.
     Del {
         /// Which container and interface.
         attachment: Attachment,
     },
-    /// Say whether the attachment has a lease on these addresses.
+    /// Say whether the attachment is as ADD left it, as far as the plugin cannot see that by itself.
     Check {
         /// Which container and interface.
         attachment: Attachment,
         /// What ADD answered.
-        previous: AddResult,
+        previous: Box<AddResult>,
+        /// What the pod wishes.
+        #[serde(default)]
+        runtime_config: Box<RuntimeConfig>,
     },
     /// Say whether an ADD could succeed.
     Status,
@@ -70,7 +81,7 @@ pub struct AgentRequest {
 #[serde(rename_all = "camelCase")]
 pub enum AgentReply {
     /// The pod is wired.
-    Added(AddResult),
+    Added(Box<AddResult>),
     /// Done; there is nothing to say.
     Done,
     /// It could not be done.

@@ -3,12 +3,12 @@
 use std::fmt::Display;
 use std::path::Path;
 
-use ipnet::IpNet;
-use podnet_linux::netlink::{Address, Link, MAIN_TABLE, Netlink, Route, RouteFilter};
+use podnet_linux::netlink::{Address, Link, Netlink, Route, RouteFilter};
 use podnet_linux::ns::Namespace;
 
+use crate::attachment::Attachment;
 use crate::error::{CniError, Code};
-use crate::result::{AddResult, Interface};
+use crate::result::{AddResult, Interface, IpConfig, RouteConfig};
 
 /// The links, addresses and routes of one namespace.
 struct Observed {
@@ -23,10 +23,7 @@ impl Observed {
         Ok(Observed {
             links: netlink.links()?,
             addresses: netlink.addresses(None)?,
-            routes: netlink.routes(RouteFilter {
-                table: Some(MAIN_TABLE),
-                ..RouteFilter::default()
-            })?,
+            routes: netlink.routes(RouteFilter::default())?,
         })
     }
 
@@ -36,21 +33,24 @@ impl Observed {
             .iter()
             .find(|link| link.name == wanted.name)
             .ok_or_else(|| differs(format!("interface {} is not {place}", wanted.name)))?;
-        let mac = link.mac.map(|mac| mac.to_string());
-        match &wanted.mac {
-            Some(expected)
-                if mac
-                    .as_ref()
-                    .is_some_and(|mac| !mac.eq_ignore_ascii_case(expected)) =>
-            {
-                Err(differs(format!(
-                    "interface {} {place} has the address {}, ADD gave it {expected}",
-                    wanted.name,
-                    mac.unwrap_or_default()
-                )))
-            }
-            _ => Ok(link),
+        let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+        let other_mac = |expected: &&String| !mac.eq_ignore_ascii_case(expected);
+        if let Some(expected) = wanted.mac.as_ref().filter(other_mac) {
+            return Err(differs(format!(
+                "interface {} {place} has the address {mac}, ADD gave it {expected}",
+                wanted.name
+            )));
         }
+        if let Some(expected) = wanted.mtu.filter(|mtu| *mtu != link.mtu) {
+            return Err(differs(format!(
+                "interface {} {place} has the MTU {}, ADD gave it {expected}",
+                wanted.name, link.mtu
+            )));
+        }
+        if !link.up {
+            return Err(differs(format!("interface {} {place} is down", wanted.name)));
+        }
+        Ok(link)
     }
 }
 
@@ -63,8 +63,9 @@ fn unreadable(what: &str, error: impl Display) -> CniError {
     CniError::new(Code::Io, format!("cannot look into {what}")).with_details(error.to_string())
 }
 
-/// Compares the kernel with the result of the ADD.
-pub fn check(netns: &Path, ifname: &str, previous: &AddResult) -> Result<(), CniError> {
+/// Compares the kernel with the result of the ADD: our links, their addresses, and the routes through our gateways.
+/// What other plugins of a chain added to the result is theirs to check.
+pub fn check(netns: &Path, attachment: &Attachment, previous: &AddResult) -> Result<(), CniError> {
     let namespace = Namespace::open(netns).map_err(|error| {
         CniError::new(
             Code::UnknownContainer,
@@ -72,64 +73,64 @@ pub fn check(netns: &Path, ifname: &str, previous: &AddResult) -> Result<(), Cni
         )
         .with_details(error.to_string())
     })?;
+    let ours = Ours::find(attachment, previous)?;
     let node = Observed::read().map_err(|error| unreadable("the node's network", error))?;
     let pod = namespace
         .run(Observed::read)
         .map_err(|error| unreadable("the container's network namespace", error))?
         .map_err(|error| unreadable("the container's network namespace", error))?;
-    for interface in &previous.interfaces {
-        match interface.sandbox {
-            None => node.link(interface, "on the node")?,
-            Some(_) => pod.link(interface, "in the container")?,
-        };
+    if let Some(host_end) = ours.host_end {
+        node.link(host_end, "on the node")?;
     }
-    let ours = |name: &str| {
-        previous
-            .interfaces
-            .iter()
-            .any(|i| i.sandbox.is_some() && i.name == name)
-    };
-    if !ours(ifname) {
-        return Err(CniError::new(
-            Code::InvalidConfig,
-            format!("prevResult has no interface {ifname}"),
-        ));
-    }
-    check_addresses(&pod, previous)?;
-    previous.routes.iter().try_for_each(|wanted| {
-        let there = pod
-            .routes
-            .iter()
-            .any(|route| route.destination == wanted.dst && (wanted.gw.is_none() || route.via == wanted.gw));
-        if there {
-            Ok(())
-        } else {
-            Err(differs(format!("the container has no route to {}", wanted.dst)))
-        }
-    })
-}
-
-fn check_addresses(pod: &Observed, previous: &AddResult) -> Result<(), CniError> {
-    for ip in &previous.ips {
-        let Some(interface) = ip.interface.and_then(|index| previous.interfaces.get(index)) else {
-            continue;
-        };
-        if interface.sandbox.is_none() {
-            continue;
-        }
-        let link = pod.link(interface, "in the container")?;
-        let is_there = |net: &IpNet| net.addr() == ip.address.addr();
-        if !pod
-            .addresses
-            .iter()
-            .any(|address| address.link == link.index && is_there(&address.net))
-        {
+    let link = pod.link(ours.pod_end, "in the container")?;
+    for ip in &ours.ips {
+        let is_there = |address: &&Address| address.link == link.index && address.net == ip.address;
+        if !pod.addresses.iter().any(|address| is_there(&address)) {
             return Err(differs(format!(
                 "interface {} in the container has lost its address {}",
-                interface.name,
-                ip.address.addr()
+                link.name, ip.address
             )));
         }
     }
+    let gateways: Vec<_> = ours.ips.iter().filter_map(|ip| ip.gateway).collect();
+    let through_ours = |route: &&RouteConfig| route.gw.is_some_and(|gateway| gateways.contains(&gateway));
+    for wanted in previous.routes.iter().filter(through_ours) {
+        // In any table: a plugin behind us may have moved it (source-based routing does).
+        let is_there = |route: &&Route| route.destination == wanted.dst && route.via == wanted.gw;
+        if !pod.routes.iter().any(|route| is_there(&route)) {
+            return Err(differs(format!("the container has no route to {}", wanted.dst)));
+        }
+    }
     Ok(())
+}
+
+/// What of a result is ours.
+struct Ours<'a> {
+    pod_end: &'a Interface,
+    host_end: Option<&'a Interface>,
+    ips: Vec<&'a IpConfig>,
+}
+
+impl<'a> Ours<'a> {
+    fn find(attachment: &Attachment, previous: &'a AddResult) -> Result<Self, CniError> {
+        let is_pod_end = |it: &Interface| it.sandbox.is_some() && it.name == attachment.ifname();
+        let Some(at) = previous.interfaces.iter().position(is_pod_end) else {
+            let msg = "the network configuration's \"prevResult\" is wrong";
+            return Err(CniError::new(Code::InvalidConfig, msg).with_details(format!(
+                "it has no interface {} in a container",
+                attachment.ifname()
+            )));
+        };
+        let name = attachment.host_link();
+        let is_host_end = |it: &&Interface| it.sandbox.is_none() && it.name == name;
+        Ok(Ours {
+            pod_end: &previous.interfaces[at],
+            host_end: previous.interfaces.iter().find(is_host_end),
+            ips: previous
+                .ips
+                .iter()
+                .filter(|ip| ip.interface == Some(at))
+                .collect(),
+        })
+    }
 }

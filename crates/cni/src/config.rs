@@ -7,13 +7,17 @@ use serde_json::{Map, Value};
 
 use crate::attachment::Attachment;
 use crate::error::{CniError, Code};
+use crate::pod_settings::PodSettings;
 use crate::result::AddResult;
+use crate::runtime_config::RuntimeConfig;
 use crate::version::CniVersion;
 
 const DEFAULT_SOCKET: &str = "/run/podnet/cni.sock";
 const DEFAULT_STATE_DIR: &str = "/var/lib/podnet";
 
 /// The configuration, as far as podnet uses it. Unknown keys belong to others.
+///
+/// What only some verbs need is read when they ask for it: a DEL must not fail on what it does not use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkConfig {
     /// Version of the specification that the answer is written in.
@@ -24,48 +28,85 @@ pub struct NetworkConfig {
     pub socket: PathBuf,
     /// Where the agent keeps its leases (key `stateDir`).
     pub state_dir: PathBuf,
-    /// What the ADD of this attachment, or the plugin before us, answered.
-    pub previous: Option<AddResult>,
-    /// GC: the attachments that are alive (key `cni.dev/valid-attachments`).
-    pub valid_attachments: Option<Vec<Attachment>>,
+    /// CHECK is not wanted (key `disableCheck` of a network's list).
+    pub check_disabled: bool,
+    /// GC is not wanted (key `disableGC` of a network's list).
+    pub gc_disabled: bool,
+    document: Map<String, Value>,
 }
 
 impl NetworkConfig {
-    /// The version a document asks for, as text, even if the rest of it is wrong: errors are written in it.
+    /// The version to write an error in, even if the document is wrong: its own, if it has one.
     pub fn version_text(document: &[u8]) -> String {
-        serde_json::from_slice::<Value>(document)
-            .ok()
-            .and_then(|value| value.get("cniVersion")?.as_str().map(str::to_owned))
-            .unwrap_or_else(|| CniVersion::NEWEST.to_string())
+        let Ok(Value::Object(object)) = serde_json::from_slice(document) else {
+            return CniVersion::NEWEST.to_string();
+        };
+        match (version(&object), object.get("cniVersion")) {
+            (Ok(version), _) => version.to_string(),
+            (Err(_), Some(Value::String(text))) => text.clone(),
+            _ => CniVersion::NEWEST.to_string(),
+        }
     }
 
     /// Reads a document. What is not JSON gets code 6, a wrong value code 7, a version we do not speak code 1.
     pub fn parse(document: &[u8]) -> Result<Self, CniError> {
-        let value: Value = serde_json::from_slice(document).map_err(|error| {
-            CniError::new(
-                Code::Decoding,
-                "the network configuration on standard input is not JSON",
-            )
-            .with_details(error.to_string())
-        })?;
-        let Value::Object(object) = value else {
-            return Err(CniError::new(
-                Code::Decoding,
-                "the network configuration is not a JSON object",
-            ));
-        };
+        let object = json_object(document)?;
         Ok(NetworkConfig {
             version: version(&object)?,
             name: name(&object)?,
             socket: path(&object, "socket", DEFAULT_SOCKET)?,
             state_dir: path(&object, "stateDir", DEFAULT_STATE_DIR)?,
-            previous: previous(&object)?,
-            valid_attachments: valid_attachments(&object)?,
+            check_disabled: flag(&object, "disableCheck")?,
+            gc_disabled: flag(&object, "disableGC")?,
+            document: object,
         })
+    }
+
+    /// What the ADD of this attachment, or the plugin before us, answered (key `prevResult`).
+    pub fn previous(&self) -> Result<Option<AddResult>, CniError> {
+        match self.document.get("prevResult") {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => AddResult::from_json(value)
+                .map(Some)
+                .map_err(|error| invalid("prevResult", error)),
+        }
+    }
+
+    /// What the pod wishes (key `runtimeConfig`).
+    pub fn runtime_config(&self) -> Result<RuntimeConfig, CniError> {
+        RuntimeConfig::parse(&self.document)
+    }
+
+    /// Settings and routes of the network's pods (keys `sysctl` and `routes`).
+    pub fn pod_settings(&self) -> Result<PodSettings, CniError> {
+        PodSettings::parse(&self.document)
+    }
+
+    /// GC: the attachments that are alive (key `cni.dev/valid-attachments`).
+    pub fn valid_attachments(&self) -> Result<Option<Vec<Attachment>>, CniError> {
+        valid_attachments(&self.document)
     }
 }
 
-fn invalid(key: &str, why: impl std::fmt::Display) -> CniError {
+/// The document as an object, or code 6.
+pub(crate) fn json_object(document: &[u8]) -> Result<Map<String, Value>, CniError> {
+    let value: Value = serde_json::from_slice(document).map_err(|error| {
+        CniError::new(
+            Code::Decoding,
+            "the network configuration on standard input is not JSON",
+        )
+        .with_details(error.to_string())
+    })?;
+    match value {
+        Value::Object(object) => Ok(object),
+        _ => Err(CniError::new(
+            Code::Decoding,
+            "the network configuration on standard input is not a JSON object",
+        )),
+    }
+}
+
+pub(crate) fn invalid(key: &str, why: impl std::fmt::Display) -> CniError {
     CniError::new(
         Code::InvalidConfig,
         format!("the network configuration's {key:?} is wrong"),
@@ -81,17 +122,46 @@ fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>
     }
 }
 
+/// Early configurations write flags as text.
+fn flag(object: &Map<String, Value>, key: &str) -> Result<bool, CniError> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(set)) => Ok(*set),
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => Ok(true),
+        Some(Value::String(text)) if text.is_empty() || text.eq_ignore_ascii_case("false") => Ok(false),
+        Some(other) => Err(invalid(key, format!("{other} is neither true nor false"))),
+    }
+}
+
+/// `cniVersion`, which a runtime sets to what it wants an answer in. Without it a network that lists `cniVersions` is
+/// spoken to in the newest of them that we know.
 fn version(object: &Map<String, Value>) -> Result<CniVersion, CniError> {
+    let wanted = text(object, "cniVersion")?;
+    let listed = versions(object)?;
     // The specification's first versions had no such key, so a document without it means 0.1.0.
-    let wanted = text(object, "cniVersion")?.unwrap_or("0.1.0");
-    CniVersion::parse(wanted).ok_or_else(|| {
+    let only = wanted.map(CniVersion::parse);
+    let newest = || listed.iter().filter_map(|text| CniVersion::parse(text)).max();
+    only.unwrap_or_else(newest).ok_or_else(|| {
         let spoken: Vec<_> = CniVersion::ALL.iter().map(|version| version.as_str()).collect();
+        let wanted = wanted.unwrap_or(listed.first().copied().unwrap_or("0.1.0"));
         CniError::new(
             Code::IncompatibleVersion,
             format!("podnet does not speak CNI version {wanted:?}"),
         )
         .with_details(format!("set cniVersion to one of {}", spoken.join(", ")))
     })
+}
+
+fn versions(object: &Map<String, Value>) -> Result<Vec<&str>, CniError> {
+    const KEY: &str = "cniVersions";
+    let Some(value) = object.get(KEY).filter(|value| !value.is_null()) else {
+        return Ok(Vec::new());
+    };
+    let texts = value.as_array().and_then(|list| {
+        let texts = list.iter().map(Value::as_str);
+        texts.collect::<Option<Vec<_>>>()
+    });
+    texts.ok_or_else(|| invalid(KEY, format!("{value} is not a list of strings")))
 }
 
 fn name(object: &Map<String, Value>) -> Result<String, CniError> {
@@ -117,15 +187,6 @@ fn path(object: &Map<String, Value>, key: &str, default: &str) -> Result<PathBuf
     }
 }
 
-fn previous(object: &Map<String, Value>) -> Result<Option<AddResult>, CniError> {
-    match object.get("prevResult") {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => AddResult::from_json(value)
-            .map(Some)
-            .map_err(|error| invalid("prevResult", error)),
-    }
-}
-
 fn valid_attachments(object: &Map<String, Value>) -> Result<Option<Vec<Attachment>>, CniError> {
     const KEY: &str = "cni.dev/valid-attachments";
     #[derive(Deserialize)]
@@ -134,7 +195,7 @@ fn valid_attachments(object: &Map<String, Value>) -> Result<Option<Vec<Attachmen
         container_id: String,
         ifname: String,
     }
-    let Some(value) = object.get(KEY) else {
+    let Some(value) = object.get(KEY).filter(|value| !value.is_null()) else {
         return Ok(None);
     };
     let entries = Vec::<Entry>::deserialize(value).map_err(|error| invalid(KEY, error))?;
@@ -160,7 +221,7 @@ mod tests {
         assert_eq!(config.version, CniVersion::V1_0_0);
         assert_eq!(config.socket.to_str(), Some("/s"));
         assert_eq!(config.state_dir.to_str(), Some("/var/lib/podnet"));
-        assert_eq!(config.previous.unwrap().ips.len(), 1);
+        assert_eq!(config.previous().unwrap().unwrap().ips.len(), 1);
     }
 
     #[test]
@@ -187,6 +248,31 @@ mod tests {
             ),
             (r#"{"cniVersion":"1.0.0"}"#, Code::InvalidConfig, "name"),
             (
+                r#"{"cniVersions":["0.2.0","9.0.0"],"name":"n"}"#,
+                Code::IncompatibleVersion,
+                "0.2.0",
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","cniVersions":"1.0.0","name":"n"}"#,
+                Code::InvalidConfig,
+                "cniVersions",
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","disableGC":"perhaps"}"#,
+                Code::InvalidConfig,
+                "disableGC",
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","disableCheck":1}"#,
+                Code::InvalidConfig,
+                "disableCheck",
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"mac":"x"}}"#,
+                Code::InvalidConfig,
+                "runtimeConfig.mac",
+            ),
+            (
                 r#"{"cniVersion":"1.0.0","name":"a b"}"#,
                 Code::InvalidConfig,
                 "name",
@@ -212,15 +298,39 @@ mod tests {
                 "cni.dev/valid-attachments",
             ),
         ] {
-            let error = NetworkConfig::parse(document.as_bytes()).unwrap_err();
+            let parsed = NetworkConfig::parse(document.as_bytes());
+            let error = parsed
+                .and_then(|config| {
+                    config.previous()?;
+                    config.runtime_config()?;
+                    config.valid_attachments()
+                })
+                .unwrap_err();
             assert_eq!(error.code, code, "{document}: {error}");
             assert!(error.msg.contains(key), "{document}: {error}");
         }
     }
 
     #[test]
+    fn a_network_that_lists_versions_is_spoken_to_in_the_one_asked_for_or_the_newest() {
+        let version = |text: &str| NetworkConfig::parse(text.as_bytes()).unwrap().version;
+        assert_eq!(
+            version(r#"{"cniVersion":"0.4.0","cniVersions":["0.4.0","1.1.0"],"name":"n"}"#),
+            CniVersion::V0_4_0
+        );
+        let listed = r#"{"cniVersions":["0.4.0","1.0.0","9.0.0"],"name":"n"}"#;
+        assert_eq!(version(listed), CniVersion::V1_0_0);
+        assert_eq!(NetworkConfig::version_text(listed.as_bytes()), "1.0.0");
+        assert_eq!(NetworkConfig::version_text(br#"{"cniVersion":"7"}"#), "7");
+        assert_eq!(NetworkConfig::version_text(b"["), "1.1.0");
+    }
+
+    #[test]
     fn an_empty_list_of_the_living_is_not_the_same_as_none() {
-        let parse = |text: &str| NetworkConfig::parse(text.as_bytes()).unwrap().valid_attachments;
+        let parse = |text: &str| {
+            let config = NetworkConfig::parse(text.as_bytes()).unwrap();
+            config.valid_attachments().unwrap()
+        };
         assert_eq!(
             parse(r#"{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":[]}"#),
             Some(vec![])

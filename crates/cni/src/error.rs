@@ -21,6 +21,8 @@ pub enum Code {
     Decoding,
     /// 7: a wrong value in the configuration
     InvalidConfig,
+    /// 8: CNI_NETNS is no network namespace, or not one of a container
+    InvalidNetns,
     /// 11: it may work later
     TryAgainLater,
     /// 50: the plugin cannot serve an ADD now
@@ -45,6 +47,7 @@ impl From<Code> for u32 {
             Code::Io => 5,
             Code::Decoding => 6,
             Code::InvalidConfig => 7,
+            Code::InvalidNetns => 8,
             Code::TryAgainLater => 11,
             Code::NotAvailable => 50,
             Code::LimitedConnectivity => 51,
@@ -57,7 +60,7 @@ impl From<Code> for u32 {
 
 impl From<u32> for Code {
     fn from(number: u32) -> Self {
-        const KNOWN: [Code; 12] = [
+        const KNOWN: [Code; 13] = [
             Code::IncompatibleVersion,
             Code::UnsupportedField,
             Code::UnknownContainer,
@@ -65,6 +68,7 @@ impl From<u32> for Code {
             Code::Io,
             Code::Decoding,
             Code::InvalidConfig,
+            Code::InvalidNetns,
             Code::TryAgainLater,
             Code::NotAvailable,
             Code::LimitedConnectivity,
@@ -122,7 +126,7 @@ mod tests {
 
     #[test]
     fn codes_go_both_ways() {
-        for number in [1, 2, 3, 4, 5, 6, 7, 11, 50, 51, 100, 101, 999] {
+        for number in [1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 100, 101, 999] {
             assert_eq!(u32::from(Code::from(number)), number);
         }
     }

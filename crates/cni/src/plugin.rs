@@ -6,12 +6,13 @@ use std::path::Path;
 
 use podnet_linux::netlink::{LinkChange, Netlink, NetlinkError};
 use podnet_linux::ns::Namespace;
+use podnet_linux::{MacAddr, fdpass};
 use serde_json::{Value, json};
 
 use crate::ask::{AgentReply, AgentRequest, AskError, Verb, ask};
 use crate::attachment::Attachment;
 use crate::check::check;
-use crate::config::NetworkConfig;
+use crate::config::{NetworkConfig, json_object};
 use crate::error::{CniError, Code};
 use crate::invocation::{Command, Invocation, PodReference};
 use crate::release::note_release;
@@ -26,12 +27,12 @@ pub fn run(variable: impl Fn(&str) -> Option<String>, document: &[u8]) -> Result
 fn serve(variable: impl Fn(&str) -> Option<String>, document: &[u8]) -> Result<Option<Value>, CniError> {
     let invocation = Invocation::read(variable)?;
     if invocation.command == Command::Version {
-        return Ok(Some(versions(document)));
+        return versions(document).map(Some);
     }
     let config = NetworkConfig::parse(document)?;
     let pod = invocation.pod;
     match invocation.command {
-        Command::Version => Ok(Some(versions(document))),
+        Command::Version => versions(document).map(Some),
         Command::Add { attachment, netns } => {
             let result = add(&config, attachment, &netns, pod)?;
             Ok(Some(result.to_json(config.version)))
@@ -42,6 +43,9 @@ fn serve(variable: impl Fn(&str) -> Option<String>, document: &[u8]) -> Result<O
         }
         Command::Check { attachment, netns } => {
             needs(&config, CniVersion::V0_4_0, "CHECK")?;
+            if config.check_disabled {
+                return Ok(None);
+            }
             check_attachment(&config, attachment, &netns, pod)?;
             Ok(None)
         }
@@ -52,15 +56,22 @@ fn serve(variable: impl Fn(&str) -> Option<String>, document: &[u8]) -> Result<O
         }
         Command::Gc => {
             needs(&config, CniVersion::V1_1_0, "GC")?;
+            if config.gc_disabled {
+                return Ok(None);
+            }
             gc(&config)?;
             Ok(None)
         }
     }
 }
 
-fn versions(document: &[u8]) -> Value {
+/// Whoever asks which versions we speak need not know any: all of a document is optional here.
+fn versions(document: &[u8]) -> Result<Value, CniError> {
+    if !document.trim_ascii().is_empty() {
+        json_object(document)?;
+    }
     let spoken: Vec<_> = CniVersion::ALL.iter().map(|version| version.as_str()).collect();
-    json!({ "cniVersion": NetworkConfig::version_text(document), "supportedVersions": spoken })
+    Ok(json!({ "cniVersion": NetworkConfig::version_text(document), "supportedVersions": spoken }))
 }
 
 fn needs(config: &NetworkConfig, since: CniVersion, verb: &str) -> Result<(), CniError> {
@@ -101,7 +112,7 @@ fn question(config: &NetworkConfig, verb: Verb, pod: PodReference) -> AgentReque
 
 fn accept(reply: AgentReply) -> Result<Option<AddResult>, CniError> {
     match reply {
-        AgentReply::Added(result) => Ok(Some(result)),
+        AgentReply::Added(result) => Ok(Some(*result)),
         AgentReply::Done => Ok(None),
         AgentReply::Refused(error) => Err(error),
     }
@@ -122,8 +133,14 @@ fn add(
             "{error}; CNI_NETNS must be the path of the container's network namespace"
         ))
     })?;
-    let netns = netns.to_string_lossy().into_owned();
-    let request = question(config, Verb::Add { attachment, netns }, pod);
+    let previous = config.previous()?;
+    let verb = Verb::Add {
+        attachment,
+        netns: netns.to_string_lossy().into_owned(),
+        runtime_config: Box::new(config.runtime_config()?),
+        pod_settings: Box::new(config.pod_settings()?),
+    };
+    let request = question(config, verb, pod);
     let reply = ask(&config.socket, &request, Some(namespace.as_fd()))
         .map_err(|error| no_agent(&error, Code::TryAgainLater))?;
     let result = accept(reply)?.ok_or_else(|| {
@@ -133,8 +150,8 @@ fn add(
         )
         .with_details("the plugin and the agent are of different versions; restart the agent")
     })?;
-    Ok(match &config.previous {
-        Some(previous) => result.behind(previous.clone()),
+    Ok(match previous {
+        Some(previous) => result.behind(previous),
         None => result,
     })
 }
@@ -170,7 +187,10 @@ fn del_alone(config: &NetworkConfig, attachment: &Attachment, netns: Option<&Pat
     let removed = remove_by_host_link(attachment).and_then(|found| {
         match netns.map(Namespace::open) {
             // The pair is gone, or the node's end is not where we can see it.
-            Some(Ok(namespace)) if !found => remove_in(&namespace, attachment),
+            Some(Ok(namespace)) if !found => {
+                let wish = config.runtime_config().ok().and_then(|wishes| wishes.mac);
+                remove_in(&namespace, attachment, wish.unwrap_or(attachment.pod_mac()))
+            }
             _ => Ok(()),
         }
     });
@@ -187,14 +207,14 @@ fn remove_by_host_link(attachment: &Attachment) -> Result<bool, NetlinkError> {
     }
 }
 
-fn remove_in(namespace: &Namespace, attachment: &Attachment) -> Result<(), NetlinkError> {
+fn remove_in(namespace: &Namespace, attachment: &Attachment, mac: MacAddr) -> Result<(), NetlinkError> {
     // A path that is no network namespace (any more) holds no link of ours.
     let Ok(mut netlink) = Netlink::open_in(namespace) else {
         return Ok(());
     };
     match netlink.link(attachment.ifname())? {
         // Only what ADD made: the runtime may have used the name for something else since.
-        Some(link) if link.mac == Some(attachment.pod_mac()) => match netlink.request(link.delete()) {
+        Some(link) if link.mac == Some(mac) => match netlink.request(link.delete()) {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         },
@@ -208,16 +228,22 @@ fn check_attachment(
     netns: &Path,
     pod: PodReference,
 ) -> Result<(), CniError> {
-    let previous = config.previous.clone().ok_or_else(|| {
+    let previous = config.previous()?.ok_or_else(|| {
         CniError::new(
             Code::InvalidConfig,
             "the network configuration's \"prevResult\" is missing",
         )
         .with_details("CHECK compares the container with the result of its ADD")
     })?;
-    check(netns, attachment.ifname(), &previous)?;
-    let request = question(config, Verb::Check { attachment, previous }, pod);
-    match ask(&config.socket, &request, None) {
+    check(netns, &attachment, &previous)?;
+    let verb = Verb::Check {
+        attachment,
+        previous: Box::new(previous),
+        runtime_config: Box::new(config.runtime_config()?),
+    };
+    let request = question(config, verb, pod);
+    let namespace = Namespace::open(netns).ok();
+    match ask(&config.socket, &request, namespace.as_ref().map(AsFd::as_fd)) {
         Ok(reply) => accept(reply).map(drop),
         // Without an agent the pod's network goes on working, and that is what was asked.
         Err(_) => Ok(()),
@@ -231,7 +257,7 @@ fn status(config: &NetworkConfig) -> Result<(), CniError> {
 }
 
 fn gc(config: &NetworkConfig) -> Result<(), CniError> {
-    let valid = config.valid_attachments.clone().ok_or_else(|| {
+    let valid = config.valid_attachments()?.ok_or_else(|| {
         CniError::new(
             Code::InvalidConfig,
             "the network configuration's \"cni.dev/valid-attachments\" is missing",
@@ -243,21 +269,39 @@ fn gc(config: &NetworkConfig) -> Result<(), CniError> {
     accept(reply).map(drop)
 }
 
-/// Largest document read from standard input.
-pub const LARGEST_DOCUMENT: u64 = 4 << 20;
+/// Largest document read from standard input. Half of what the agent takes, so that whatever is read can be passed on.
+pub const LARGEST_DOCUMENT: u64 = fdpass::MAX_LENGTH as u64 / 2;
 
 /// Reads the document. For the executable.
 pub fn read_document(input: impl Read) -> Result<Vec<u8>, CniError> {
     let mut document = Vec::new();
-    input
-        .take(LARGEST_DOCUMENT)
-        .read_to_end(&mut document)
-        .map_err(|error| {
-            CniError::new(
-                Code::Io,
-                "cannot read the network configuration from standard input",
-            )
-            .with_details(error.to_string())
-        })?;
+    let read = input.take(LARGEST_DOCUMENT + 1).read_to_end(&mut document);
+    read.map_err(|error| {
+        CniError::new(
+            Code::Io,
+            "cannot read the network configuration from standard input",
+        )
+        .with_details(error.to_string())
+    })?;
+    if document.len() as u64 > LARGEST_DOCUMENT {
+        let msg =
+            format!("the network configuration on standard input has more than {LARGEST_DOCUMENT} bytes");
+        return Err(CniError::new(Code::Decoding, msg)
+            .with_details("no runtime writes as much; see what it passes on"));
+    }
     Ok(document)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_that_is_too_long_is_an_error_and_never_cut() {
+        let fits = read_document(std::io::repeat(b' ').take(LARGEST_DOCUMENT)).unwrap();
+        assert_eq!(fits.len() as u64, LARGEST_DOCUMENT);
+        let error = read_document(std::io::repeat(b' ').take(LARGEST_DOCUMENT + 1)).unwrap_err();
+        assert_eq!(error.code, Code::Decoding);
+        assert!(error.msg.contains("standard input"), "{error}");
+    }
 }

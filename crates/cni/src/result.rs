@@ -3,26 +3,39 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::version::CniVersion;
 
 /// What ADD made.
+///
+/// In a chain it is passed on from plugin to plugin, so that what podnet does not know (`more`, here and in the parts)
+/// has to come out as it came in.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct AddResult {
     /// The links, on the node and in the container.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_nothing")]
     pub interfaces: Vec<Interface>,
     /// The addresses.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_nothing")]
     pub ips: Vec<IpConfig>,
     /// The container's routes.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_nothing")]
     pub routes: Vec<RouteConfig>,
     /// How the container looks up names.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_nothing")]
     pub dns: Dns,
+    /// Other plugins' keys.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// Plugins in Go print an empty list as `null`.
+fn null_is_nothing<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// A link.
@@ -39,6 +52,9 @@ pub struct Interface {
     /// The container's network namespace; none on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<String>,
+    /// Other plugins' keys.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
 }
 
 /// An address.
@@ -52,6 +68,9 @@ pub struct IpConfig {
     /// The router.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
+    /// Other plugins' keys.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
 }
 
 /// A route of the container.
@@ -62,14 +81,69 @@ pub struct RouteConfig {
     /// The router.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
+    /// Other plugins' keys.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
 }
 
 /// How names are looked up.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Dns {
-    /// The servers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub nameservers: Vec<IpAddr>,
+    /// The servers. Text, since in a chain it is another plugin's word.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_is_nothing"
+    )]
+    pub nameservers: Vec<String>,
+    /// The domain of short names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// The domains in which short names are looked up.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_is_nothing"
+    )]
+    pub search: Vec<String>,
+    /// The resolver's options.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_is_nothing"
+    )]
+    pub options: Vec<String>,
+    /// Other plugins' keys.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+impl Dns {
+    /// These servers and nothing else.
+    pub fn of(nameservers: impl IntoIterator<Item = IpAddr>) -> Self {
+        Dns {
+            nameservers: nameservers.into_iter().map(|server| server.to_string()).collect(),
+            ..Dns::default()
+        }
+    }
+
+    /// What both say, the first one's word before the second one's.
+    fn and(mut self, other: Dns) -> Self {
+        self.domain = self.domain.or(other.domain);
+        for (ours, theirs) in [
+            (&mut self.nameservers, other.nameservers),
+            (&mut self.search, other.search),
+            (&mut self.options, other.options),
+        ] {
+            for text in theirs {
+                if !ours.contains(&text) {
+                    ours.push(text);
+                }
+            }
+        }
+        self.more.extend(other.more);
+        self
+    }
 }
 
 impl AddResult {
@@ -95,6 +169,7 @@ impl AddResult {
         object.insert("ips".into(), ips.collect());
         object.insert("routes".into(), json!(self.routes));
         object.insert("dns".into(), json!(self.dns));
+        object.extend(self.more.clone());
         Value::Object(object)
     }
 
@@ -108,13 +183,20 @@ impl AddResult {
             ip
         }));
         chained.routes.extend(self.routes);
-        chained.dns.nameservers.extend(self.dns.nameservers);
+        chained.dns = chained.dns.and(self.dns);
+        chained.more.extend(self.more);
         chained
     }
 
-    /// Reads a result of any version; what we do not use is left out.
+    /// Reads a result of any version.
     pub fn from_json(value: &Value) -> Result<Self, serde_json::Error> {
-        Self::deserialize(value)
+        let mut result = Self::deserialize(value)?;
+        // Both are written anew, for the version that is asked for.
+        result.more.shift_remove("cniVersion");
+        for ip in &mut result.ips {
+            ip.more.shift_remove("version");
+        }
+        Ok(result)
     }
 }
 
@@ -131,12 +213,14 @@ mod tests {
                     mac: mac(1),
                     mtu: Some(1450),
                     sandbox: None,
+                    more: Map::new(),
                 },
                 Interface {
                     name: "eth0".into(),
                     mac: mac(2),
                     mtu: Some(1450),
                     sandbox: Some("/proc/7/ns/net".into()),
+                    more: Map::new(),
                 },
             ],
             ips: vec![
@@ -144,20 +228,22 @@ mod tests {
                     interface: Some(1),
                     address: "10.244.0.2/32".parse().unwrap(),
                     gateway: Some("169.254.1.1".parse().unwrap()),
+                    more: Map::new(),
                 },
                 IpConfig {
                     interface: Some(1),
                     address: "fd00:10:244::2/128".parse().unwrap(),
                     gateway: Some("fe80::1".parse().unwrap()),
+                    more: Map::new(),
                 },
             ],
             routes: vec![RouteConfig {
                 dst: "0.0.0.0/0".parse().unwrap(),
                 gw: Some("169.254.1.1".parse().unwrap()),
+                more: Map::new(),
             }],
-            dns: Dns {
-                nameservers: vec!["10.96.0.10".parse().unwrap()],
-            },
+            dns: Dns::of(["10.96.0.10".parse().unwrap()]),
+            more: Map::new(),
         }
     }
 
@@ -185,12 +271,41 @@ mod tests {
     }
 
     #[test]
+    fn other_plugins_keys_survive_a_chain() {
+        let previous = json!({
+            "cniVersion": "1.0.0", "kept": { "a": 1 },
+            "interfaces": [{ "name": "lo", "sandbox": "/n", "socketPath": "/s" }],
+            "ips": [{ "address": "127.0.0.1/8", "interface": 0, "ours": true }],
+            "routes": null,
+            "dns": { "nameservers": ["ns.example"], "domain": "d", "search": ["s"], "options": ["o"], "x": 1 },
+        });
+        let chained = sample().behind(AddResult::from_json(&previous).unwrap());
+        let printed = chained.to_json(CniVersion::V0_4_0);
+        assert_eq!(printed["cniVersion"], "0.4.0");
+        assert_eq!(printed["kept"], json!({ "a": 1 }));
+        assert_eq!(printed["interfaces"][0], previous["interfaces"][0]);
+        assert_eq!(
+            printed["ips"][0],
+            json!({ "interface": 0, "address": "127.0.0.1/8", "ours": true, "version": "4" })
+        );
+        assert_eq!(
+            printed["dns"],
+            json!({
+                "nameservers": ["ns.example", "10.96.0.10"], "domain": "d", "search": ["s"], "options": ["o"], "x": 1,
+            })
+        );
+    }
+
+    #[test]
     fn a_result_reads_back() {
         assert_eq!(
             AddResult::from_json(&sample().to_json(CniVersion::V1_1_0)).unwrap(),
             sample()
         );
-        let old = AddResult::from_json(&sample().to_json(CniVersion::V0_3_1)).unwrap();
-        assert_eq!(old.ips, sample().ips);
+        for version in CniVersion::ALL {
+            let old = AddResult::from_json(&sample().to_json(version)).unwrap();
+            assert_eq!(old.ips, sample().ips, "{version}");
+            assert!(old.more.is_empty(), "{version}");
+        }
     }
 }

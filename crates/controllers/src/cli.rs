@@ -4,9 +4,9 @@ use std::future::Future;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
-use miette::{IntoDiagnostic, WrapErr, miette};
+use miette::{IntoDiagnostic, miette};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::control::Controller;
@@ -16,6 +16,7 @@ use crate::election::Election;
 use crate::endpoints::{EndpointSlices, LegacyEndpoints};
 use crate::engine::Engine;
 use crate::garbage::GarbageCollector;
+use crate::ip_pools::IpPools;
 use crate::namespace::Namespaces;
 use crate::node_lifecycle::NodeLifecycle;
 use crate::node_ranges::{NodeRanges, Pool};
@@ -30,8 +31,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
-    /// Which controllers to run, or `all`. A real cluster brings its own but, perhaps, for node ranges
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "node-ranges", value_parser = NAMES)]
+    /// Which controllers to run, or `all`. A real cluster brings its own but for IP pools and, perhaps, node ranges
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "node-ranges,ip-pools", value_parser = NAMES)]
     controllers: Vec<String>,
 
     /// Ranges that nodes get theirs from: one, or one of each family
@@ -39,6 +40,7 @@ pub struct Args {
         long,
         value_name = "CIDR[,CIDR6]",
         value_delimiter = ',',
+        value_parser = podnet_core::cluster::parse_range,
         default_value = "10.244.0.0/16,fd00:10:244::/56"
     )]
     cluster_cidr: Vec<IpNet>,
@@ -50,6 +52,10 @@ pub struct Args {
     /// Prefix length of a node's IPv6 range
     #[arg(long, value_name = "LENGTH", default_value_t = 64)]
     node_cidr_mask_size_ipv6: u8,
+
+    /// Seconds before the ranges and blocks of a node that was deleted are given to another: its pods may still run
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    node_range_grace: u32,
 
     /// Whether to run only while holding a lease, so that one of several is at work
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
@@ -64,9 +70,10 @@ pub struct Args {
     leader_elect_lease: String,
 }
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "all",
     "node-ranges",
+    "ip-pools",
     "replicaset",
     "deployment",
     "scheduler",
@@ -82,14 +89,6 @@ const NAMES: [&str; 11] = [
 pub fn run(args: Args) -> miette::Result<()> {
     // Fails only if one is installed already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    // kube says at every attempt what we say once.
-    let filter = filter.unwrap_or_else(|_| "info,kube_client=off".into());
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .try_init();
     let controllers = chosen(&args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -106,7 +105,12 @@ fn chosen(args: &Args) -> miette::Result<Vec<Box<dyn Controller>>> {
         args.node_cidr_mask_size_ipv6,
     )?;
     let all: Vec<Box<dyn Controller>> = vec![
-        Box::new(NodeRanges::new(pools)),
+        Box::new(NodeRanges::new(
+            pools,
+            &args.leader_elect_namespace,
+            args.node_range_grace,
+        )),
+        Box::new(IpPools::new(args.cluster_cidr.clone(), args.node_range_grace)),
         Box::new(Deployments),
         Box::new(ReplicaSets),
         Box::new(Scheduler),
@@ -139,8 +143,7 @@ async fn serve(args: Args, controllers: Vec<Box<dyn Controller>>) -> miette::Res
     tokio::spawn(greet(client.clone(), server));
     let engine = Engine::new(controllers);
     if !args.leader_elect {
-        drive(client, engine, stop).await;
-        return Ok(());
+        return drive(client, engine, stop).await.into_diagnostic();
     }
     let name = identity();
     let mut election = Election::new(
@@ -154,11 +157,11 @@ async fn serve(args: Args, controllers: Vec<Box<dyn Controller>>) -> miette::Res
         () = election.won() => tracing::info!(lease = args.leader_elect_lease, name, "leads"),
         () = &mut stop => return Ok(()),
     }
-    let lost = tokio::select! {
-        () = drive(client, engine, &mut stop) => false,
-        () = election.lost() => true,
+    let ended = tokio::select! {
+        ended = drive(client, engine, &mut stop) => Some(ended),
+        () = election.lost() => None,
     };
-    if lost {
+    let Some(ended) = ended else {
         // What is half done is finished by the next leader, or by this process when it is started again.
         return Err(miette!(
             help = "it is started again by what started it; if this repeats, the API server is slow or unreachable",
@@ -166,30 +169,33 @@ async fn serve(args: Args, controllers: Vec<Box<dyn Controller>>) -> miette::Res
             args.leader_elect_namespace,
             args.leader_elect_lease
         ));
-    }
+    };
+    // Whatever ended this one, another may lead at once.
     election.release().await;
-    Ok(())
+    ended.into_diagnostic()
 }
 
 /// A client, and where it will find the API server: the URL and the file that names it.
 async fn connect(kubeconfig: Option<&std::path::Path>) -> miette::Result<(Client, String)> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path)
-                .into_diagnostic()
-                .wrap_err_with(|| format!("cannot read the kubeconfig {}", path.display()))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .into_diagnostic()
-        }
-        None => Config::infer().await.into_diagnostic(),
-    };
-    let config = config.map_err(|error| {
+    let no_way = |error: &dyn std::fmt::Display| {
         miette!(
             help = "name a kubeconfig with --kubeconfig FILE",
             "no way to reach an API server: {error}"
         )
-    })?;
+    };
+    // These errors say their causes themselves.
+    let config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(|error| match error {
+                KubeconfigError::ReadConfig(why, _) => no_way(&format!("{}: {why}", path.display())),
+                other => no_way(&format!("{}: {other}", path.display())),
+            })?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .map_err(|error| no_way(&format!("{}: {error}", path.display())))?
+        }
+        None => Config::infer().await.map_err(|error| no_way(&error))?,
+    };
     let source = kubeconfig.map_or_else(|| "the environment".to_owned(), |path| path.display().to_string());
     let server = format!("at {} (from {source})", config.cluster_url);
     Ok((Client::try_from(config).into_diagnostic()?, server))

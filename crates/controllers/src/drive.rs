@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use kube::api::{Api, DynamicObject};
 use kube::core::PartialObjectMeta;
@@ -30,26 +30,49 @@ enum News {
     Outcome(u64, Result<Answer, Refusal>),
 }
 
+/// A watch has ended, and the engine would go on with old objects: start anew.
+#[derive(Debug, thiserror::Error)]
+#[error("a watch of the controllers {0}")]
+pub struct WatchEnded(String);
+
 /// Runs the controllers of `engine` until `stop` resolves.
-pub async fn drive(client: Client, mut engine: Engine, stop: impl Future<Output = ()>) {
+pub async fn drive(
+    client: Client,
+    mut engine: Engine,
+    stop: impl Future<Output = ()>,
+) -> Result<(), WatchEnded> {
     let (sender, mut news) = unbounded_channel();
-    let mut tasks = JoinSet::new();
-    watch_all(&client, &engine, &sender, &mut tasks);
+    let mut watches = JoinSet::new();
+    watch_all(&client, &engine, &sender, &mut watches);
+    let mut jobs = JoinSet::new();
     let permits = Arc::new(Semaphore::new(CONCURRENT));
     let mut stop = std::pin::pin!(stop);
     loop {
         let alarm = engine.next_alarm();
         tokio::select! {
-            () = &mut stop => return,
+            () = &mut stop => return Ok(()),
+            ended = ended(&mut watches) => return Err(ended),
             Some(first) = news.recv() => take_in(&mut engine, first, &mut news),
             () = sleep_until(alarm) => {}
         }
         for job in engine.work(Timestamp::now()) {
-            tasks.spawn(carry_out(client.clone(), permits.clone(), job, sender.clone()));
+            jobs.spawn(carry_out(client.clone(), permits.clone(), job, sender.clone()));
         }
         // Finished jobs have nothing left to say; their outcome came through the channel.
-        while tasks.try_join_next().is_some() {}
+        while jobs.try_join_next().is_some() {}
     }
+}
+
+/// Waits until a watch ends, which none should. One that was aborted because its kind is gone does not count.
+async fn ended(watches: &mut JoinSet<()>) -> WatchEnded {
+    while let Some(ended) = watches.join_next().await {
+        match ended {
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => return WatchEnded(format!("failed: {error}")),
+            Ok(()) => return WatchEnded("ended by itself".to_owned()),
+        }
+    }
+    std::future::pending().await
 }
 
 /// Takes in all that is there before anything is planned: a burst is planned once.
@@ -88,7 +111,7 @@ async fn carry_out(client: Client, permits: Arc<Semaphore>, job: Job, sender: Un
     } = job;
     let target = action.target.to_string();
     tracing::debug!(component, %target, op = ?action.op, "does");
-    let outcome = execute(&client, component, action).await;
+    let outcome = survive(execute(&client, component, action)).await;
     if let Err(refusal) = &outcome {
         match refusal.stale {
             true => tracing::debug!(component, %target, %refusal, "looks again"),
@@ -96,6 +119,17 @@ async fn carry_out(client: Client, permits: Arc<Semaphore>, job: Job, sender: Un
         }
     }
     let _ = sender.send(News::Outcome(ticket, outcome));
+}
+
+/// The outcome of a job whatever becomes of it: one that was never told would keep its key "under way" for ever.
+async fn survive(job: impl Future<Output = Result<Answer, Refusal>>) -> Result<Answer, Refusal> {
+    let outcome = std::panic::AssertUnwindSafe(job).catch_unwind().await;
+    outcome.unwrap_or_else(|_| {
+        Err(Refusal {
+            stale: false,
+            message: "the job panicked; the log has the cause".to_owned(),
+        })
+    })
 }
 
 fn watch_all(client: &Client, engine: &Engine, sender: &UnboundedSender<News>, tasks: &mut JoinSet<()>) {
@@ -117,7 +151,8 @@ fn watch_all(client: &Client, engine: &Engine, sender: &UnboundedSender<News>, t
         EndpointSlice,
         ReplicaSet,
         Deployment,
-        Lease
+        Lease,
+        IPPool
     );
     if watched.contains(&Kind::Everything) {
         let full: Vec<Resource> = watched.iter().filter_map(|kind| kind.resource()).collect();
@@ -133,20 +168,55 @@ async fn watch<K>(
 ) where
     K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    follow(what, api, &sender, |event| {
+        // Managed fields are half of an object's size and nobody here reads them.
+        observation(event.modify(|object| object.managed_fields_mut().clear()))
+    })
+    .await;
+}
+
+/// Sends what `observation` makes of a watch's events; a watch that fails is tried again for ever.
+async fn follow<K>(
+    what: &str,
+    api: Api<K>,
+    sender: &UnboundedSender<News>,
+    observation: impl Fn(Event<K>) -> Observation,
+) where
+    K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
     let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()));
     let mut pause = Pause::default();
+    let mut absent = Absent::default();
     while let Some(event) = events.next().await {
         match event {
+            Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
+                // The kind is not installed: there are no objects of it.
+                for event in [Event::Init, Event::InitDone] {
+                    if sender.send(News::Watch(Box::new(observation(event)))).is_err() {
+                        return;
+                    }
+                }
+                absent.wait().await;
+            }
             Ok(event) => {
-                pause = Pause::default();
-                // Managed fields are half of an object's size and nobody here reads them.
-                let event = event.modify(|object| object.managed_fields_mut().clear());
+                (pause, absent) = (Pause::default(), Absent::default());
                 if sender.send(News::Watch(Box::new(observation(event)))).is_err() {
                     return;
                 }
             }
             Err(error) => pause.after(what, &error).await,
         }
+    }
+}
+
+/// How long to wait before a kind that is not installed is asked for again: most clusters never have it.
+#[derive(Default)]
+struct Absent(u32);
+
+impl Absent {
+    async fn wait(&mut self) {
+        tokio::time::sleep(Duration::from_secs(1 << self.0.min(5))).await;
+        self.0 += 1;
     }
 }
 
@@ -209,7 +279,13 @@ async fn watch_everything(client: Client, full: Vec<Resource>, sender: Unbounded
             );
             watches.insert(resource, tasks.spawn(watch));
         }
-        definitions_changed.notified().await;
+        tokio::select! {
+            () = definitions_changed.notified() => {}
+            ended = ended(&mut tasks) => {
+                tracing::error!("{ended}");
+                return;
+            }
+        }
     }
 }
 
@@ -221,25 +297,13 @@ async fn watch_other(
 ) {
     let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &resource.erased());
     let definitions = resource.kind == "CustomResourceDefinition";
-    let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()));
-    let mut pause = Pause::default();
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => {
-                pause = Pause::default();
-                if definitions && matches!(event, Event::Apply(_) | Event::Delete(_)) {
-                    definitions_changed.notify_one();
-                }
-                if sender
-                    .send(News::Watch(Box::new(Observation::Other(resource.clone(), event))))
-                    .is_err()
-                {
-                    return;
-                }
-            }
-            Err(error) => pause.after(&resource.plural, &error).await,
+    follow(&resource.plural, api, &sender, |event| {
+        if definitions && matches!(event, Event::Apply(_) | Event::Delete(_)) {
+            definitions_changed.notify_one();
         }
-    }
+        Observation::Other(resource.clone(), event)
+    })
+    .await;
 }
 
 /// The resources that can be listed, watched and deleted; of each group, the version it prefers.
@@ -267,4 +331,33 @@ async fn discover(client: &Client) -> kube::Result<Vec<Arc<Resource>>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_job_that_panics_is_refused_and_told() {
+        let outcome = survive(async { panic!("a bug") }).await;
+        let refusal = outcome.unwrap_err();
+        assert!(
+            !refusal.stale && refusal.message.contains("panicked"),
+            "{refusal}"
+        );
+        assert!(matches!(
+            survive(async { Ok(Answer::Gone) }).await,
+            Ok(Answer::Gone)
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_ends_is_noticed_and_one_that_is_aborted_is_not() {
+        let mut watches = JoinSet::new();
+        watches.spawn(std::future::pending()).abort();
+        watches.spawn(async {});
+        assert!(ended(&mut watches).await.to_string().contains("ended by itself"));
+        watches.spawn(async { panic!("a bug") });
+        assert!(ended(&mut watches).await.to_string().contains("a bug"));
+    }
 }

@@ -22,6 +22,7 @@ pub mod endpoints;
 pub mod engine;
 pub mod execute;
 pub mod garbage;
+pub mod ip_pools;
 pub mod namespace;
 pub mod node_lifecycle;
 pub mod node_ranges;

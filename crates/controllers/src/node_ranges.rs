@@ -1,10 +1,13 @@
 //! Node ranges: every node gets a range of its own from each of the cluster's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use miette::Diagnostic;
 
 use crate::action::{Action, Note, Op, Part, Target};
@@ -14,6 +17,11 @@ use crate::world::{Change, Kind, World};
 
 /// Most ranges of one pool; what is beyond is never given.
 const MOST: u128 = 1 << 16;
+
+/// How the names of the Leases begin that say which ranges a node has.
+const RECORD_PREFIX: &str = "podnet-range-";
+/// The ranges, with commas in between.
+const RANGES_ANNOTATION: &str = "podnet.io/ranges";
 
 /// A range of the cluster, cut into ranges of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,15 +135,26 @@ impl Taken {
 }
 
 /// The controller of node ranges.
+///
+/// Beside every node that has ranges it keeps a Lease that says which. When the node is deleted, the Lease keeps the
+/// ranges for a grace period: the node's pods may still run and be spoken to, and a node of the same name gets the same
+/// again. A Lease outlives this process; so a leader that takes over knows what rests.
 #[derive(Debug)]
 pub struct NodeRanges {
     pools: Vec<Pool>,
+    namespace: String,
+    grace: SignedDuration,
 }
 
 impl NodeRanges {
-    /// Gives ranges from these pools; the first is the one that nodes are known by.
-    pub fn new(pools: Vec<Pool>) -> NodeRanges {
-        NodeRanges { pools }
+    /// Gives ranges from these pools; the first is the one that nodes are known by. Leases are in `namespace`; a deleted
+    /// node's ranges rest for `grace` seconds.
+    pub fn new(pools: Vec<Pool>, namespace: &str, grace: u32) -> NodeRanges {
+        NodeRanges {
+            pools,
+            namespace: namespace.into(),
+            grace: SignedDuration::from_secs(grace.into()),
+        }
     }
 }
 
@@ -149,40 +168,101 @@ impl Controller for NodeRanges {
     }
 
     fn reads(&self) -> &'static [Kind] {
-        &[Kind::Node]
+        &[Kind::Node, Kind::Lease]
     }
 
     /// A node that leaves may free the range that another waits for.
-    fn affected(&self, _: &World, change: &Change, keys: &mut BTreeSet<Key>) {
-        if let Change::Node(delta) = change {
-            let wants = delta.new.as_ref().is_none_or(|node| ranges_of(node).is_empty());
-            if wants {
-                keys.insert(Key::all());
-            }
+    fn affected(&self, world: &World, change: &Change, keys: &mut BTreeSet<Key>) {
+        let matters = match change {
+            Change::Node(delta) => delta.new.as_ref().is_none_or(|node| {
+                let ranges = ranges_of(node);
+                ranges.is_empty()
+                    || self
+                        .record(world, node)
+                        .is_none_or(|record| record.ranges != ranges)
+            }),
+            Change::Lease(delta) => delta
+                .sides()
+                .any(|lease| Record::read(lease, &self.namespace).is_some()),
+            _ => false,
+        };
+        if matters {
+            keys.insert(Key::all());
         }
     }
 
     /// All nodes are served together, so that no two get the same range.
-    fn plan(&self, world: &World, _: &Key, _: &Context) -> Plan {
+    fn plan(&self, world: &World, _: &Key, context: &Context) -> Plan {
+        let mut plan = Plan::default();
         let mut taken = Taken::default();
-        world
-            .nodes
-            .iter()
-            .flat_map(|node| ranges_of(node))
-            .for_each(|range| taken.insert(range));
-        let without = world.nodes.iter().filter(|node| ranges_of(node).is_empty());
-        without.filter_map(|node| self.give(node, &mut taken)).collect()
+        for range in world.nodes.iter().flat_map(|node| ranges_of(node)) {
+            taken.insert(range);
+        }
+        let mut resting = 0;
+        for record in self.records(world) {
+            let node = world.nodes.get(&Key::cluster(record.node.as_str()));
+            match node {
+                Some(_) => plan.actions.extend(record.of_present()),
+                None => {
+                    let (action, until) = record.of_absent(context.now, self.grace);
+                    plan.actions.extend(action);
+                    plan.look_again(until);
+                    if until.is_none() {
+                        continue;
+                    }
+                    resting += 1;
+                }
+            }
+            // What a node without ranges had is kept for it.
+            for range in &record.ranges {
+                taken.insert(*range);
+            }
+        }
+        for node in world.nodes.iter() {
+            let ranges = ranges_of(node);
+            match ranges.is_empty() {
+                true => plan.actions.extend(self.give(world, node, &mut taken, resting)),
+                false => plan.actions.extend(self.note(world, node, &ranges)),
+            }
+        }
+        plan
     }
 }
 
 impl NodeRanges {
-    fn give(&self, node: &Node, taken: &mut Taken) -> Option<Action> {
-        let mut given = Vec::new();
-        for pool in &self.pools {
-            let Some(range) = pool.free(taken) else {
-                return exhausted(node);
+    fn records<'a>(&'a self, world: &'a World) -> impl Iterator<Item = Record<'a>> {
+        let leases = world.leases.within(&self.namespace);
+        leases.filter_map(|lease| Record::read(lease, &self.namespace))
+    }
+
+    fn record<'a>(&self, world: &'a World, node: &Node) -> Option<Record<'a>> {
+        let key = Key::new(self.namespace.as_str(), record_name(node));
+        Record::read(world.leases.get(&key)?, &self.namespace)
+    }
+
+    /// What the node had before, or else the lowest that is free.
+    fn give(&self, world: &World, node: &Node, taken: &mut Taken, resting: usize) -> Option<Action> {
+        let before = self.record(world, node).map(|record| record.ranges);
+        let fits = |ranges: &Vec<IpNet>| {
+            let fit = |(range, pool): (&IpNet, &Pool)| {
+                pool.range.contains(range) && pool.length == range.prefix_len()
             };
-            given.push(range);
+            let held = world.nodes.iter().flat_map(|node| ranges_of(node));
+            let free = held.into_iter().all(|held| {
+                !ranges
+                    .iter()
+                    .any(|range| range.contains(&held) || held.contains(range))
+            });
+            free && ranges.len() == self.pools.len() && ranges.iter().zip(&self.pools).all(fit)
+        };
+        let mut given = before.filter(fits).unwrap_or_default();
+        if given.is_empty() {
+            for pool in &self.pools {
+                let Some(range) = pool.free(taken) else {
+                    return exhausted(node, pool, resting);
+                };
+                given.push(range);
+            }
         }
         given.iter().for_each(|range| taken.insert(*range));
         let mut updated = node.clone();
@@ -192,13 +272,112 @@ impl NodeRanges {
         // Once set they are for ever; somebody else may just have set them.
         Action::modify_exactly(Part::Main, node, &updated)
     }
+
+    /// Writes down which ranges the node has.
+    fn note(&self, world: &World, node: &Node, ranges: &[IpNet]) -> Option<Action> {
+        let name = record_name(node);
+        // A node's name may be as long as a Lease's; its ranges do without a rest.
+        if name.len() > 253 {
+            return None;
+        }
+        let texts: Vec<String> = ranges.iter().map(IpNet::to_string).collect();
+        let annotations = BTreeMap::from([(RANGES_ANNOTATION.to_owned(), texts.join(","))]);
+        let key = Key::new(self.namespace.as_str(), name.as_str());
+        match world.leases.get(&key) {
+            None => {
+                let mut lease = Lease::default();
+                lease.metadata.name = Some(name);
+                lease.metadata.namespace = Some(self.namespace.clone());
+                lease.metadata.annotations = Some(annotations);
+                lease.spec.get_or_insert_default().holder_identity = node.metadata.name.clone();
+                Some(Action::create(&lease))
+            }
+            Some(lease) => {
+                let mut updated = (**lease).clone();
+                updated
+                    .metadata
+                    .annotations
+                    .get_or_insert_default()
+                    .extend(annotations);
+                updated.spec.get_or_insert_default().holder_identity = node.metadata.name.clone();
+                Action::modify_exactly(Part::Main, &**lease, &updated)
+            }
+        }
+    }
+}
+
+fn record_name(node: &Node) -> String {
+    format!(
+        "{RECORD_PREFIX}{}",
+        node.metadata.name.as_deref().unwrap_or_default()
+    )
+}
+
+/// What is written down about a node.
+struct Record<'a> {
+    lease: &'a Lease,
+    node: String,
+    ranges: Vec<IpNet>,
+}
+
+impl<'a> Record<'a> {
+    /// None for a Lease that is somebody else's.
+    fn read(lease: &'a Lease, namespace: &str) -> Option<Self> {
+        let metadata = &lease.metadata;
+        let node = metadata.name.as_deref()?.strip_prefix(RECORD_PREFIX)?;
+        if metadata.namespace.as_deref() != Some(namespace) {
+            return None;
+        }
+        let ranges = metadata.annotations.as_ref()?.get(RANGES_ANNOTATION)?;
+        Some(Record {
+            lease,
+            node: node.to_owned(),
+            ranges: ranges.split(',').filter_map(|text| text.parse().ok()).collect(),
+        })
+    }
+
+    fn gone_since(&self) -> Option<Timestamp> {
+        Some(self.lease.spec.as_ref()?.renew_time.as_ref()?.0)
+    }
+
+    /// The node is there, perhaps again.
+    fn of_present(&self) -> Option<Action> {
+        self.gone_since()?;
+        let mut updated = self.lease.clone();
+        updated.spec.get_or_insert_default().renew_time = None;
+        Action::modify_exactly(Part::Main, self.lease, &updated)
+    }
+
+    /// The node is gone: notes since when, and until when the ranges rest; none when that is over.
+    fn of_absent(&self, now: Timestamp, grace: SignedDuration) -> (Option<Action>, Option<Timestamp>) {
+        let Some(since) = self.gone_since() else {
+            let mut updated = self.lease.clone();
+            updated.spec.get_or_insert_default().renew_time = Some(MicroTime(now));
+            return (
+                Action::modify_exactly(Part::Main, self.lease, &updated),
+                Some(now + grace),
+            );
+        };
+        match since + grace {
+            end if end <= now => (Some(Action::delete(self.lease)), None),
+            end => (None, Some(end)),
+        }
+    }
 }
 
 /// Told once for every version of the node, not in a loop: the plan is made again only when nodes change.
-fn exhausted(node: &Node) -> Option<Action> {
-    let name = node.metadata.name.as_deref().unwrap_or_default();
-    let text = format!("Node {name} status is now: CIDRNotAvailable");
-    let note = Note::normal(node, "CIDRNotAvailable", text);
+fn exhausted(node: &Node, pool: &Pool, resting: usize) -> Option<Action> {
+    let Pool { range, length } = pool;
+    let resting = match resting {
+        0 => String::new(),
+        some => format!(" ({some} deleted nodes' ranges rest for a while)"),
+    };
+    let text = format!(
+        "no range of /{length} is left in {range}, which has {}{resting}: the node gets no pods with addresses. Delete \
+         nodes that are gone, or give the cluster a larger range or longer prefixes",
+        pool.size()
+    );
+    let note = Note::warning(node, "CIDRNotAvailable", text);
     Some(Action::new(Target::of(node), Op::Tell).telling(note))
 }
 
@@ -206,8 +385,16 @@ fn exhausted(node: &Node) -> Option<Action> {
 fn ranges_of(node: &Node) -> Vec<IpNet> {
     let Some(spec) = &node.spec else { return Vec::new() };
     let listed = spec.pod_cidrs.iter().flatten();
-    let all = listed.chain(&spec.pod_cidr).filter(|text| !text.is_empty());
-    all.filter_map(|text| text.parse::<IpNet>().ok()).collect()
+    let mut ranges: Vec<IpNet> = Vec::new();
+    for text in listed.chain(&spec.pod_cidr) {
+        // podCIDR is the first of podCIDRs, where both are set.
+        if let Ok(range) = text.parse()
+            && !ranges.contains(&range)
+        {
+            ranges.push(range);
+        }
+    }
+    ranges
 }
 
 #[cfg(test)]
@@ -232,20 +419,115 @@ mod tests {
     }
 
     fn given(pools: &[Pool], nodes: Vec<Node>) -> Vec<(String, Vec<String>)> {
-        let mut world = World::watching([Kind::Node]);
-        nodes
-            .into_iter()
-            .for_each(|node| drop(world.observe(Observation::Node(Event::Apply(node)))));
-        let plan =
-            NodeRanges::new(pools.to_vec()).plan(&world, &Key::all(), &Context::at(jiff::Timestamp::now()));
+        given_beside(pools, nodes, &[])
+    }
+
+    /// With these Leases.
+    fn given_beside(pools: &[Pool], nodes: Vec<Node>, leases: &[Lease]) -> Vec<(String, Vec<String>)> {
+        let plan = plan(pools, nodes, leases);
         let patches = plan.actions.into_iter().filter_map(|action| match action.op {
-            Op::Patch(_, patch) => {
+            Op::Patch(_, patch) if action.target.resource.kind == "Node" => {
                 let ranges = serde_json::from_value(patch["spec"]["podCIDRs"].clone()).unwrap();
                 Some((action.target.key.name, ranges))
             }
             _ => None,
         });
         patches.collect()
+    }
+
+    fn plan(pools: &[Pool], nodes: Vec<Node>, leases: &[Lease]) -> Plan {
+        let mut world = World::watching([Kind::Node, Kind::Lease]);
+        for node in nodes {
+            world.observe(Observation::Node(Event::Apply(node)));
+        }
+        for lease in leases {
+            world.observe(Observation::Lease(Event::Apply(lease.clone())));
+        }
+        let now = "2026-01-01T00:10:00Z".parse().unwrap();
+        NodeRanges::new(pools.to_vec(), "kube-system", 600).plan(&world, &Key::all(), &Context::at(now))
+    }
+
+    /// What is written down about a node that is gone since then.
+    fn record(node: &str, ranges: &str, gone: Option<&str>) -> Lease {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {
+                "name": format!("podnet-range-{node}"), "namespace": "kube-system", "resourceVersion": "1",
+                "annotations": {"podnet.io/ranges": ranges},
+            },
+            "spec": {"holderIdentity": node, "renewTime": gone},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_node_that_asks_twice_gets_the_same_range() {
+        let pools = pools(&["10.0.0.0/16"], 24);
+        for gone in [None, Some("2026-01-01T00:05:00.000000Z")] {
+            let known = [record("b", "10.0.7.0/24", gone)];
+            let both = given_beside(&pools, vec![node("a", &[]), node("b", &[])], &known);
+            assert_eq!(both[1], ("b".to_owned(), vec!["10.0.7.0/24".to_owned()]));
+        }
+        let taken = given_beside(
+            &pools,
+            vec![node("a", &["10.0.7.0/24"]), node("b", &[])],
+            &[record("b", "10.0.7.0/24", None)],
+        );
+        assert_eq!(taken[0].1, ["10.0.0.0/24"], "unless another has it");
+        let other_size = given_beside(&pools, vec![node("b", &[])], &[record("b", "10.0.8.0/23", None)]);
+        assert_eq!(other_size[0].1, ["10.0.0.0/24"], "or sizes have changed");
+    }
+
+    #[test]
+    fn a_deleted_nodes_range_comes_back_after_a_grace_period() {
+        let pools = pools(&["10.0.0.0/23"], 24);
+        let nodes = || vec![node("b", &["10.0.1.0/24"]), node("c", &[])];
+        let of_b = record("b", "10.0.1.0/24", None);
+        for gone in [None, Some("2026-01-01T00:00:00.500000Z")] {
+            let leases = [record("a", "10.0.0.0/24", gone), of_b.clone()];
+            assert!(given_beside(&pools, nodes(), &leases).is_empty());
+            let plan = plan(&pools, nodes(), &leases);
+            let note = plan
+                .actions
+                .iter()
+                .find_map(|action| action.note.as_ref())
+                .unwrap();
+            assert_eq!(
+                note.message,
+                "no range of /24 is left in 10.0.0.0/23, which has 2 (1 deleted nodes' ranges rest for a while): the \
+                 node gets no pods with addresses. Delete nodes that are gone, or give the cluster a larger range or \
+                 longer prefixes"
+            );
+            assert!(plan.again.is_some(), "and looks again");
+        }
+        let expired = [
+            record("a", "10.0.0.0/24", Some("2026-01-01T00:00:00.000000Z")),
+            of_b,
+        ];
+        assert_eq!(given_beside(&pools, nodes(), &expired)[0].1, ["10.0.0.0/24"]);
+        let deletes = |action: &Action| matches!(action.op, Op::Delete { .. });
+        assert!(plan(&pools, nodes(), &expired).actions.iter().any(deletes));
+    }
+
+    #[test]
+    fn what_nodes_have_is_written_down_once() {
+        let pools = pools(&["10.0.0.0/16"], 24);
+        let has = || vec![node("a", &["10.0.0.0/24"])];
+        let first = plan(&pools, has(), &[]);
+        assert!(
+            matches!(&first.actions[..], [Action { op: Op::Create(lease), .. }]
+            if lease["metadata"]["annotations"]["podnet.io/ranges"] == "10.0.0.0/24")
+        );
+        assert!(
+            plan(&pools, has(), &[record("a", "10.0.0.0/24", None)])
+                .actions
+                .is_empty()
+        );
+        let back = plan(
+            &pools,
+            has(),
+            &[record("a", "10.0.0.0/24", Some("2026-01-01T00:09:00.000000Z"))],
+        );
+        assert_eq!(back.actions.len(), 1, "it is there again");
     }
 
     fn pools(ranges: &[&str], length: u8) -> Vec<Pool> {

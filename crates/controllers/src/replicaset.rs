@@ -20,6 +20,9 @@ use crate::world::{Change, Kind, World};
 
 /// Most pods created or deleted in one go.
 const BURST: usize = 500;
+/// So many of a set's pods may wait for a node. The rest are created when some have found one: a number that no cluster
+/// can hold (a slip of the finger when scaling) costs a thousand objects then, not a million.
+const WAITING: usize = 1000;
 /// Lets a pod say how dear it is; the cheap ones go first.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
@@ -87,7 +90,10 @@ fn plan(set: &ReplicaSet, world: &World, context: &Context) -> Plan {
     if set.metadata.deletion_timestamp.is_none() {
         let wanted = spec.replicas.unwrap_or(1).max(0) as usize;
         if active.len() < wanted {
-            plan.actions.extend(create(set, wanted - active.len(), context));
+            let waiting = active.iter().filter(|p| pod::node(p).is_none()).count();
+            let room = WAITING.saturating_sub(waiting);
+            plan.actions
+                .extend(create(set, room.min(wanted - active.len()), context));
         } else {
             plan.actions
                 .extend(delete(set, &active, active.len() - wanted, world));
@@ -107,11 +113,8 @@ fn plan(set: &ReplicaSet, world: &World, context: &Context) -> Plan {
 
 /// A template that the server refuses is tried with one pod, not with all of them.
 fn create(set: &ReplicaSet, missing: usize, context: &Context) -> impl Iterator<Item = Action> {
-    let count = if context.error.is_some() {
-        1
-    } else {
-        missing.min(BURST)
-    };
+    let most = if context.error.is_some() { 1 } else { BURST };
+    let count = missing.min(most);
     let pod = pod_of(set);
     let note = Note::normal(set, "SuccessfulCreate", "Created pod: {name}");
     std::iter::repeat_n(pod, count).map(move |pod| Action::create(&pod).telling(note.clone()))

@@ -104,6 +104,33 @@ fn deletes_in_the_order_of_kubernetes() {
 }
 
 #[test]
+fn no_more_than_a_thousand_pods_wait_for_a_node() {
+    let waiting = |count: usize| -> Vec<Pod> {
+        let unplaced = |n| {
+            pod(
+                &format!("w{n}"),
+                json!({"spec": {"nodeName": null}, "status": {"phase": "Pending"}}),
+            )
+        };
+        (0..count).map(unplaced).collect()
+    };
+    let created = |pods: Vec<Pod>, replicas: i32| {
+        let plan = actions(set(replicas), pods, &Context::at(now()));
+        plan.actions
+            .iter()
+            .filter(|a| matches!(a.op, Op::Create(_)))
+            .count()
+    };
+    assert_eq!(created(waiting(0), 1_000_000), 500);
+    assert_eq!(created(waiting(900), 1_000_000), 100);
+    assert_eq!(created(waiting(1000), 1_000_000), 0);
+    // Pods that have a node make no difference.
+    let mut pods: Vec<Pod> = (0..2000).map(|n| pod(&format!("r{n}"), json!({}))).collect();
+    pods.extend(waiting(10));
+    assert_eq!(created(pods, 2100), 90);
+}
+
+#[test]
 fn creates_what_is_missing_from_the_template() {
     let ended = pod("ended", json!({"status": {"phase": "Failed"}}));
     let going = pod(

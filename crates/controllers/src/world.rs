@@ -11,6 +11,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use serde_json::Value;
 
+use crate::ip_pools::IPPool;
 use crate::resource::{Key, Meta, Resource};
 use crate::store::{Delta, Store, Stored};
 
@@ -130,6 +131,7 @@ kinds! {
     ReplicaSet replica_sets "ReplicaSets.",
     Deployment deployments "Deployments.",
     Lease leases "Leases.",
+    IPPool ip_pools "IP pools; none where the kind is not installed.",
 }
 
 impl World {

@@ -21,7 +21,11 @@ use simulated::{Simulated, deployment, node, service};
 fn engine() -> Engine {
     let range = "10.244.0.0/16".parse().unwrap();
     let controllers: Vec<Box<dyn Controller>> = vec![
-        Box::new(NodeRanges::new(vec![Pool::new(range, 24).unwrap()])),
+        Box::new(NodeRanges::new(
+            vec![Pool::new(range, 24).unwrap()],
+            "kube-system",
+            600,
+        )),
         Box::new(Deployments),
         Box::new(ReplicaSets),
         Box::new(Scheduler),

@@ -6,12 +6,15 @@ pub mod cluster;
 pub mod flow;
 pub mod ipam;
 pub mod masquerade;
+pub mod names;
 pub mod oracle;
 pub mod path;
 pub mod policy;
 pub mod route;
 pub mod service;
 pub mod state;
+
+use std::sync::Arc;
 
 pub use cluster::{Cluster, ClusterConfig, NodeName};
 pub use state::NodeState;
@@ -21,9 +24,12 @@ pub use state::NodeState;
 /// The result carries generation 0: who applies states counts them.
 pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
-    let routing = route::compute(cluster, node, &mut problems);
+    let mut routing = route::compute(cluster, node, &mut problems);
+    let addressing = ipam::compute(cluster, node, &mut problems);
     let services = service::compute(cluster, node, &mut problems);
+    routing.sink(services.addresses());
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
+    let names = names::compute(cluster, &mut problems).map(Arc::new);
     let policy = policy::compute(cluster, node, &mut problems);
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
@@ -35,8 +41,10 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
         generation: 0,
         node: node.clone(),
         routing,
+        addressing,
         services,
         masquerade,
+        names,
         policy,
         problems,
     }

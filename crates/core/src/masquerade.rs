@@ -31,6 +31,7 @@ const MULTICAST: [(IpAddr, u8); 2] = [
 /// The masquerading part of [`crate::compute`]: nothing when it is switched off.
 pub(crate) fn compute(cluster: &Cluster, pod_ranges: &BTreeSet<IpNet>) -> Option<Masquerade> {
     let kept = cluster.config.masquerade.as_ref()?;
+    let of_pools = crate::ipam::ranges_of_pools(cluster);
     let of_nodes = cluster.valid_nodes().flat_map(|node| node.pod_ranges.iter());
     let of_pods: Vec<IpNet> = cluster
         .config
@@ -38,10 +39,14 @@ pub(crate) fn compute(cluster: &Cluster, pod_ranges: &BTreeSet<IpNet>) -> Option
         .iter()
         .copied()
         .chain(of_nodes)
+        .chain(of_pools.iter().copied())
         .collect();
     // The cluster's ranges stand for all nodes' ranges within them.
     let of_pods = aggregate(of_pods);
-    let own = pod_ranges.iter().chain(&cluster.config.cluster_cidrs);
+    let own = pod_ranges
+        .iter()
+        .chain(&cluster.config.cluster_cidrs)
+        .chain(&of_pools);
     let multicast = MULTICAST.map(|(address, length)| IpNet::new_assert(address, length));
     let except = of_pods.into_iter().chain(kept.iter().copied()).chain(multicast);
     let nodes = cluster.valid_nodes();

@@ -1,9 +1,12 @@
 //! What one node should have in its kernel: the answer of [`crate::compute`].
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::cluster::{NodeName, ObjectRef};
+use crate::ipam::Addressing;
 use crate::masquerade::Masquerade;
+use crate::names::Names;
 use crate::policy::PolicyState;
 use crate::route::RoutingState;
 use crate::service::ServiceState;
@@ -17,10 +20,14 @@ pub struct NodeState {
     pub node: NodeName,
     /// Links, addresses, routes, neighbours.
     pub routing: RoutingState,
+    /// What pods of this node get their addresses from. Nothing of it is in the kernel.
+    pub addressing: Addressing,
     /// Service addresses and what is behind them.
     pub services: ServiceState,
     /// What leaves the cluster with the node's address.
     pub masquerade: Option<Masquerade>,
+    /// The cluster's names; `None` where somebody else answers them.
+    pub names: Option<Arc<Names>>,
     /// Which connections of this node's pods are allowed. No data plane enforces it yet.
     pub policy: PolicyState,
     /// What was left out, and why.
@@ -62,11 +69,12 @@ impl fmt::Display for Problem {
 impl fmt::Display for NodeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node {} generation {}", self.node, self.generation)?;
-        write!(f, "{}{}", self.routing, self.services)?;
+        write!(f, "{}{}{}", self.routing, self.addressing, self.services)?;
         if let Some(masquerade) = &self.masquerade {
             write!(f, "{masquerade}")?;
         }
         write!(f, "{}", self.policy)?;
+        self.names.iter().try_for_each(|names| write!(f, "{names}"))?;
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem {problem}"))

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 
 use podnet_core::cluster::{
-    AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, InternalPolicy,
-    Node, NodeName, ObjectName, PodRanges, Protocol, Routing, Service, ServicePort,
+    AddressFamily, Cluster, ClusterConfig, DnsConfig, Endpoint, EndpointPort, EndpointSlice, Family,
+    InternalPolicy, Node, NodeName, ObjectName, PodRanges, Protocol, Routing, Service, ServicePort,
 };
 use podnet_core::oracle::{self, Fate, Way};
 use podnet_core::route::Hop;
@@ -130,6 +130,7 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
             let endpoints = endpoints
                 .into_iter()
                 .map(|(on, host, [ready, serving, terminating], placed)| Endpoint {
+                    hostname: None,
                     address: if six {
                         v6(0x10, on, host)
                     } else {
@@ -162,6 +163,7 @@ fn empty(routing: Routing) -> Cluster {
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
         routing,
         masquerade: Some(vec!["192.168.0.0/16".parse().unwrap()]),
+        dns: Some(DnsConfig::default()),
         ..ClusterConfig::default()
     })
 }
@@ -252,7 +254,11 @@ proptest! {
                 for port in 79..85 {
                     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                         let to = SocketAddr::new(address, port);
-                        prop_assert_eq!(fate(&state, protocol, to), oracle::connect(&cluster, &me, protocol, to));
+                        let fate = fate(&state, protocol, to);
+                        // What is not translated all the same does not leave the node.
+                        let stays = hop(&state, address) == Some(Hop::Sink);
+                        prop_assert_eq!(stays, fate != Fate::NotAService);
+                        prop_assert_eq!(fate, oracle::connect(&cluster, &me, protocol, to));
                     }
                 }
             }

@@ -16,6 +16,7 @@ use std::{fmt, io};
 use ipnet::IpNet;
 use podnet_core::NodeState;
 use podnet_core::service::Frontend;
+use podnet_linux::sysctl::SysctlError;
 
 use monitor::Monitor;
 use nftables::{NetfilterError, Nftables, Services, Target};
@@ -41,6 +42,9 @@ pub enum ApplyError {
     /// Services.
     #[error("cannot set up services: {0}")]
     Services(#[from] NetfilterError),
+    /// How strict connection tracking is.
+    #[error("{0}; without it a segment that comes late can end a connection to a service")]
+    Tracking(#[from] SysctlError),
 }
 
 /// What an application did.
@@ -121,10 +125,12 @@ impl Dataplane for Kernel {
         // nothing.
         let routes = self.routes.apply(&want.routing);
         let services = self.services.apply(want)?;
+        // After the table, which loads connection tracking where it is a module.
+        let tracking = nftables::be_liberal();
         let routes = routes?;
         Ok(Applied {
             route_changes: routes.changes,
-            service_changes: services.changes(),
+            service_changes: services.changes() + usize::from(tracking?),
             pod_mtu: routes.pod_mtu,
             refused: routes.refused,
         })

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::nftables::wire::{self, Reader};
-use crate::route::{ROUTE_PROTOCOL, TUNNEL_LINK};
+use crate::route::{ROUTE_PROTOCOL, SINK_LINK, TUNNEL_LINK};
 
 const NFNLGRP_NFTABLES: u32 = 7;
 const RTNLGRP_LINK: u32 = 1;
@@ -142,7 +142,8 @@ fn routes_disturbed(message: &wire::Received<'_>, underlay: u32) -> bool {
         NEW_ADDRESS | DELETE_ADDRESS => of_underlay,
         NEW_LINK | DELETE_LINK => {
             let attributes = Reader::new(message.payload.get(LINK_HEADER..).unwrap_or_default());
-            of_underlay || attributes.text(IFLA_IFNAME).as_deref() == Some(TUNNEL_LINK)
+            let name = attributes.text(IFLA_IFNAME);
+            of_underlay || name.is_some_and(|name| [TUNNEL_LINK, SINK_LINK].contains(&name.as_str()))
         }
         _ => false,
     }
@@ -162,21 +163,26 @@ mod tests {
     fn own_changes_are_no_disturbance_and_others_are() {
         let moment = Duration::from_millis(200);
         let namespace = Namespace::create(Kind::Net).unwrap();
-        let config = ClusterConfig {
-            service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
-            ..ClusterConfig::default()
+        let state = |ranges: &[&str]| {
+            let config = ClusterConfig {
+                service_cidrs: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+                ..ClusterConfig::default()
+            };
+            compute(&Cluster::new(config), &NodeName::new("node1").unwrap())
         };
-        let state = compute(&Cluster::new(config), &NodeName::new("node1").unwrap());
+        // A new link of ours does disturb, once.
+        let (first, second) = (state(&["10.96.0.0/16"]), state(&["10.96.0.0/16", "10.97.0.0/16"]));
         let watching = namespace
             .run(|| {
                 let (tell, disturbed) = std::sync::mpsc::channel();
                 let mut kernel = Kernel::open(None).unwrap();
+                kernel.apply(&first).unwrap();
                 let mut monitor = kernel.monitor().unwrap();
                 let watching = std::thread::spawn(move || {
                     monitor.wait().unwrap();
                     tell.send(()).unwrap();
                 });
-                assert!(kernel.apply(&state).unwrap().service_changes > 0);
+                assert!(kernel.apply(&second).unwrap().service_changes > 0);
                 assert!(disturbed.recv_timeout(moment).is_err(), "that was our own change");
                 Kernel::open(None).unwrap().clean().unwrap();
                 disturbed.recv_timeout(10 * moment).unwrap();

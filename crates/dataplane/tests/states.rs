@@ -137,7 +137,12 @@ fn what_somebody_else_changed_is_put_back_and_what_is_theirs_stays() {
         "ip link set podnet.vxlan mtu 1300",
         "ip route del 10.244.1.0/24 proto 112",
         "ip neigh flush dev podnet.vxlan nud permanent",
+        "ip link del podnet.sink",
+        "ip link set podnet.sink down",
+        "ip route del 10.96.0.0/16",
+        "ip neigh flush dev podnet.sink nud permanent",
         "sysctl -q -w net.ipv4.ip_forward=0",
+        "sysctl -q -w net.netfilter.nf_conntrack_tcp_be_liberal=0",
     ] {
         let _ = node.run(|| {
             std::process::Command::new("nft")
@@ -156,7 +161,9 @@ fn what_somebody_else_changed_is_put_back_and_what_is_theirs_stays() {
         );
     }
     let removed = node.run(|| kernel.clean().unwrap());
-    assert!(removed.contains(&"link podnet.vxlan".to_owned()), "{removed:?}");
+    for link in ["link podnet.vxlan", "link podnet.sink"] {
+        assert!(removed.contains(&link.to_owned()), "{removed:?}");
+    }
     assert_eq!(node.run(|| kernel.clean().unwrap()), Vec::<String>::new());
     assert_eq!(lab.dump(0), Dump::default());
     let routes = node.run(|| {

@@ -11,6 +11,7 @@ use miette::{IntoDiagnostic, miette};
 use serde::Serialize;
 
 use crate::cluster::exec::{self, Exec};
+use crate::cluster::launch::Interrupted;
 use crate::cluster::layout::LabDir;
 use crate::cluster::plan::{Datastore, IpFamily, LabName, MAX_NODES, Request, Routing};
 use crate::cluster::record::{Lab, Record};
@@ -79,7 +80,7 @@ struct Shown {
 struct Up {
     #[command(flatten)]
     lab: Named,
-    /// How many nodes
+    /// How many nodes, from 1 to 100
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u16).range(1..=i64::from(MAX_NODES)))]
     nodes: u16,
     /// How many underlay subnets to spread them over
@@ -109,8 +110,9 @@ struct Up {
     /// Manifests to apply (may be repeated)
     #[arg(short, long = "file", value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// How long to wait for the nodes and for the pods of -f; 0 does not wait
-    #[arg(long, default_value = "60s", value_parser = duration)]
+    /// How long to wait for the nodes and for the pods of -f: 500ms, 30s, 2m, 1h, or a number of seconds; 0 does not
+    /// wait
+    #[arg(long, default_value = "60s", value_name = "DURATION", value_parser = duration)]
     wait: Duration,
 }
 
@@ -186,12 +188,17 @@ pub fn run(args: Args) -> ExitCode {
     };
     outcome.unwrap_or_else(|report| {
         eprintln!("{report:?}");
-        ExitCode::FAILURE
+        match report.downcast_ref::<Interrupted>() {
+            Some(interrupted) => ExitCode::from(interrupted.exit_code()),
+            None => ExitCode::FAILURE,
+        }
     })
 }
 
+/// Prints. A reader that has seen enough (`| head`) is no error.
 fn say(line: &str) -> ExitCode {
-    println!("{line}");
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{line}");
     ExitCode::SUCCESS
 }
 
@@ -200,7 +207,7 @@ fn living(name: &LabName) -> miette::Result<(LabDir, Record)> {
     let dir = LabDir::of(name);
     match Lab::find(&dir).into_diagnostic()? {
         Lab::Alive(record) => Ok((dir, *record)),
-        Lab::Dead => Err(miette!(
+        Lab::Dead(_) => Err(miette!(
             help = format!(
                 "remove what is left of it with `podnet lab down --name {name}`, then raise it again"
             ),
@@ -288,7 +295,8 @@ fn block_on<T>(work: impl Future<Output = miette::Result<T>>) -> miette::Result<
 fn load(args: &Load) -> miette::Result<ExitCode> {
     let (dir, _) = living(&args.lab.name)?;
     let store = Store::new(dir.images());
-    let names = store.load(&args.archive).into_diagnostic()?;
+    // The error says its cause itself.
+    let names = store.load(&args.archive).map_err(|error| miette!("{error}"))?;
     for name in names {
         println!("loaded {name}");
     }
@@ -328,8 +336,7 @@ fn show_status(args: &Shown) -> miette::Result<ExitCode> {
             .map_or_else(|| "starting again".to_owned(), |pid| pid.to_string());
         services.add_row([name, &pid, &state.restarts.to_string()]);
     }
-    println!("{nodes}\n\n{services}");
-    Ok(ExitCode::SUCCESS)
+    Ok(say(&format!("{nodes}\n\n{services}")))
 }
 
 fn list(format: Format) -> miette::Result<ExitCode> {
@@ -344,8 +351,7 @@ fn list(format: Format) -> miette::Result<ExitCode> {
             .map_or_else(|| "-".to_owned(), |nodes| nodes.to_string());
         rows.add_row([lab.name.as_str(), lab.state, &nodes, &lab.directory]);
     }
-    println!("{rows}");
-    Ok(ExitCode::SUCCESS)
+    Ok(say(&rows.to_string()))
 }
 
 fn logs(args: &Logs) -> miette::Result<ExitCode> {
@@ -367,7 +373,8 @@ fn logs(args: &Logs) -> miette::Result<ExitCode> {
             .unwrap_or_default();
         if name.starts_with(wanted) {
             found = true;
-            print_log(&name, log)?;
+            // What was turned over stands before what came after it.
+            print_log(name.strip_suffix(".0").unwrap_or(&name), log)?;
         }
     }
     if !found {
@@ -425,19 +432,30 @@ fn json(value: &impl Serialize) -> miette::Result<ExitCode> {
 
 /// `90`, `90s`, `500ms`, `2m`, `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
+    let right = "write 500ms, 30s, 2m or 1h";
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: u64 = number
         .parse()
-        .map_err(|_| format!("'{text}' is no duration; write 30s, 2m or 1h"))?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "" | "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        "h" => Ok(Duration::from_secs(number * 3600)),
-        _ => Err(format!("'{unit}' is no unit of time; write 30s, 2m or 1h")),
-    }
+        .map_err(|_| format!("'{text}' is no duration; {right}"))?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("'{unit}' is no unit of time; {right}")),
+    };
+    // More would be past what clocks can count to.
+    let total = number
+        .checked_mul(milliseconds)
+        .filter(|total| *total <= LONGEST_WAIT);
+    total
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("'{text}' is longer than a year; {right}"))
 }
+
+/// A year, in milliseconds.
+const LONGEST_WAIT: u64 = 365 * 24 * 3_600_000;
 
 #[cfg(test)]
 mod tests {
@@ -450,5 +468,16 @@ mod tests {
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         assert!(duration("soon").is_err());
         assert!(duration("3 weeks").is_err());
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        assert!(
+            duration("18446744073709551615h")
+                .unwrap_err()
+                .contains("longer than a year")
+        );
+        assert!(
+            duration("99999999999999999999")
+                .unwrap_err()
+                .contains("no duration")
+        );
     }
 }

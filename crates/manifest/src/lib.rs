@@ -3,6 +3,7 @@
 
 mod tree;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -99,11 +100,7 @@ fn parse(path: &Path, offset: u64, document: &str) -> Result<Vec<Manifest>, Mani
     let options = serde_saphyr::options! { strict_booleans: true };
     let node: Spanned<Node> = serde_saphyr::from_str_with_options(document, options).map_err(|error| {
         let line = error.location().map_or(1, |location| location.line());
-        let message = error.to_string();
-        at(
-            line,
-            format!("not valid YAML: {}", message.lines().next().unwrap_or_default()),
-        )
+        at(line, explain(&error))
     })?;
     let line = node.referenced.line();
     let items = match &node.value {
@@ -129,6 +126,55 @@ fn parse(path: &Path, offset: u64, document: &str) -> Result<Vec<Manifest>, Mani
         .into_iter()
         .map(|node| Manifest::new(path, offset, node))
         .collect()
+}
+
+const TOO_MUCH: &str = "the file is too large, or nested too deeply, once its aliases (*name) are followed; write out what \
+                        they stand for, or split the file";
+
+/// What is wrong with the YAML, in the words of whoever wrote it.
+fn explain(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error;
+    match error.without_snippet() {
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("the key {key} stands twice in one mapping; remove one of the two")
+        }
+        Error::DuplicateMappingKey { key: None, .. } => {
+            "a key stands twice in one mapping; remove one of the two".into()
+        }
+        Error::Budget { .. } => TOO_MUCH.into(),
+        // The same within what an alias stands for; the library gives only its text.
+        Error::AliasError { msg, .. } if msg.contains("budget breached") => TOO_MUCH.into(),
+        other => {
+            let message = other.to_string();
+            format!("not valid YAML: {}", message.lines().next().unwrap_or_default())
+        }
+    }
+}
+
+/// Refuses two objects of one name. Which of them is meant cannot be known; the second would be refused by the API
+/// server, or, as kubectl applies it, silently take the place of the first.
+pub fn each_once(manifests: &[Manifest]) -> Result<(), ManifestError> {
+    let mut seen: HashMap<(&str, &str, &str, &str), &Manifest> = HashMap::new();
+    for manifest in manifests.iter().filter(|manifest| !manifest.name().is_empty()) {
+        // Versions of a kind are forms of the same object.
+        let group = manifest
+            .api_version()
+            .split_once('/')
+            .map_or("", |(group, _)| group);
+        let key = (group, manifest.kind(), manifest.namespace(), manifest.name());
+        if let Some(first) = seen.insert(key, manifest) {
+            let name: Vec<String> = vec!["metadata".into(), "name".into()];
+            let message = format!(
+                "{} {} stands already at {}:{}; remove one of the two, or give it another name",
+                manifest.kind(),
+                manifest.name(),
+                first.path.display(),
+                first.line_of(&name)
+            );
+            return Err(manifest.error(&name, message));
+        }
+    }
+    Ok(())
 }
 
 fn is_list(entries: &[(String, Spanned<Node>)]) -> bool {
@@ -266,6 +312,48 @@ mod tests {
             let error = read(&path).unwrap_err().to_string();
             assert!(error.contains(expected), "{error} lacks {expected}");
         }
+    }
+
+    #[test]
+    fn yaml_that_cannot_be_meant_is_explained() {
+        let error = |text: &str| {
+            let (_dir, path) = written(text);
+            let error = read(&path).unwrap_err().to_string();
+            error.rsplit_once('/').unwrap().1.to_owned()
+        };
+        assert_eq!(
+            error("apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  name: b\n"),
+            "m.yaml:5: the key name stands twice in one mapping; remove one of the two"
+        );
+        let mut bomb =
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nx0: &x0 [a, a, a, a, a, a, a, a, a, a]\n"
+                .to_owned();
+        for level in 1..10 {
+            let inner = format!("*x{}, ", level - 1).repeat(10);
+            bomb += &format!("x{level}: &x{level} [{}]\n", inner.trim_end_matches(", "));
+        }
+        let error = error(&bomb);
+        assert!(
+            error.contains("its aliases (*name) are followed") && !error.contains("budget"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_object_that_stands_twice_is_refused_with_both_lines() {
+        let one = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: a\n---\n";
+        let (_dir, path) = written(&format!(
+            "{one}apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: b}}\n---\n{one}"
+        ));
+        let error = each_once(&read(&path).unwrap()).unwrap_err().to_string();
+        assert!(
+            error.contains("m.yaml:13: Deployment a stands already at "),
+            "{error}"
+        );
+        assert!(error.contains("m.yaml:4; remove one"), "{error}");
+        let elsewhere = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a, namespace: n}\n";
+        let (_dir, path) = written(&format!("{one}{elsewhere}"));
+        each_once(&read(&path).unwrap()).unwrap();
     }
 
     #[test]

@@ -14,6 +14,8 @@ use super::Station;
 #[derive(Clone)]
 pub(crate) struct Namespace {
     holder: Rc<Holder>,
+    /// That of the node it is on, for a pod.
+    node: Option<Rc<Holder>>,
     /// What belongs to the same set-up must live as long.
     _with: Vec<Rc<Holder>>,
 }
@@ -47,6 +49,7 @@ impl Namespace {
             .into_diagnostic()?;
         let namespace = Namespace {
             holder: Rc::new(Holder(child)),
+            node: None,
             _with: Vec::new(),
         };
         namespace.ip(&["link set lo up".to_owned()])?;
@@ -91,6 +94,34 @@ impl Namespace {
             String::from_utf8_lossy(&output.stderr),
             lines.join("\n")
         ))
+    }
+
+    /// The node's namespace.
+    fn node(&self) -> miette::Result<Namespace> {
+        let holder = self.node.clone().ok_or_else(|| miette!("this is no pod"))?;
+        Ok(Namespace {
+            holder,
+            node: None,
+            _with: Vec::new(),
+        })
+    }
+
+    /// Adds rules.
+    fn nft(&self, rules: &str) -> miette::Result<()> {
+        let mut command = self.command(Path::new("nft"));
+        let mut child = command
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .into_diagnostic()
+            .wrap_err("cannot run nft (Debian: nftables)")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(rules.as_bytes()).into_diagnostic()?;
+        }
+        match child.wait().into_diagnostic()?.success() {
+            true => Ok(()),
+            false => Err(miette!("nft does not take these rules:\n{rules}")),
+        }
     }
 
     /// Sets sysctls, whose files show the namespace of whoever opens them.
@@ -178,6 +209,69 @@ pub(super) fn one_node() -> miette::Result<Ends> {
     Ok((station(client), station(server), IpAddr::from([10, 201, 2, 2])))
 }
 
+/// What a node with services does on top of routing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rules {
+    /// It tracks connections, as it must to translate any; there is no service.
+    Tracking,
+    /// One service in rules of kube-proxy's shape: a verdict map to a chain per service, from there to a chain per
+    /// endpoint, and checks of first packets in the filter chains.
+    KubeProxy,
+}
+
+/// The service of [`Rules::KubeProxy`].
+const SERVICE: [u8; 4] = [10, 96, 0, 1];
+
+/// The same with rules. With a service, the server's address is the service's.
+pub(super) fn one_node_with(rules: Rules) -> miette::Result<Ends> {
+    let (client, server, pod) = one_node()?;
+    let text = match rules {
+        Rules::Tracking => TRACKING.to_owned(),
+        Rules::KubeProxy => KUBE_PROXY.replace("PORT", &super::PORT.to_string()),
+    };
+    if let Station::Namespace(client) = &client {
+        client.node()?.nft(&text)?;
+    }
+    let address = match rules {
+        Rules::Tracking => pod,
+        Rules::KubeProxy => IpAddr::from(SERVICE),
+    };
+    Ok((client, server, address))
+}
+
+const TRACKING: &str = "table inet tracking {
+    chain prerouting { type nat hook prerouting priority dstnat; ip daddr 10.96.0.1 dnat ip to 10.201.2.2; }
+    chain postrouting { type nat hook postrouting priority srcnat; }
+}
+";
+
+const KUBE_PROXY: &str = "table ip services {
+    set addresses { type ipv4_addr; elements = { 10.96.0.1 }; }
+    set node-addresses { type ipv4_addr; elements = { 169.254.1.1 }; }
+    map firewalled { type ipv4_addr . inet_proto . inet_service : verdict; }
+    map empty { type ipv4_addr . inet_proto . inet_service : verdict; }
+    map node-ports { type inet_proto . inet_service : verdict; }
+    map ports { type ipv4_addr . inet_proto . inet_service : verdict; }
+    chain marked { meta mark set meta mark | 0x4000; }
+    chain endpoint { ip saddr 10.201.2.2 jump marked; meta l4proto tcp dnat to 10.201.2.2:PORT; }
+    chain service { ip daddr 10.96.0.1 tcp dport PORT ip saddr != 10.201.0.0/16 jump marked
+        numgen random mod 1 vmap { 0 : goto endpoint }; }
+    chain translate { ip daddr . meta l4proto . th dport vmap @ports
+        ip daddr @node-addresses meta l4proto . th dport vmap @node-ports; }
+    chain firewall-check { ip daddr . meta l4proto . th dport vmap @firewalled; }
+    chain endpoints-check { ip daddr . meta l4proto . th dport vmap @empty; }
+    chain refuse { reject; }
+    chain addresses-check { ip daddr @addresses goto refuse; ip daddr 10.96.0.0/12 drop; }
+    chain masquerading { meta mark & 0x4000 == 0 return; meta mark set meta mark ^ 0x4000; masquerade; }
+    chain filter-prerouting { type filter hook prerouting priority dstnat - 10; ct state new jump firewall-check; }
+    chain filter-forward { type filter hook forward priority filter; ct state invalid drop
+        ct state new jump endpoints-check; ct state new jump addresses-check; }
+    chain prerouting { type nat hook prerouting priority dstnat; jump translate; }
+    chain postrouting { type nat hook postrouting priority srcnat; jump masquerading; }
+}
+add element ip services ports { 10.96.0.1 . tcp . PORT : goto service }
+";
+
 /// A namespace that forwards.
 fn router() -> miette::Result<Namespace> {
     let node = Namespace::new()?;
@@ -203,7 +297,10 @@ fn pod(node: &Namespace, number: u8, mtu: u16) -> miette::Result<Namespace> {
         "route add 169.254.1.1 dev eth0 scope link".into(),
         "route add default via 169.254.1.1 dev eth0".into(),
     ])?;
-    Ok(pod)
+    Ok(Namespace {
+        node: Some(node.holder.clone()),
+        ..pod
+    })
 }
 
 fn node(wire: &Namespace, number: u8, between: Between) -> miette::Result<(Namespace, Namespace)> {

@@ -1,7 +1,7 @@
 //! podnet's paths: labs raised by the real executable, and pods in them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -9,8 +9,11 @@ use std::time::Instant;
 
 use miette::{Context, IntoDiagnostic, miette};
 
-use super::{Station, UpTimes};
+use super::verbs::VerbTimes;
+use super::{PORT, Station, UpTimes};
 
+/// The address of the service in front of the pod `near`, within the lab's service range.
+const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 77, 77));
 const PODS: [(&str, &str); 3] = [("client", "node1"), ("near", "node1"), ("far", "node2")];
 
 /// A lab that goes down with this value.
@@ -81,6 +84,16 @@ pub(super) fn up_times(podnet: &Path, runs: u16) -> miette::Result<UpTimes> {
     Ok(UpTimes::new(seconds))
 }
 
+/// Times ADD and DEL on the node of a lab that has no pods.
+pub(super) fn verb_times(podnet: &Path, runs: u16) -> miette::Result<VerbTimes> {
+    eprintln!("ADD and DEL, {runs} runs");
+    let up = Lab::up(podnet, "bench-plugins", &["--nodes", "1"])?;
+    let mut command = lab(podnet, "node", &up.name);
+    command.args(["node1", "--"]).arg(super::own_executable()?);
+    let output = run(command.args(["verb-times", "--runs", &runs.to_string()]))?;
+    serde_json::from_slice(&output).into_diagnostic()
+}
+
 /// One lab per routing mode, raised when it is first asked for.
 pub(super) struct Labs {
     podnet: PathBuf,
@@ -100,6 +113,12 @@ impl Labs {
     /// Two pods of one node.
     pub(super) fn one_node(&mut self, routing: &str) -> miette::Result<Ends> {
         self.pods(routing, "near")
+    }
+
+    /// Two pods of one node, and the address of a service in front of one of them.
+    pub(super) fn service(&mut self, routing: &str) -> miette::Result<Ends> {
+        let (client, server, _) = self.one_node(routing)?;
+        Ok((client, server, SERVICE))
     }
 
     /// Two pods of two nodes.
@@ -145,11 +164,15 @@ impl Labs {
 fn manifest_text() -> String {
     let pod = |(name, node): (&str, &str)| {
         format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  nodeName: {node}\n  \
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{pod: {name}}}}}\nspec:\n  nodeName: {node}\n  \
              terminationGracePeriodSeconds: 0\n  containers:\n  - {{name: idle, image: host, command: [sleep, infinity]}}\n"
         )
     };
-    PODS.into_iter().map(pod).collect()
+    let service = format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: near}}\nspec:\n  clusterIP: {SERVICE}\n  \
+         selector: {{pod: near}}\n  ports:\n  - {{port: {PORT}}}\n"
+    );
+    PODS.into_iter().map(pod).chain([service]).collect()
 }
 
 /// A pod, in which programs of this machine can be run.

@@ -4,8 +4,11 @@
 //! add a row, make a path and name what it is compared with.
 
 mod bare;
+mod dns;
 mod lab;
+mod plugin;
 mod report;
+pub(crate) mod verbs;
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
@@ -34,7 +37,10 @@ pub(crate) struct Args {
     /// How often to measure `podnet lab up`; 0 leaves it out
     #[arg(long, default_value_t = 5)]
     up_runs: u16,
-    /// Only paths whose name contains this
+    /// How often to time ADD and DEL; 0 leaves it out
+    #[arg(long, default_value_t = 30)]
+    verb_runs: u16,
+    /// Only paths whose name contains this ("dns" for DNS alone)
     #[arg(long, default_value = "")]
     only: String,
     /// The executable to measure
@@ -86,6 +92,17 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
     let up = (args.up_runs > 0)
         .then(|| lab::up_times(&args.podnet, args.up_runs))
         .transpose()?;
+    let verbs = (args.verb_runs > 0)
+        .then(|| lab::verb_times(&args.podnet, args.verb_runs))
+        .transpose()?;
+    let dns = "dns"
+        .contains(&args.only)
+        .then(|| dns::measure(cpu, args.seconds))
+        .transpose()?;
+    let plugin = "plugin"
+        .contains(&args.only)
+        .then(|| plugin::measure(&args.podnet))
+        .transpose()?;
     let mut series = Vec::new();
     // What is set up for the paths goes when this goes.
     let setups = setups(&args, PATHS.iter().filter(wanted).copied().collect())?;
@@ -110,6 +127,9 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         runs: args.runs,
         seconds: args.seconds,
         up,
+        verbs,
+        dns,
+        plugin,
         paths: series,
     };
     println!("{report}");
@@ -119,10 +139,13 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
 }
 
 /// The rows, in the order of the table.
-const PATHS: [&str; 7] = [
+const PATHS: [&str; 10] = [
     "one node: veth pair",
     "one node: kernel routing",
+    "one node: kernel routing, tracked",
     "one node: podnet",
+    "one node: podnet service",
+    "one node: service as kube-proxy",
     "two nodes: kernel routing",
     "two nodes: podnet direct",
     "two nodes: kernel VXLAN",
@@ -136,7 +159,16 @@ fn setups(args: &Args, names: Vec<&'static str>) -> miette::Result<Vec<Path>> {
         let (against, (client, server, address)) = match name {
             "one node: veth pair" => (None, bare::pair()?),
             "one node: kernel routing" => (Some("one node: veth pair"), bare::one_node()?),
+            "one node: kernel routing, tracked" => (
+                Some("one node: veth pair"),
+                bare::one_node_with(bare::Rules::Tracking)?,
+            ),
             "one node: podnet" => (Some("one node: veth pair"), labs.one_node("direct")?),
+            "one node: podnet service" => (Some("one node: podnet"), labs.service("direct")?),
+            "one node: service as kube-proxy" => (
+                Some("one node: kernel routing, tracked"),
+                bare::one_node_with(bare::Rules::KubeProxy)?,
+            ),
             "two nodes: kernel routing" => (None, bare::two_nodes(bare::Between::Routes)?),
             "two nodes: podnet direct" => (Some("two nodes: kernel routing"), labs.two_nodes("direct")?),
             "two nodes: kernel VXLAN" => (None, bare::two_nodes(bare::Between::Vxlan)?),

@@ -8,6 +8,9 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use miette::{Context, IntoDiagnostic};
 use serde::Serialize;
 
+use super::dns::Figures;
+use super::plugin::PluginStart;
+use super::verbs::VerbTimes;
 use crate::netperf::{Sample, Test};
 
 /// All that was measured in one run.
@@ -17,6 +20,9 @@ pub(super) struct Report {
     pub(super) runs: u16,
     pub(super) seconds: f64,
     pub(super) up: Option<UpTimes>,
+    pub(super) verbs: Option<VerbTimes>,
+    pub(super) dns: Option<Figures>,
+    pub(super) plugin: Option<PluginStart>,
     pub(super) paths: Vec<Series>,
 }
 
@@ -191,6 +197,26 @@ impl fmt::Display for Report {
                 up.seconds.len()
             )?;
         }
+        if let Some(verbs) = &self.verbs {
+            write!(f, "{verbs}")?;
+        }
+        if let Some(plugin) = &self.plugin {
+            writeln!(
+                f,
+                "podnet-cni, from exec to exit: {:.2} ms (p99 {:.2})",
+                plugin.p50, plugin.p99
+            )?;
+        }
+        if let Some(dns) = &self.dns {
+            writeln!(
+                f,
+                "names of 10,000 services and 50,000 endpoints: {:.1} MiB, made in {:.1} ms; questions per CPU second:",
+                dns.table_mebibytes, dns.table_made_in_milliseconds
+            )?;
+            for rate in &dns.questions {
+                writeln!(f, "  {:>9.0}  {}", rate.per_second, rate.kind)?;
+            }
+        }
         Ok(())
     }
 }
@@ -227,6 +253,9 @@ mod tests {
             runs: 1,
             seconds: 1.0,
             up: None,
+            verbs: None,
+            plugin: None,
+            dns: None,
             paths: vec![series("limit", None, 1.0), series("ours", Some("limit"), 2.0)],
         };
         let row = report.row(&report.paths[1]);

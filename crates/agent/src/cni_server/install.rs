@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::CniServerConfig;
+use super::request::ENFORCED;
 
 /// The executable's name, and the plugin's `type`.
 pub const PLUGIN: &str = "podnet-cni";
+/// The name of the network that the configuration describes.
+pub(super) const NETWORK: &str = "podnet";
 /// The configuration's name. Runtimes take the first of the directory in the order of names.
 const CONFLIST: &str = "10-podnet.conflist";
 
@@ -59,15 +62,21 @@ pub fn uninstall(cni_bin_dir: &Path, cni_conf_dir: &Path) -> Vec<(PathBuf, io::R
 }
 
 fn conflist(config: &CniServerConfig) -> serde_json::Value {
+    // Of what no plugin declares a runtime says nothing.
+    let capabilities: serde_json::Map<_, _> = ENFORCED
+        .iter()
+        .map(|capability| (capability.key().to_owned(), true.into()))
+        .collect();
     json!({
         // Runtimes that know `cniVersions` (libcni 1.2) take the newest of those that they speak.
         "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
-        "name": "podnet",
+        "name": NETWORK,
         "plugins": [{
             "type": PLUGIN,
             "socket": config.socket,
             "stateDir": config.state_dir,
+            "capabilities": capabilities,
         }],
     })
 }
@@ -108,6 +117,7 @@ mod tests {
             socket: "/run/podnet/cni.sock".into(),
             state_dir: "/var/lib/podnet".into(),
             node: "node1".into(),
+            wiring: crate::cni_server::Wiring::Bridged,
         };
         for _ in 0..2 {
             install_from(&plugin, &bin, &conf, &config).unwrap();

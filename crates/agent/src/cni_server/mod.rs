@@ -15,28 +15,32 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use podnet_cni::{AgentReply, AgentRequest};
+use podnet_core::ipam::Addressing;
 use podnet_linux::netlink::NetlinkError;
 use podnet_linux::ns::Namespace;
 use podnet_linux::{bootid, fdpass};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::host_ports::HostPorts;
 use crate::ipam::{LeaseError, Leases};
-use crate::wiring;
+use crate::wiring::{self, Pair};
 
 pub use install::{PLUGIN, install, install_from, installed, uninstall};
 use reaper::Reaper;
 
 /// Enough for a request; the default of 2 MiB times a hundred pods at once is worth saving.
 const STACK: usize = 512 * 1024;
+/// Most requests at work at once. Those that come on top wait in the socket's queue, and their plugins with them: a
+/// node full of pods that restart must not become a node full of threads.
+const MOST_AT_ONCE: usize = 64;
 
 /// What pods of this node get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodNetwork {
-    /// The node's ranges (`Node.spec.podCIDRs`).
-    pub ranges: Vec<IpNet>,
+    /// Where their addresses come from.
+    pub addressing: Arc<Addressing>,
     /// Largest packet in bytes.
     pub mtu: u32,
     /// Where pods look up names.
@@ -52,6 +56,18 @@ pub enum Readiness {
     ///
     /// The node forwards by then: the data plane has been applied.
     Ready(PodNetwork),
+    /// They can, but not everything that they should reach can be reached, and why.
+    Limited(PodNetwork, String),
+}
+
+impl Readiness {
+    /// What pods get, if they can be connected.
+    pub fn network(&self) -> Option<&PodNetwork> {
+        match self {
+            Readiness::NotReady(_) => None,
+            Readiness::Ready(network) | Readiness::Limited(network, _) => Some(network),
+        }
+    }
 }
 
 /// Where the server is found, and where it keeps its state.
@@ -63,6 +79,17 @@ pub struct CniServerConfig {
     pub state_dir: PathBuf,
     /// The node's name, for messages.
     pub node: String,
+    /// How pods are wired.
+    pub wiring: Wiring,
+}
+
+/// How the pods of a node are wired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wiring {
+    /// Each by a pair of links of its own.
+    Routed(Pair),
+    /// All on a bridge.
+    Bridged,
 }
 
 /// Why the server cannot serve.
@@ -93,6 +120,8 @@ pub enum CniServerError {
 /// What every request sees.
 struct Server {
     leases: Arc<Leases>,
+    host_ports: Arc<HostPorts>,
+    wiring: Wiring,
     reaper: Reaper,
     ready: watch::Receiver<Readiness>,
     node: String,
@@ -111,9 +140,10 @@ pub struct CniServer {
 pub async fn bind(
     config: CniServerConfig,
     ready: watch::Receiver<Readiness>,
+    host_ports: Arc<HostPorts>,
 ) -> Result<CniServer, CniServerError> {
     let socket = config.socket.clone();
-    let start = tokio::task::spawn_blocking(move || Server::start(&config, ready));
+    let start = tokio::task::spawn_blocking(move || Server::start(&config, ready, host_ports));
     let server = Arc::new(
         start
             .await
@@ -128,12 +158,33 @@ pub async fn bind(
 }
 
 impl CniServer {
+    /// The leases that it keeps.
+    pub fn leases(&self) -> Arc<Leases> {
+        Arc::clone(&self.server.leases)
+    }
+
     /// Answers, until it is dropped.
     pub async fn run(self) {
+        tokio::join!(self.feed(), self.accept());
+    }
+
+    /// Tells the leases at once what there is to hand out: ADDs may be waiting for just that.
+    async fn feed(&self) {
+        let mut ready = self.server.ready.clone();
+        while ready.changed().await.is_ok() {
+            if let Some(network) = ready.borrow_and_update().network() {
+                self.server.leases.set(&network.addressing);
+            }
+        }
+    }
+
+    async fn accept(&self) {
+        let slots = Arc::new(Semaphore::new(MOST_AT_ONCE));
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    if let Err(error) = answer_on_a_thread(&self.server, stream) {
+                    let slot = slots.clone().acquire_owned().await.ok();
+                    if let Err(error) = answer_on_a_thread(&self.server, stream, slot) {
                         tracing::error!(%error, "a CNI request gets no answer");
                     }
                 }
@@ -148,12 +199,24 @@ impl CniServer {
 }
 
 impl Server {
-    fn start(config: &CniServerConfig, ready: watch::Receiver<Readiness>) -> Result<Self, CniServerError> {
+    fn start(
+        config: &CniServerConfig,
+        ready: watch::Receiver<Readiness>,
+        host_ports: Arc<HostPorts>,
+    ) -> Result<Self, CniServerError> {
         let boot_id = bootid::boot_id().map_err(CniServerError::BootId)?;
         let leases = Arc::new(Leases::open(&config.state_dir, &boot_id, &wiring::in_kernel()?)?);
-        let reaper = Reaper::start(Arc::clone(&leases)).map_err(CniServerError::Thread)?;
+        for lease in leases.all() {
+            if let Err(clash) = host_ports.claim(&lease) {
+                tracing::error!(attachment = %lease.attachment, "{clash}; delete one of the pods");
+            }
+        }
+        let reaper =
+            Reaper::start(Arc::clone(&leases), Arc::clone(&host_ports)).map_err(CniServerError::Thread)?;
         Ok(Server {
             leases,
+            host_ports,
+            wiring: config.wiring,
             reaper,
             ready,
             node: config.node.clone(),
@@ -175,7 +238,12 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn answer_on_a_thread(server: &Arc<Server>, stream: tokio::net::UnixStream) -> io::Result<()> {
+/// The slot is free again when the thread ends.
+fn answer_on_a_thread(
+    server: &Arc<Server>,
+    stream: tokio::net::UnixStream,
+    slot: Option<OwnedSemaphorePermit>,
+) -> io::Result<()> {
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
     let server = Arc::clone(server);
@@ -183,6 +251,7 @@ fn answer_on_a_thread(server: &Arc<Server>, stream: tokio::net::UnixStream) -> i
         .name("cni".into())
         .stack_size(STACK)
         .spawn(move || {
+            let _slot = slot;
             if let Err(error) = answer(&server, &stream) {
                 tracing::warn!(%error, "a CNI request was broken off");
             }

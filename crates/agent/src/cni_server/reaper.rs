@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use crate::host_ports::HostPorts;
 use crate::ipam::{Lease, Leases};
 use crate::wiring;
 
 /// How often to look for what has ended without us.
 const ROUND: Duration = Duration::from_secs(5);
+/// How long to wait until nothing leads to an address any more that is about to be free.
+const HOST_PORTS: Duration = Duration::from_secs(5);
 
 /// The way to the reaper's thread, which ends with the last of them.
 pub(super) struct Reaper {
@@ -17,7 +20,7 @@ pub(super) struct Reaper {
 }
 
 impl Reaper {
-    pub(super) fn start(leases: Arc<Leases>) -> io::Result<Self> {
+    pub(super) fn start(leases: Arc<Leases>, host_ports: Arc<HostPorts>) -> io::Result<Self> {
         let (sender, receiver) = channel();
         for lease in leases.ended() {
             // What the agent before us did not come to.
@@ -25,7 +28,7 @@ impl Reaper {
         }
         std::thread::Builder::new()
             .name("cni-reaper".into())
-            .spawn(move || run(&leases, &receiver))?;
+            .spawn(move || run(&leases, &host_ports, &receiver))?;
         Ok(Reaper { sender })
     }
 
@@ -38,25 +41,39 @@ impl Reaper {
     }
 }
 
-fn run(leases: &Leases, receiver: &Receiver<Lease>) {
+fn run(leases: &Leases, host_ports: &HostPorts, receiver: &Receiver<Lease>) {
     let mut next_round = Instant::now() + ROUND;
     loop {
         match receiver.recv_timeout(next_round.saturating_duration_since(Instant::now())) {
             Ok(first) => reap(
                 leases,
+                host_ports,
                 std::iter::once(first).chain(receiver.try_iter()).collect(),
             ),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         if Instant::now() >= next_round {
-            look_around(leases);
+            look_around(leases, host_ports);
             next_round = Instant::now() + ROUND;
         }
     }
 }
 
-fn reap(leases: &Leases, ended: Vec<Lease>) {
+fn reap(leases: &Leases, host_ports: &HostPorts, ended: Vec<Lease>) {
+    let closed = ended
+        .iter()
+        .filter_map(|lease| host_ports.release(&lease.attachment))
+        .max();
+    if let Some(version) = closed.or_else(|| has_ports(&ended).then(|| host_ports.wanted().0))
+        && !host_ports.wait(version, HOST_PORTS)
+    {
+        tracing::error!(
+            "host ports of ended pods are still open; trying again in {} s",
+            ROUND.as_secs()
+        );
+        return;
+    }
     let links: Vec<String> = ended.iter().map(|lease| lease.attachment.host_link()).collect();
     if let Err(error) = wiring::remove(&links) {
         // They stay among the ended leases; the next round tries again.
@@ -68,14 +85,19 @@ fn reap(leases: &Leases, ended: Vec<Lease>) {
     }
 }
 
-fn look_around(leases: &Leases) {
+/// Whether host ports led to one of these; a DEL may have given them back already.
+fn has_ports(ended: &[Lease]) -> bool {
+    ended.iter().any(|lease| !lease.port_mappings.is_empty())
+}
+
+fn look_around(leases: &Leases, host_ports: &HostPorts) {
     match leases.collect(wiring::in_kernel) {
         Ok(ended) if ended.is_empty() => {}
         Ok(ended) => {
             for lease in &ended {
                 tracing::info!(attachment = %lease.attachment, addresses = ?lease.addresses, "a pod has ended without the agent");
             }
-            reap(leases, ended);
+            reap(leases, host_ports, ended);
         }
         Err(error) => tracing::warn!(%error, "cannot look for pods that have ended"),
     }

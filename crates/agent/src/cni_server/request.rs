@@ -1,17 +1,59 @@
 //! The verbs.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podnet_cni::{
-    AddResult, AgentReply, AgentRequest, Attachment, CniError, Code, Dns, Interface, IpConfig, RouteConfig,
-    Verb,
+    AddResult, AgentReply, AgentRequest, Attachment, Capability, CniError, Code, Dns, Interface, IpConfig,
+    IpRange, PodSettings, RouteConfig, RuntimeConfig, Verb,
 };
+use podnet_core::ipam::{Bounds, PoolId, Refused, hosts, static_addresses};
+use podnet_core::service::HostPort;
+use podnet_dataplane::nftables::Nftables;
 use podnet_linux::ns::Namespace;
+use serde_json::Map;
 
-use super::{PodNetwork, Readiness, Server};
-use crate::ipam::{Lease, LeaseError};
-use crate::wiring::{self, GATEWAY_V4, GATEWAY_V6, PodLink, WiringError};
+use super::install::NETWORK;
+use super::{PodNetwork, Readiness, Server, Wiring};
+use crate::host_ports::{self, Clash};
+use crate::ipam::{Ask, Lease, LeaseError};
+use crate::wiring::{self, Mode, PodLink, WiringError};
+
+/// What the agent does for a pod when it is asked, as the network's configuration declares it.
+pub(super) const ENFORCED: &[Capability] = &[
+    Capability::Ips,
+    Capability::IpRanges,
+    Capability::Mac,
+    Capability::Dns,
+    Capability::PortMappings,
+    Capability::Bandwidth,
+    Capability::Annotations,
+];
+
+/// How long an ADD waits for its host ports to be in the kernel.
+const HOST_PORTS: Duration = Duration::from_secs(20);
+
+/// A pod that got less than it wished would be worse than none.
+fn refuse_what_is_not_enforced(wishes: &RuntimeConfig) -> Result<(), CniError> {
+    let wishes = wishes.wishes();
+    let Some(wish) = wishes.iter().find(|wish| !ENFORCED.contains(wish)) else {
+        return Ok(());
+    };
+    let msg = format!("this version of podnet does not support {wish}");
+    Err(CniError::new(Code::UnsupportedField, msg)
+        .with_details("take it out of the pod, or chain a plugin that does it behind podnet"))
+}
+
+/// What an ADD is for.
+struct Target<'a> {
+    attachment: &'a Attachment,
+    /// The namespace, by the runtime's path and open.
+    netns: &'a str,
+    namespace: &'a Namespace,
+    wishes: &'a RuntimeConfig,
+    settings: &'a PodSettings,
+}
 
 impl Server {
     pub(super) fn serve(
@@ -20,20 +62,36 @@ impl Server {
         namespace: Option<&Namespace>,
     ) -> Result<AgentReply, CniError> {
         match &request.verb {
-            Verb::Add { attachment, netns } => {
+            Verb::Add {
+                attachment,
+                netns,
+                runtime_config,
+                pod_settings,
+            } => {
+                refuse_what_is_not_enforced(runtime_config)?;
                 let namespace = namespace.ok_or_else(|| {
                     CniError::new(Code::InvalidEnvironment, "no network namespace came with the ADD")
                         .with_details("the plugin and the agent are of different versions; restart the agent")
                 })?;
                 let begin = std::time::Instant::now();
-                let result = self.add(request, attachment, netns, namespace)?;
+                let target = Target {
+                    attachment,
+                    netns,
+                    namespace,
+                    wishes: runtime_config,
+                    settings: pod_settings,
+                };
+                let result = self.add(request, &target)?;
                 let took = begin.elapsed();
                 tracing::debug!(%attachment, pod = request.pod.name, ?took, "added");
-                Ok(AgentReply::Added(result))
+                Ok(AgentReply::Added(Box::new(result)))
             }
             Verb::Del { attachment } => self.del(attachment).map(|()| AgentReply::Done),
-            Verb::Check { attachment, previous } => {
-                self.check(attachment, previous).map(|()| AgentReply::Done)
+            Verb::Check {
+                attachment, previous, ..
+            } => {
+                self.check(attachment, previous, namespace)?;
+                Ok(AgentReply::Done)
             }
             Verb::Status => self.status().map(|()| AgentReply::Done),
             Verb::Gc { valid } => self.gc(&request.network, valid).map(|()| AgentReply::Done),
@@ -42,7 +100,6 @@ impl Server {
 
     fn network(&self, code: Code) -> Result<PodNetwork, CniError> {
         let network = match &*self.ready.borrow() {
-            Readiness::Ready(network) => network.clone(),
             Readiness::NotReady(why) => {
                 return Err(CniError::new(
                     code,
@@ -50,42 +107,73 @@ impl Server {
                 )
                 .with_details(why.clone()));
             }
+            Readiness::Ready(network) | Readiness::Limited(network, _) => network.clone(),
         };
-        self.leases.set_ranges(&network.ranges);
+        self.leases.set(&network.addressing);
         Ok(network)
     }
 
-    fn add(
-        &self,
-        request: &AgentRequest,
-        attachment: &Attachment,
-        netns: &str,
-        namespace: &Namespace,
-    ) -> Result<AddResult, CniError> {
+    fn add(&self, request: &AgentRequest, target: &Target<'_>) -> Result<AddResult, CniError> {
+        let attachment = target.attachment;
         let network = self.network(Code::TryAgainLater)?;
-        let lease = self
+        let mut lease = self
             .leases
-            .lease(attachment, &request.network, &request.pod)
+            .lease(&ask(request, target)?)
             .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
+        let claimed = self.claim(&mut lease, target.wishes);
+        let claimed = claimed.inspect_err(|_| self.give_up(&lease))?;
+        let mode = match self.wiring {
+            Wiring::Routed(pair) => Mode::Routed(pair),
+            Wiring::Bridged => Mode::Bridged(network.addressing.node_ranges()),
+        };
+        let routes = target.settings.routes.iter().map(|route| (route.dst, route.gw));
         let pod = PodLink {
             attachment,
             addresses: &lease.addresses,
             mtu: network.mtu,
+            mac: target.wishes.mac.unwrap_or(attachment.pod_mac()),
+            mode: &mode,
+            bandwidth: lease.bandwidth,
+            on_loopback: host_ports::is_on_loopback(&lease),
+            routes: &routes.collect::<Vec<_>>(),
+            sysctls: &target.settings.sysctls_of(attachment.ifname()),
         };
-        match wiring::attach(&pod, namespace) {
-            Ok(()) => {
-                self.leases.wired(&lease);
-                Ok(result(&lease, &network, netns))
+        if let Err(error) = wiring::attach(&pod, target.namespace) {
+            if error.link_left {
+                self.leave_to_the_reaper(&lease);
+            } else {
+                self.give_up(&lease);
             }
-            Err(error) => {
-                if error.link_left {
-                    self.leave_to_the_reaper(&lease);
-                } else {
-                    self.leases.give_up(&lease);
-                }
-                Err(wiring_error(&error.cause, attachment))
-            }
+            return Err(wiring_error(&error.cause, attachment));
         }
+        if claimed.is_some_and(|version| !self.host_ports.wait(version, HOST_PORTS)) {
+            self.leave_to_the_reaper(&lease);
+            let msg = format!("the host ports of {attachment} are not in the kernel yet");
+            return Err(CniError::new(Code::TryAgainLater, msg)
+                .with_details("the agent could not change nftables; see its log for the cause"));
+        }
+        self.leases.wired(&lease);
+        Ok(result(&pod, &network, target))
+    }
+
+    /// Notes what is to be done for the pod beside its link, and has its host ports opened meanwhile.
+    fn claim(
+        &self,
+        lease: &mut Lease,
+        wishes: &RuntimeConfig,
+    ) -> Result<Option<host_ports::Version>, CniError> {
+        self.leases
+            .equip(lease, &wishes.port_mappings, wishes.bandwidth)
+            .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
+        self.host_ports
+            .claim(lease)
+            .map_err(|clash| clash_error(&clash, lease))
+    }
+
+    /// After an ADD that failed and left no link.
+    fn give_up(&self, lease: &Lease) {
+        self.host_ports.release(&lease.attachment);
+        self.leases.give_up(lease);
     }
 
     /// The addresses of a link that could not be deleted are not free before it is gone.
@@ -107,6 +195,7 @@ impl Server {
             .leases
             .release(attachment)
             .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
+        self.host_ports.release(attachment);
         match ended {
             Some(lease) => self.reaper.take(lease),
             // Most likely this is another DEL of the same. If there is a link, the file of its lease was lost.
@@ -117,7 +206,13 @@ impl Server {
         Ok(())
     }
 
-    fn check(&self, attachment: &Attachment, previous: &AddResult) -> Result<(), CniError> {
+    /// What the plugin cannot see: whether the leases and the node's routes agree with the container.
+    fn check(
+        &self,
+        attachment: &Attachment,
+        previous: &AddResult,
+        namespace: Option<&Namespace>,
+    ) -> Result<(), CniError> {
         let failed = |msg: String| {
             CniError::new(Code::CheckFailed, msg).with_details(
                 "the agent's leases and the container disagree; delete the pod to have it wired anew",
@@ -128,11 +223,31 @@ impl Server {
             .get(attachment)
             .ok_or_else(|| failed(format!("{attachment} has no lease")))?;
         let had: Vec<IpAddr> = previous.ips.iter().map(|ip| ip.address.addr()).collect();
-        match lease.addresses.iter().find(|address| !had.contains(address)) {
-            None => Ok(()),
-            Some(address) => Err(failed(format!(
+        if let Some(address) = lease.addresses.iter().find(|address| !had.contains(address)) {
+            return Err(failed(format!(
                 "{attachment} has a lease on {address}, which prevResult lacks"
-            ))),
+            )));
+        }
+        let in_kernel = wiring::in_kernel().map_err(|error| wiring_error(&error.into(), attachment))?;
+        let routed = in_kernel.get(&attachment.host_link());
+        let missing = lease
+            .addresses
+            .iter()
+            .find(|address| routed.is_none_or(|routed| !routed.contains(address)));
+        if let Some(address) = missing {
+            return Err(failed(format!(
+                "the node has no route to {address} of {attachment}"
+            )));
+        }
+        let limits = wiring::check_limits(attachment, &lease.bandwidth, namespace);
+        if let Err(direction) = limits.map_err(|error| wiring_error(&error, attachment))? {
+            return Err(failed(format!(
+                "the {direction} limit of {attachment} is not in force"
+            )));
+        }
+        match closed(&lease)? {
+            None => Ok(()),
+            Some(port) => Err(failed(format!("host port {port} of {attachment} is not open"))),
         }
     }
 
@@ -140,15 +255,26 @@ impl Server {
         self.network(Code::NotAvailable)?;
         self.leases
             .check()
-            .map_err(|error| lease_error(&error, Code::NotAvailable))
+            .map_err(|error| lease_error(&error, Code::NotAvailable))?;
+        match &*self.ready.borrow() {
+            Readiness::Limited(_, why) => {
+                let msg = format!("pods of node {} would have limited connectivity", self.node);
+                Err(CniError::new(Code::LimitedConnectivity, msg).with_details(why.clone()))
+            }
+            Readiness::Ready(_) | Readiness::NotReady(_) => Ok(()),
+        }
     }
 
     /// Goes on after an error and reports all of them.
     fn gc(&self, network: &str, valid: &[Attachment]) -> Result<(), CniError> {
         let mut errors = Vec::new();
         for lease in self.leases.all() {
-            // A lease whose file was repaired has lost the name of its network; it is ours in any case.
-            let of_network = lease.network == network || lease.network.is_empty();
+            // A lease whose file was repaired has lost the name of its network: it counts as of the one that the
+            // agent itself configures, since no other network's collection may take it.
+            let of_network = match lease.network.as_str() {
+                "" => network == NETWORK,
+                name => name == network,
+            };
             if of_network && !valid.contains(&lease.attachment) {
                 tracing::info!(attachment = %lease.attachment, "freed by garbage collection");
                 errors.extend(self.del(&lease.attachment).err().map(|error| error.to_string()));
@@ -161,14 +287,40 @@ impl Server {
     }
 }
 
+/// A host port of a lease that the kernel does not have.
+fn closed(lease: &Lease) -> Result<Option<HostPort>, CniError> {
+    let mut wanted = host_ports::of_lease(lease).peekable();
+    if wanted.peek().is_none() {
+        return Ok(None);
+    }
+    let dump = Nftables::open().and_then(|mut nftables| nftables.dump());
+    let dump = dump.map_err(|error| {
+        CniError::new(Code::Io, "cannot read the host ports from nftables").with_details(error.to_string())
+    })?;
+    Ok(wanted
+        .find(|(port, target)| !dump.leads(port, *target))
+        .map(|(port, _)| port))
+}
+
+fn clash_error(clash: &Clash, lease: &Lease) -> CniError {
+    CniError::new(
+        Code::TryAgainLater,
+        format!("cannot open the host ports of {}", lease.attachment),
+    )
+    .with_details(format!(
+        "{clash}; delete that pod, or give one of the two another hostPort or hostIP"
+    ))
+}
+
 fn lease_error(error: &LeaseError, code: Code) -> CniError {
     match error {
         LeaseError::Held(_) => CniError::new(Code::InvalidEnvironment, error.to_string())
             .with_details("an attachment is added once; DEL comes before another ADD"),
         LeaseError::Busy(_) => CniError::new(Code::TryAgainLater, error.to_string())
             .with_details("see the agent's log for what the kernel refuses"),
-        LeaseError::Exhausted { .. } => CniError::new(code, error.to_string())
-            .with_details("delete pods on this node, or give the cluster's nodes larger ranges"),
+        LeaseError::Refused { refused, .. } => refusal(refused, error, code),
+        LeaseError::UnknownNamespace(_) => CniError::new(code, error.to_string())
+            .with_details("the API server is away or slow; see the agent's log"),
         LeaseError::NoRange => CniError::new(code, error.to_string()).with_details(
             "Node.spec.podCIDRs is empty: the controller that gives nodes their ranges is not running",
         ),
@@ -178,54 +330,113 @@ fn lease_error(error: &LeaseError, code: Code) -> CniError {
     }
 }
 
+/// What can be right another time has the verb's code; what is wrong in the pod or the network's configuration has 7.
+fn refusal(refused: &Refused, error: &LeaseError, code: Code) -> CniError {
+    let node = "delete pods on this node, or give the cluster's nodes larger ranges";
+    let (code, help) = match refused {
+        Refused::Exhausted {
+            pool: PoolId::Node, ..
+        } => (code, node),
+        Refused::Exhausted { .. } => (
+            code,
+            "delete pods on this node, or give the pool another range; see its status for who holds its blocks",
+        ),
+        Refused::NoBlock(_) => (
+            code,
+            "`podnet controller` cuts pools into blocks: see that it runs, and in the pool's status what is left",
+        ),
+        Refused::Taken(_) => (code, "delete that pod first, or choose another address"),
+        Refused::Elsewhere { .. } => (
+            Code::InvalidConfig,
+            "choose an address of these ranges, or make an IPPool of single-address blocks that follow their pods",
+        ),
+        Refused::Reserved(_) | Refused::Disjoint(_) => (Code::InvalidConfig, "choose others"),
+    };
+    CniError::new(code, error.to_string()).with_details(help)
+}
+
 fn wiring_error(error: &WiringError, attachment: &Attachment) -> CniError {
     let code = match error {
-        WiringError::InterfaceExists(_) | WiringError::NotANamespace(_) | WiringError::NodeNamespace => {
-            Code::InvalidEnvironment
-        }
-        WiringError::Netlink(_) | WiringError::Sysctl(_) => Code::Wiring,
+        WiringError::InterfaceExists(_) => Code::InvalidEnvironment,
+        WiringError::NotANamespace(_) | WiringError::NodeNamespace => Code::InvalidNetns,
+        WiringError::Netlink(_)
+        | WiringError::Sysctl(_)
+        | WiringError::ForeignBridge
+        | WiringError::NoBridgeNetfilter
+        | WiringError::NoRoomForGateway(_)
+        | WiringError::NotOnBridge(_) => Code::Wiring,
     };
     CniError::new(code, format!("cannot wire {attachment}")).with_details(error.to_string())
 }
 
+/// The addresses that a pod wishes: by capability, which is nearest to the pod, else by annotation.
+fn ask<'a>(request: &'a AgentRequest, target: &Target<'a>) -> Result<Ask<'a>, CniError> {
+    let wishes = target.wishes;
+    let addresses = match &wishes.ips[..] {
+        [] => static_addresses(&wishes.annotations).map_err(|why| {
+            CniError::new(Code::InvalidConfig, why)
+                .with_details("correct the annotation, and make the pod anew")
+        })?,
+        ips => ips.to_vec(),
+    };
+    let bounds = |range: &IpRange| {
+        let hosts = hosts(range.subnet);
+        Bounds {
+            first: range.first.unwrap_or(hosts.first),
+            last: range.last.unwrap_or(hosts.last),
+        }
+    };
+    let sets = wishes.ip_ranges.iter();
+    Ok(Ask {
+        addresses,
+        within: sets.map(|set| set.iter().map(bounds).collect()).collect(),
+        ..Ask::any(target.attachment, &request.network, &request.pod)
+    })
+}
+
 /// What the runtime is told.
-fn result(lease: &Lease, network: &PodNetwork, netns: &str) -> AddResult {
-    let attachment = &lease.attachment;
+fn result(pod: &PodLink<'_>, network: &PodNetwork, target: &Target<'_>) -> AddResult {
+    let attachment = pod.attachment;
     let interface = |name: String, mac: podnet_linux::MacAddr, sandbox| Interface {
         name,
         mac: Some(mac.to_string()),
-        mtu: Some(network.mtu),
+        mtu: Some(pod.mtu),
         sandbox,
+        more: Map::new(),
     };
-    let gateway = |address: &IpAddr| match address {
-        IpAddr::V4(_) => IpAddr::V4(GATEWAY_V4),
-        IpAddr::V6(_) => IpAddr::V6(GATEWAY_V6),
-    };
-    let ips = lease.addresses.iter().map(|address| IpConfig {
+    let ips = pod.addresses.iter().map(|address| IpConfig {
         interface: Some(1),
-        address: IpNet::from(*address),
-        gateway: Some(gateway(address)),
+        // Wired, it has a place.
+        address: pod.own(*address).unwrap_or_else(|_| IpNet::from(*address)),
+        gateway: Some(pod.gateway(*address)),
+        more: Map::new(),
     });
-    let routes = lease.addresses.iter().map(|address| RouteConfig {
+    let routes = pod.addresses.iter().map(|address| RouteConfig {
         dst: match address {
             IpAddr::V4(_) => Ipv4Net::default().into(),
             IpAddr::V6(_) => Ipv6Net::default().into(),
         },
-        gw: Some(gateway(address)),
+        gw: Some(pod.gateway(*address)),
+        more: Map::new(),
     });
+    let extra = pod.routes.iter().map(|(dst, gw)| RouteConfig {
+        dst: *dst,
+        gw: *gw,
+        more: Map::new(),
+    });
+    let dns = target.wishes.dns.clone();
     AddResult {
         interfaces: vec![
             interface(attachment.host_link(), attachment.host_mac(), None),
             interface(
                 attachment.ifname().to_owned(),
-                attachment.pod_mac(),
-                Some(netns.to_owned()),
+                pod.mac,
+                Some(target.netns.to_owned()),
             ),
         ],
         ips: ips.collect(),
-        routes: routes.collect(),
-        dns: Dns {
-            nameservers: network.dns.clone(),
-        },
+        routes: routes.chain(extra).collect(),
+        dns: dns.unwrap_or_else(|| Dns::of(network.dns.iter().copied())),
+        more: Map::new(),
     }
 }

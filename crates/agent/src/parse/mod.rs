@@ -3,7 +3,11 @@
 //! What does not parse becomes an [`Invalid`] with the reason. Nothing is defaulted that the API server has not defaulted
 //! already, but for what its API says that readers must assume.
 
+mod cluster_network_policy;
+mod network_policy;
 mod node;
+mod pod;
+mod pool;
 mod service;
 mod slice;
 
@@ -11,7 +15,11 @@ use std::num::NonZeroU16;
 
 use podnet_core::cluster::{Invalid, ObjectName, ObjectRef, Parsed, Protocol};
 
+pub use cluster_network_policy::{ClusterNetworkPolicyObject, cluster_network_policy};
+pub use network_policy::network_policy;
 pub use node::node;
+pub use pod::{namespace, pod};
+pub use pool::{namespace_metadata, pool, pools};
 pub use service::service;
 pub use slice::slice;
 
@@ -39,5 +47,7 @@ fn port(number: i32) -> Result<NonZeroU16, String> {
     port.ok_or_else(|| format!("{number} is no port: ports are from 1 to 65535"))
 }
 
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod tests;

@@ -25,7 +25,8 @@ fn parse(name: &NodeName, object: &api::Node) -> Result<Node, String> {
             .map_err(|_| format!("spec.podCIDRs: {text:?} is no range such as 10.244.1.0/24"))
     });
     let ranges = PodRanges::new(ranges.collect::<Result<Vec<_>, _>>()?).map_err(|error| error.to_string())?;
-    let internal = status.addresses.unwrap_or_default().into_iter();
+    let addresses = status.addresses.unwrap_or_default();
+    let internal = addresses.iter();
     let internal = internal
         .filter(|address| address.type_ == "InternalIP")
         .map(|address| {
@@ -38,6 +39,11 @@ fn parse(name: &NodeName, object: &api::Node) -> Result<Node, String> {
         .creation_timestamp
         .as_ref()
         .map(|time| time.0.as_second());
+    // Host names and DNS names are none.
+    node.all_addresses = addresses
+        .iter()
+        .filter_map(|address| address.address.parse().ok())
+        .collect();
     node.labels = object.metadata.labels.clone().unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default();
     node.ready = conditions

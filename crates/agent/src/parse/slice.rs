@@ -68,5 +68,10 @@ fn endpoint(object: &api::Endpoint) -> Result<Endpoint, String> {
         serving: conditions.serving.unwrap_or(ready),
         terminating: conditions.terminating.unwrap_or(false),
         node: object.node_name.clone().and_then(|name| NodeName::new(name).ok()),
+        hostname: object
+            .hostname
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .map(Into::into),
     })
 }

@@ -1,4 +1,4 @@
-use podnet_core::cluster::{Affinity, Family, InternalPolicy};
+use podnet_core::cluster::{Affinity, Family, InternalPolicy, Resolution};
 use serde_json::{Value, json};
 
 use super::*;
@@ -69,29 +69,46 @@ fn a_service(spec: Value, labels: Value) -> Option<Parsed<podnet_core::cluster::
 }
 
 #[test]
-fn services_without_an_address_of_their_own_are_none() {
+fn services_are_carried_when_they_have_an_address_and_no_other_proxy() {
     let port = json!([{"port": 80}]);
-    assert!(a_service(json!({"clusterIP": "10.96.0.1", "ports": port}), json!({})).is_some());
-    for spec in [
-        json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": port}),
-        json!({"type": "ExternalName", "externalName": "example.com"}),
-        json!({"clusterIP": "", "ports": port}),
-        json!({"ports": port}),
-    ] {
-        assert!(a_service(spec, json!({})).is_none());
+    let address = json!({"clusterIP": "10.96.0.1", "ports": port});
+    assert!(
+        a_service(address.clone(), json!({}))
+            .unwrap()
+            .unwrap()
+            .is_carried()
+    );
+    for spec in [json!({"clusterIP": "", "ports": port}), json!({"ports": port})] {
+        assert!(a_service(spec, json!({})).is_none(), "it has no address yet");
     }
     for label in [
         "service.kubernetes.io/service-proxy-name",
         "service.kubernetes.io/headless",
     ] {
-        assert!(
-            a_service(
-                json!({"clusterIP": "10.96.0.1", "ports": port}),
-                json!({label: ""})
-            )
-            .is_none()
-        );
+        let service = a_service(address.clone(), json!({label: ""})).unwrap().unwrap();
+        assert!(!service.is_carried() && service.cluster_ips().len() == 1);
     }
+}
+
+#[test]
+fn services_without_an_address_have_a_name() {
+    let headless = json!({"clusterIP": "None", "clusterIPs": ["None"], "publishNotReadyAddresses": true});
+    let service = a_service(headless, json!({})).unwrap().unwrap();
+    assert_eq!(service.resolution, Resolution::Endpoints);
+    assert!(service.publish_not_ready && !service.is_carried());
+
+    let alias =
+        |name: &str| a_service(json!({"type": "ExternalName", "externalName": name}), json!({})).unwrap();
+    let service = alias("www.example.com").unwrap();
+    assert_eq!(
+        service.resolution,
+        Resolution::Alias("www.example.com".parse().unwrap())
+    );
+    assert!(!service.is_carried());
+    assert_eq!(
+        alias("a..b").unwrap_err().why,
+        "spec.externalName: \"a..b\" is no domain name: between its dots stand 1 to 63 characters each"
+    );
 }
 
 #[test]
@@ -135,7 +152,7 @@ fn conditions_that_are_not_told_are_as_the_api_says() {
         "ports": [{"name": "http", "port": 8080}, {"name": "any"}],
         "endpoints": [
             {"addresses": ["10.244.0.2", "10.244.0.3"]},
-            {"addresses": ["10.244.0.4"], "conditions": {"ready": false}, "nodeName": "node1"},
+            {"addresses": ["10.244.0.4"], "conditions": {"ready": false}, "nodeName": "node1", "hostname": "web-1"},
             {"addresses": ["10.244.0.5"], "conditions": {"ready": false, "serving": true, "terminating": true}},
         ],
     });
@@ -152,6 +169,8 @@ fn conditions_that_are_not_told_are_as_the_api_says() {
         [(true, true, false), (false, false, false), (false, true, true)]
     );
     assert_eq!(parsed.ports[1].port, None);
+    let hostnames: Vec<_> = parsed.endpoints().iter().map(|e| e.hostname.as_deref()).collect();
+    assert_eq!(hostnames, [None, Some("web-1"), None]);
 
     let (_, parsed) = slice(&from(json!({
         "metadata": {"name": "x", "namespace": "default"}, "addressType": "IPv6",

@@ -9,8 +9,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::node::{Node, Pod, answer};
-use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, bind};
+use crate::node::{Node, Pod, answer, serve};
+use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Wiring};
+use podnet_agent::wiring::Pair;
+use podnet_core::ipam::Addressing;
 use podnet_linux::ns::Namespace;
 
 const NETNS: &str = "PODNET_TEST_NETNS";
@@ -25,10 +27,11 @@ fn serves_until_it_is_killed() {
     let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
     Namespace::open(PathBuf::from(netns)).unwrap().enter().unwrap();
     let ready = Readiness::Ready(PodNetwork {
-        ranges: vec![
+        addressing: Addressing::of_node(&[
             "10.244.1.0/26".parse().unwrap(),
             "fd00:10:244:1::/64".parse().unwrap(),
-        ],
+        ])
+        .into(),
         mtu: 1450,
         dns: Vec::new(),
     });
@@ -36,13 +39,14 @@ fn serves_until_it_is_killed() {
         socket: directory.join("cni.sock"),
         state_dir: directory.join("state"),
         node: "node1".into(),
+        wiring: Wiring::Routed(Pair::Veth),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let (_sender, ready) = tokio::sync::watch::channel(ready);
-    runtime.block_on(async { bind(config, ready).await.unwrap().run().await });
+    runtime.block_on(serve(config, ready));
 }
 
 fn start(node: &Node) -> Child {

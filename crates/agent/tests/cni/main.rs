@@ -1,8 +1,12 @@
 //! The real plugin executable against a real server, in network namespaces made here: what a runtime does.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod addresses;
 mod crash;
+mod input;
 mod node;
+mod verbs;
+mod wiring;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -12,7 +16,7 @@ use podnet_agent::cni_server::Readiness;
 use podnet_linux::netlink::Netlink;
 use serde_json::{Value, json};
 
-fn addresses(result: &Value) -> Vec<IpAddr> {
+pub(crate) fn addresses(result: &Value) -> Vec<IpAddr> {
     result["ips"]
         .as_array()
         .unwrap()
@@ -120,7 +124,7 @@ fn pods_reach_each_other_and_their_node_with_unchanged_addresses() {
     assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
 }
 
-fn answer_nothing(output: &std::process::Output) {
+pub(crate) fn answer_nothing(output: &std::process::Output) {
     assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
 }
 
@@ -264,11 +268,11 @@ fn a_failed_add_leaves_nothing() {
     );
 
     let no_namespace = node.cni_in("ADD", "c1", "/etc/passwd", "1.0.0");
-    assert_eq!(error_code(&no_namespace), 4, "{no_namespace:?}");
+    assert_eq!(error_code(&no_namespace), 8, "{no_namespace:?}");
     assert_eq!(error_code(&node.cni_in("ADD", "c1", "/nonexistent", "1.0.0")), 3);
     assert_eq!(
         error_code(&node.cni_in("ADD", "c1", &node.netns_path(), "1.0.0")),
-        4
+        8
     );
     assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
 }
@@ -350,32 +354,6 @@ fn garbage_collection_frees_what_is_not_named() {
     answer_nothing(&node.bare("GC", "1.1.0", json!({ "cni.dev/valid-attachments": [] })));
     node.settle();
     assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
-}
-
-#[test]
-fn bad_input_has_its_code() {
-    let node = Node::start();
-    assert_eq!(error_code(&node.raw(&[("CNI_COMMAND", "ADD")], b"{}")), 4);
-    let whole = [
-        ("CNI_COMMAND", "ADD"),
-        ("CNI_CONTAINERID", "c"),
-        ("CNI_IFNAME", "eth0"),
-        ("CNI_NETNS", "/proc/self/ns/net"),
-    ];
-    assert_eq!(error_code(&node.raw(&whole, b"not json")), 6);
-    assert_eq!(
-        error_code(&node.raw(&whole, br#"{"cniVersion":"1.0.0","name":"n","socket":1}"#)),
-        7
-    );
-    assert_eq!(
-        error_code(&node.raw(&whole, br#"{"cniVersion":"2.0.0","name":"n"}"#)),
-        1
-    );
-    let versions = answer(&node.raw(&[("CNI_COMMAND", "VERSION")], br#"{"cniVersion":"1.0.0"}"#));
-    assert_eq!(
-        versions["supportedVersions"],
-        json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
-    );
 }
 
 #[test]

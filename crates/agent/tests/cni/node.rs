@@ -5,11 +5,16 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, bind};
+use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Wiring, bind};
+use podnet_agent::host_ports::HostPorts;
+use podnet_agent::wiring::Pair;
+use podnet_core::ipam::Addressing;
+use podnet_core::{Cluster, NodeName, compute};
+use podnet_dataplane::{Dataplane, Kernel};
 use podnet_linux::netlink::{Address, Netlink, NewLink};
 use podnet_linux::ns::{Kind, Namespace};
 use podnet_linux::sysctl;
@@ -17,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 /// The plugin, built with the profile of this test.
-fn plugin() -> &'static PathBuf {
+pub(crate) fn plugin() -> &'static PathBuf {
     static PLUGIN: OnceLock<PathBuf> = OnceLock::new();
     PLUGIN.get_or_init(|| {
         // target/TARGET/PROFILE/deps/THIS
@@ -66,11 +71,16 @@ pub(crate) struct Node {
     pub(crate) netns: Namespace,
     dir: tempfile::TempDir,
     ready: watch::Sender<Readiness>,
+    wiring: Wiring,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Node {
     pub(crate) fn start() -> Self {
+        Node::wired(Wiring::Routed(Pair::Veth))
+    }
+
+    pub(crate) fn wired(wiring: Wiring) -> Self {
         plugin();
         let netns = Namespace::create(Kind::Net).unwrap();
         netns
@@ -100,6 +110,7 @@ impl Node {
             netns,
             dir: tempfile::tempdir().unwrap(),
             ready: watch::channel(Readiness::NotReady("starting".into())).0,
+            wiring,
             server: None,
         };
         node.set_ranges(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
@@ -117,7 +128,13 @@ impl Node {
 
     pub(crate) fn set_ranges(&self, ranges: &[&str]) {
         self.set(Readiness::Ready(PodNetwork {
-            ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            addressing: Addressing::of_node(
+                &ranges
+                    .iter()
+                    .map(|range| range.parse().unwrap())
+                    .collect::<Vec<_>>(),
+            )
+            .into(),
             mtu: 1450,
             dns: vec!["10.96.0.10".parse().unwrap()],
         }));
@@ -128,6 +145,7 @@ impl Node {
             socket: self.dir.path().join("cni.sock"),
             state_dir: self.dir.path().join("state"),
             node: "node1".into(),
+            wiring: self.wiring,
         }
     }
 
@@ -145,7 +163,7 @@ impl Node {
                 .unwrap();
             runtime.block_on(async {
                 tokio::select! {
-                    () = async { bind(config, ready).await.unwrap().run().await } => panic!("it serves no longer"),
+                    () = serve(config, ready) => panic!("it serves no longer"),
                     _ = stopped => {}
                 }
             });
@@ -174,7 +192,8 @@ impl Node {
                     .stderr(Stdio::piped())
                     .spawn()
                     .unwrap();
-                child.stdin.take().unwrap().write_all(document).unwrap();
+                // One that refuses a document without reading all of it closes its end.
+                let _ = child.stdin.take().unwrap().write_all(document);
                 child.wait_with_output().unwrap()
             })
             .unwrap()
@@ -305,6 +324,28 @@ impl Node {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// The server, and of the agent's loop what opens host ports.
+pub(crate) async fn serve(config: CniServerConfig, ready: watch::Receiver<Readiness>) {
+    let host_ports = Arc::new(HostPorts::default());
+    let server = bind(config, ready, host_ports.clone()).await.unwrap();
+    let open = async {
+        let mut kernel = Kernel::open(None).unwrap();
+        loop {
+            let (version, wanted) = host_ports.wanted();
+            let cluster = Cluster {
+                host_ports: wanted,
+                ..Cluster::default()
+            };
+            kernel
+                .apply(&compute(&cluster, &NodeName::new("node1").unwrap()))
+                .unwrap();
+            host_ports.applied(version);
+            host_ports.changed().await;
+        }
+    };
+    tokio::join!(server.run(), open);
 }
 
 impl Drop for Node {

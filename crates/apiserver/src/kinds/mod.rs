@@ -16,6 +16,7 @@ use serde_json::Value;
 pub mod crd;
 pub mod error;
 pub mod openapi;
+pub mod protobuf;
 pub mod strategic;
 
 mod builtin;

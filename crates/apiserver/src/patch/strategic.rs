@@ -65,7 +65,7 @@ fn merge_map<'p>(
             None => drop(original.shift_remove(key)),
         }
     }
-    delete_from_sets(&mut original, patch);
+    delete_from_sets(&mut original, patch)?;
     order_elements(&mut original, patch, before, path, strategy)?;
     Ok(original)
 }
@@ -118,41 +118,41 @@ fn merge_by_key<'p>(
     path: &mut Vec<&'p str>,
     strategy: Strategy<'_>,
 ) -> Result<Vec<Value>, String> {
-    let directive = |item: &Value| item.get(PATCH).and_then(Value::as_str).map(str::to_owned);
-    let replace = patch
-        .iter()
-        .any(|item| directive(item).as_deref() == Some("replace"));
-    let mut merged = if replace { Vec::new() } else { original.clone() };
-    let mut wanted = Vec::new();
+    // Directives come first, wherever they stand: an item may be deleted and given anew in one patch.
+    let (mut merged, mut replace, mut given) = (original.clone(), false, Vec::new());
     for item in patch {
-        match directive(item).as_deref() {
+        match item
+            .get(PATCH)
+            .map(|directive| directive.as_str().unwrap_or_default())
+        {
+            None | Some("merge") => given.push(item),
+            Some("replace") => replace = true,
             Some("delete") => {
-                let value = item
-                    .get(key)
-                    .ok_or("delete patch type with no merge key defined")?;
+                let value = item.get(key).ok_or_else(|| {
+                    format!("delete patch type with no merge key defined: {item} has no {key}")
+                })?;
                 merged.retain(|old| old.get(key) != Some(value));
-                continue;
             }
-            Some("replace") => continue,
-            None | Some("merge") => {}
             Some(other) => return Err(format!("unknown patch type found: {other}")),
         }
+    }
+    if replace {
+        // The list is what the patch has, item by item as it stands there.
+        return Ok(given.into_iter().cloned().map(plain).collect());
+    }
+    for item in &given {
         let fields = item
             .as_object()
             .ok_or_else(|| format!("expected an object with {key}, found {item}"))?;
         let value = fields
             .get(key)
             .ok_or_else(|| format!("map: {item} does not contain declared merge key: {key}"))?;
-        wanted.push(item.clone());
-        let old = merged.iter_mut().find(|old| old.get(key) == Some(value));
-        match old {
+        match merged.iter_mut().find(|old| old.get(key) == Some(value)) {
             Some(old) => *old = merge_value(Some(old.take()), item, path, strategy)?,
             None => merged.push(merge_value(None, item, path, strategy)?),
         }
     }
-    if replace {
-        return Ok(merged);
-    }
+    let wanted: Vec<Value> = given.into_iter().cloned().collect();
     Ok(ordered(merged, &wanted, &original, Identity::Key(key)))
 }
 
@@ -201,9 +201,7 @@ fn retain_keys(original: &mut Map<String, Value>, patch: &Map<String, Value>) ->
     let Some(keep) = patch.get(RETAIN_KEYS) else {
         return Ok(());
     };
-    let keep = keep
-        .as_array()
-        .ok_or("invalid patch format of $retainKeys: expected a list")?;
+    let keep = list_of(RETAIN_KEYS, keep)?;
     let kept = |key: &str| keep.iter().any(|one| one == key);
     for (key, value) in patch {
         if !key.starts_with('$') && !value.is_null() && !kept(key) {
@@ -215,19 +213,24 @@ fn retain_keys(original: &mut Map<String, Value>, patch: &Map<String, Value>) ->
 }
 
 /// `$deleteFromPrimitiveList/FIELD`.
-fn delete_from_sets(original: &mut Map<String, Value>, patch: &Map<String, Value>) {
+fn delete_from_sets(original: &mut Map<String, Value>, patch: &Map<String, Value>) -> Result<(), String> {
     for (directive, values) in patch {
         let Some(field) = directive.strip_prefix(DELETE_FROM) else {
             continue;
         };
-        let (Some(list), Some(values)) = (
-            original.get_mut(field).and_then(Value::as_array_mut),
-            values.as_array(),
-        ) else {
-            continue;
-        };
-        list.retain(|value| !values.contains(value));
+        let values = list_of(directive, values)?;
+        if let Some(list) = original.get_mut(field).and_then(Value::as_array_mut) {
+            list.retain(|value| !values.contains(value));
+        }
     }
+    Ok(())
+}
+
+fn list_of<'p>(directive: &str, value: &'p Value) -> Result<&'p [Value], String> {
+    value
+        .as_array()
+        .map(Vec::as_slice)
+        .ok_or_else(|| format!("invalid patch format of {directive}: expected a list"))
 }
 
 /// The lists that `$setElementOrder/FIELD` will order, as they are before the merge.
@@ -252,15 +255,14 @@ fn order_elements<'p>(
         let Some(field) = directive.strip_prefix(ELEMENT_ORDER) else {
             continue;
         };
-        let order = order
-            .as_array()
-            .ok_or_else(|| format!("expected a list in {directive}"))?;
+        let order = list_of(directive, order)?;
         path.push(field);
         let identity = match strategy(path) {
             ListStrategy::MergeByKey(key) => Identity::Key(key),
             ListStrategy::MergeSet | ListStrategy::Replace => Identity::Value,
         };
         path.pop();
+        follows_order(directive, order, patch.get(field), identity)?;
         if let Some(list) = original.get_mut(field).and_then(Value::as_array_mut) {
             let before = before
                 .get(field)
@@ -269,6 +271,32 @@ fn order_elements<'p>(
                 .unwrap_or_default();
             *list = ordered(std::mem::take(list), order, before, identity);
         }
+    }
+    Ok(())
+}
+
+/// What a patch gives for a list must stand in the order that it sets: else which of the two is meant?
+fn follows_order(
+    directive: &str,
+    order: &[Value],
+    given: Option<&Value>,
+    identity: Identity,
+) -> Result<(), String> {
+    let given = given
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let given: Vec<&Value> = given.iter().filter(|item| item.get(PATCH).is_none()).collect();
+    let mut rest = order;
+    for item in &given {
+        let Some(at) = identity.position(rest, item) else {
+            return Err(format!(
+                "The order in patch list: {} doesn't match {directive} list: {}",
+                Value::Array(given.into_iter().cloned().collect()),
+                Value::Array(order.to_vec())
+            ));
+        };
+        rest = &rest[at + 1..];
     }
     Ok(())
 }

@@ -119,6 +119,110 @@ fn directives() {
     );
 }
 
+fn refused(original: Value, patch: Value) -> String {
+    strategic::merge(original, &patch, &schema).unwrap_err()
+}
+
+#[test]
+fn a_replaced_list_is_what_the_patch_has() {
+    let original = json!({"containers": [{"name": "a", "image": "1"}, {"name": "b"}]});
+    // Not even two items of the patch are merged with each other, and none needs the key.
+    let patch = json!({"containers": [{"name": "a", "x": 1}, {"$patch": "replace"}, {"name": "a", "y": null},
+        {"image": "2"}, {"name": "gone", "$patch": "delete"}]});
+    let want = json!([{"name": "a", "x": 1}, {"name": "a"}, {"image": "2"}]);
+    assert_eq!(smp(original.clone(), patch)["containers"], want);
+    let emptied = smp(original, json!({"containers": [{"$patch": "replace"}]}));
+    assert_eq!(emptied["containers"], json!([]));
+}
+
+#[test]
+fn an_item_can_be_deleted_and_given_anew() {
+    let original = json!({"containers": [{"name": "a", "image": "1"}, {"name": "b"}]});
+    let patch = json!({"containers": [{"name": "a", "image": "2"}, {"name": "a", "$patch": "delete"}]});
+    let merged = smp(original.clone(), patch)["containers"].clone();
+    assert_eq!(merged, json!([{"name": "a", "image": "2"}, {"name": "b"}]));
+    let untouched = smp(
+        original.clone(),
+        json!({"containers": [{"name": "c", "$patch": "delete"}]}),
+    );
+    assert_eq!(untouched, original);
+    let nested = json!({"containers": [{"name": "a", "$patch": "merge", "ports": [
+        {"containerPort": 1}, {"$patch": "replace"}]}]});
+    let ports = smp(
+        json!({"containers": [{"name": "a", "ports": [{"containerPort": 2}]}]}),
+        nested,
+    );
+    assert_eq!(
+        ports["containers"],
+        json!([{"name": "a", "ports": [{"containerPort": 1}]}])
+    );
+}
+
+#[test]
+fn what_a_patch_gives_follows_the_order_it_sets() {
+    let original = json!({"containers": [{"name": "a"}, {"name": "b"}], "finalizers": ["p"]});
+    let patch = |order: Value| {
+        json!({"$setElementOrder/containers": order,
+            "containers": [{"name": "b", "x": 1}, {"name": "c"}, {"name": "a", "$patch": "delete"}]})
+    };
+    let merged = smp(original.clone(), patch(json!([{"name": "b"}, {"name": "c"}])));
+    assert_eq!(
+        merged["containers"],
+        json!([{"name": "b", "x": 1}, {"name": "c"}])
+    );
+    for order in [json!([{"name": "c"}, {"name": "b"}]), json!([{"name": "b"}])] {
+        let error = refused(original.clone(), patch(order));
+        assert!(
+            error.contains("doesn't match $setElementOrder/containers"),
+            "{error}"
+        );
+    }
+    let set = json!({"$setElementOrder/finalizers": ["q", "p"], "finalizers": ["q"]});
+    assert_eq!(smp(original, set)["finalizers"], json!(["q", "p"]));
+}
+
+#[test]
+fn directives_that_make_no_sense_are_refused() {
+    let original = json!({"containers": [{"name": "a"}], "m": {"x": 1}, "finalizers": ["p"]});
+    for (patch, cause) in [
+        (
+            json!({"m": {"$patch": "destroy"}}),
+            "unknown patch type found: destroy",
+        ),
+        (json!({"m": {"$patch": 1}}), "unknown patch type found"),
+        (
+            json!({"containers": [{"name": "a", "$patch": "destroy"}]}),
+            "unknown patch type found: destroy",
+        ),
+        (
+            json!({"containers": [{"$patch": "delete"}]}),
+            "delete patch type with no merge key",
+        ),
+        (json!({"m": {"$retainKeys": "x"}}), "$retainKeys: expected a list"),
+        (
+            json!({"m": {"$retainKeys": ["x"], "y": 1}}),
+            "key y that is not in $retainKeys",
+        ),
+        (
+            json!({"$deleteFromPrimitiveList/finalizers": "p"}),
+            "$deleteFromPrimitiveList/finalizers: expected a list",
+        ),
+        (
+            json!({"$setElementOrder/finalizers": "p"}),
+            "$setElementOrder/finalizers: expected a list",
+        ),
+    ] {
+        let error = refused(original.clone(), patch);
+        assert!(error.contains(cause), "{error} lacks {cause}");
+    }
+    // What is not there has nothing to be deleted from.
+    let kept = smp(
+        original.clone(),
+        json!({"$deleteFromPrimitiveList/none": ["p"], "m": {"$retainKeys": ["x"], "y": null}}),
+    );
+    assert_eq!(kept, original);
+}
+
 #[test]
 fn what_is_new_carries_no_directives() {
     let patched = smp(

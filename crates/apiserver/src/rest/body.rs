@@ -10,6 +10,7 @@ use hyper::body::{Frame, Incoming};
 use serde_json::Value;
 
 use crate::api::WatchStream;
+use crate::kinds::protobuf::{self, ProtobufError};
 use crate::status::Refusal;
 
 /// An answer's body.
@@ -49,7 +50,10 @@ pub(super) fn media_type(headers: &HeaderMap) -> String {
         .to_ascii_lowercase()
 }
 
-/// Reads an object: JSON, or YAML where the client says so.
+/// What objects are read from.
+const OBJECT_TYPES: [&str; 3] = ["application/json", "application/yaml", protobuf::MEDIA_TYPE];
+
+/// Reads an object: JSON, or YAML or protobuf where the client says so.
 pub(super) fn parse(media: &str, body: &[u8]) -> Result<Value, Refusal> {
     match media {
         "" | "application/json" | "text/json" => serde_json::from_slice(body).map_err(|error| {
@@ -59,10 +63,15 @@ pub(super) fn parse(media: &str, body: &[u8]) -> Result<Value, Refusal> {
             let text = std::str::from_utf8(body).map_err(|error| Refusal::bad_request(error.to_string()))?;
             serde_saphyr::from_str(text).map_err(|error| Refusal::bad_request(format!("yaml: {error}")))
         }
-        _ => Err(Refusal::unsupported_media_type(&[
-            "application/json",
-            "application/yaml",
-        ])),
+        protobuf::MEDIA_TYPE => protobuf::decode(body).map_err(|error| match error {
+            ProtobufError::Malformed(message) => Refusal::bad_request(message),
+            ProtobufError::UnknownKind { .. } => {
+                let mut refusal = Refusal::unsupported_media_type(&OBJECT_TYPES[..2]);
+                refusal.status["message"] = format!("{error} ({})", refusal.message()).into();
+                refusal
+            }
+        }),
+        _ => Err(Refusal::unsupported_media_type(&OBJECT_TYPES)),
     }
 }
 

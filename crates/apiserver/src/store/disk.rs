@@ -17,6 +17,8 @@ const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects"
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// One durable commit covers at most so many writes.
 const BATCH: usize = 256;
+/// So many writes may wait for the writer; whoever comes later waits to be let in.
+const WAITING: usize = 4 * BATCH;
 
 /// Why the store on disk could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +43,7 @@ type Reply = oneshot::Sender<Result<Arc<Stored>, WriteError>>;
 pub(super) struct Disk {
     core: Arc<Core>,
     /// There until the store is dropped.
-    writes: Option<mpsc::UnboundedSender<(Write, Reply)>>,
+    writes: Option<mpsc::Sender<(Write, Reply)>>,
     writer: Option<thread::JoinHandle<()>>,
 }
 
@@ -71,7 +73,7 @@ impl Disk {
             objects.push(Arc::new(Stored::new(key, revision_of(&object), object)));
         }
         let core = memory::core(revision, objects);
-        let (writes, queue) = mpsc::unbounded_channel();
+        let (writes, queue) = mpsc::channel(WAITING);
         let writer = Writer {
             core: core.clone(),
             database,
@@ -123,7 +125,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(self, mut queue: mpsc::UnboundedReceiver<(Write, Reply)>) {
+    fn run(self, mut queue: mpsc::Receiver<(Write, Reply)>) {
         while let Some(first) = queue.blocking_recv() {
             let mut batch = vec![first];
             while batch.len() < BATCH
@@ -195,16 +197,11 @@ impl Store for Disk {
 
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Arc<Stored>, WriteError>> {
         let (reply, answer) = oneshot::channel();
-        let sent = self
-            .writes
-            .as_ref()
-            .is_some_and(|writes| writes.send((write, reply)).is_ok());
         async move {
             let gone = || WriteError::Storage("the writer has ended".to_owned());
-            match sent {
-                true => answer.await.map_err(|_| gone())?,
-                false => Err(gone()),
-            }
+            let writes = self.writes.as_ref().ok_or_else(gone)?;
+            writes.send((write, reply)).await.map_err(|_| gone())?;
+            answer.await.map_err(|_| gone())?
         }
         .boxed()
     }

@@ -4,6 +4,7 @@
 mod deletion;
 mod informers;
 mod kinds;
+mod protobuf;
 mod server;
 mod streams;
 mod verbs;

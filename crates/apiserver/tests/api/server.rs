@@ -102,16 +102,30 @@ impl Server {
         accept: &str,
         body: &Value,
     ) -> (u16, http::HeaderMap, String) {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("Content-Type", media);
         let body = if body.is_null() {
             Vec::new()
         } else {
             body.to_string().into_bytes()
         };
-        let request = request.header("Accept", accept).body(Body::from(body)).unwrap();
+        self.send(method, path, media, accept, body).await
+    }
+
+    /// One request with a body of any form.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        media: &str,
+        accept: &str,
+        body: Vec<u8>,
+    ) -> (u16, http::HeaderMap, String) {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("Content-Type", media)
+            .header("Accept", accept)
+            .body(Body::from(body))
+            .unwrap();
         let response = self.client.send(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();

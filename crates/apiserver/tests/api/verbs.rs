@@ -83,12 +83,7 @@ async fn create_get_conflict_and_refusals() {
         (404, &json!(r#"namespaces "none" not found"#))
     );
     let (code, ..) = server
-        .call(
-            Method::POST,
-            MAPS,
-            "application/vnd.kubernetes.protobuf",
-            &map("c", "1"),
-        )
+        .call(Method::POST, MAPS, "application/cbor", &map("c", "1"))
         .await;
     assert_eq!(code, 415);
     let (code, ..) = server

@@ -117,27 +117,9 @@ fn progress(
         return None;
     };
     let reason = conditions.reason(PROGRESSING);
-    let timed_out = reason.as_deref() == Some("ProgressDeadlineExceeded");
-    if view.spec.paused == Some(true) {
-        if !timed_out && reason.as_deref() != Some("DeploymentPaused") {
-            conditions.set(
-                PROGRESSING,
-                ("Unknown", "DeploymentPaused", "Deployment is paused".into()),
-            );
-        }
+    if rests(view, reason.as_deref(), conditions) {
         return None;
     }
-    if reason.as_deref() == Some("DeploymentPaused") {
-        conditions.set(
-            PROGRESSING,
-            ("Unknown", "DeploymentResumed", "Deployment is resumed".into()),
-        );
-    }
-    let set = view
-        .sets
-        .new
-        .as_ref()
-        .and_then(|set| set.metadata.name.as_deref());
     if let Some(name) = created {
         let text = format!("Created new replica set \"{name}\"");
         conditions.renew(PROGRESSING, ("True", "NewReplicaSetCreated", text));
@@ -145,39 +127,83 @@ fn progress(
     }
     // A rollout that was over and is not disturbed stays over while pods come and go.
     let over = new.replicas == new.updated_replicas && reason.as_deref() == Some("NewReplicaSetAvailable");
-    if over {
+    if over || advance(view, old, new, reason.is_none(), conditions) {
         return None;
     }
-    let subject = match set {
+    let timed_out = reason.as_deref() == Some("ProgressDeadlineExceeded");
+    expire(view, deadline, timed_out, conditions)
+}
+
+/// Whether the Deployment is paused, and so no deadline runs; notes that, and that it no longer is.
+fn rests(view: &View<'_>, reason: Option<&str>, conditions: &mut Conditions) -> bool {
+    let paused = view.spec.paused == Some(true);
+    let noted = reason == Some("DeploymentPaused");
+    let timed_out = reason == Some("ProgressDeadlineExceeded");
+    if paused && !noted && !timed_out {
+        let text = "Deployment is paused".into();
+        conditions.set(PROGRESSING, ("Unknown", "DeploymentPaused", text));
+    }
+    if !paused && noted {
+        let text = "Deployment is resumed".into();
+        conditions.set(PROGRESSING, ("Unknown", "DeploymentResumed", text));
+    }
+    paused
+}
+
+/// The name of the new ReplicaSet.
+fn new_set<'a>(view: &'a View<'_>) -> Option<&'a str> {
+    view.sets.new.as_ref()?.metadata.name.as_deref()
+}
+
+/// What progresses, as messages name it.
+fn subject(view: &View<'_>) -> String {
+    match new_set(view) {
         Some(name) => format!("ReplicaSet \"{name}\""),
-        None => format!(
-            "Deployment \"{}\"",
-            view.deployment.metadata.name.as_deref().unwrap_or_default()
-        ),
-    };
+        None => {
+            let name = view.deployment.metadata.name.as_deref().unwrap_or_default();
+            format!("Deployment \"{name}\"")
+        }
+    }
+}
+
+/// Notes how far the rollout came; true when it is complete.
+fn advance(
+    view: &View<'_>,
+    old: &DeploymentStatus,
+    new: &DeploymentStatus,
+    first: bool,
+    conditions: &mut Conditions,
+) -> bool {
+    let subject = subject(view);
     if complete(view.deployment, new) {
         let text = format!("{subject} has successfully progressed.");
         conditions.renew(PROGRESSING, ("True", "NewReplicaSetAvailable", text));
-        return None;
+        return true;
     }
     if nearer(old, new) {
-        conditions.renew(
-            PROGRESSING,
-            ("True", "ReplicaSetUpdated", format!("{subject} is progressing.")),
-        );
-    } else if reason.is_none()
-        && let Some(name) = set
-    {
+        let text = format!("{subject} is progressing.");
+        conditions.renew(PROGRESSING, ("True", "ReplicaSetUpdated", text));
+    } else if first && let Some(name) = new_set(view) {
         let text = format!("Found new replica set \"{name}\"");
         conditions.set(PROGRESSING, ("True", "FoundNewReplicaSet", text));
     }
+    false
+}
+
+/// Notes that the deadline is over; says when it will be.
+fn expire(
+    view: &View<'_>,
+    deadline: SignedDuration,
+    timed_out: bool,
+    conditions: &mut Conditions,
+) -> Option<Timestamp> {
     let until = conditions.updated(PROGRESSING)?.checked_add(deadline).ok()?;
     // The moment is rounded up to full seconds, as which times are kept.
     if view.context.now < until + SignedDuration::from_secs(1) {
         return (!timed_out).then(|| until + SignedDuration::from_secs(1));
     }
     if conditions.reason(PROGRESSING).as_deref() != Some("NewReplicaSetAvailable") {
-        let text = format!("{subject} has timed out progressing.");
+        let text = format!("{} has timed out progressing.", subject(view));
         conditions.set(PROGRESSING, ("False", "ProgressDeadlineExceeded", text));
     }
     None

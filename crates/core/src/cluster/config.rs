@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+use super::DnsConfig;
+
 /// Settings that every node of a cluster shares.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ClusterConfig {
@@ -20,6 +22,28 @@ pub struct ClusterConfig {
     /// Destinations beyond the cluster that pods reach with their own address; all others see the node's. None if
     /// pods always keep theirs, because the world around the cluster knows the way back to them.
     pub masquerade: Option<Vec<IpNet>>,
+    /// The cluster's DNS; `None` where somebody else answers the cluster's names.
+    pub dns: Option<DnsConfig>,
+}
+
+/// Reads a range of addresses from a flag; the error says what is wrong with it and what would be right.
+pub fn parse_range(text: &str) -> Result<IpNet, String> {
+    let right = "write ADDRESS/LENGTH, such as 10.244.0.0/16 or fd00:10:244::/56";
+    let Some((address, length)) = text.split_once('/') else {
+        return Err(format!("there is no prefix length; {right}"));
+    };
+    let address: std::net::IpAddr = address
+        .parse()
+        .map_err(|_| format!("{address:?} is no IP address; {right}"))?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    match length.parse::<u8>() {
+        Ok(length) if length <= most => {
+            IpNet::new(address, length).map_err(|error| format!("{error}; {right}"))
+        }
+        _ => Err(format!(
+            "the prefix length {length:?} is no number from 0 to {most}; {right}"
+        )),
+    }
 }
 
 /// How packets for pods get from node to node.
@@ -83,6 +107,41 @@ impl fmt::Display for Routing {
         match self {
             Routing::Vxlan(vxlan) => write!(f, "vxlan vni {} port {}", vxlan.vni, vxlan.port),
             Routing::Direct => f.write_str("direct"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_range_is_told_with_what_would_be_right() {
+        assert_eq!(parse_range("10.244.0.0/16"), Ok("10.244.0.0/16".parse().unwrap()));
+        assert_eq!(parse_range("fd00::/128"), Ok("fd00::/128".parse().unwrap()));
+        for (text, wrong) in [
+            (
+                "10.0.0.0/33",
+                "the prefix length \"33\" is no number from 0 to 32",
+            ),
+            (
+                "fd00::/129",
+                "the prefix length \"129\" is no number from 0 to 128",
+            ),
+            ("10.0.0.0/", "the prefix length \"\" is no number"),
+            (
+                "10.0.0.0/255.0.0.0",
+                "the prefix length \"255.0.0.0\" is no number",
+            ),
+            ("10.0.0/8", "\"10.0.0\" is no IP address"),
+            ("10.0.0.0", "there is no prefix length"),
+            ("", "there is no prefix length"),
+        ] {
+            let error = parse_range(text).unwrap_err();
+            assert!(
+                error.starts_with(wrong) && error.contains("such as 10.244.0.0/16"),
+                "{text}: {error}"
+            );
         }
     }
 }

@@ -4,11 +4,14 @@
 //! is never silently dropped.
 
 mod config;
+mod dns;
+pub(crate) mod domain;
 mod local;
 mod names;
 mod node;
 mod pod;
 mod policy;
+mod pool;
 mod selector;
 mod service;
 mod slice;
@@ -17,7 +20,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
-pub use config::{ClusterConfig, ConfigError, Routing, Vxlan};
+pub use config::{ClusterConfig, ConfigError, Routing, Vxlan, parse_range};
+pub use dns::{DnsConfig, PodRecords};
+pub use domain::{DomainName, DomainNameError};
 pub use local::Local;
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
@@ -27,8 +32,11 @@ pub use policy::{
     DomainError, DomainPattern, Existing, IpBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
     NetworkPolicyRule, Part, PodSelection, PolicyPort, PortRange, Tier, Unread,
 };
+pub use pool::{Block, IpPool, PoolSpec};
 pub use selector::{LabelTest, Labels, NAMESPACE_NAME, Requirement, Selector, SelectorError};
-pub use service::{Affinity, InternalPolicy, Protocol, Service, ServiceError, ServicePort, UnknownProtocol};
+pub use service::{
+    Affinity, InternalPolicy, Protocol, Resolution, Service, ServiceError, ServicePort, UnknownProtocol,
+};
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, SliceError};
 
 use crate::service::HostPort;
@@ -149,6 +157,8 @@ pub struct Cluster {
     pub slices: BTreeMap<ObjectName, Parsed<EndpointSlice>>,
     /// Pods by namespace and name. Only those a feature asks for are watched.
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
+    /// IP pools by name; none where their kind is not installed.
+    pub ip_pools: BTreeMap<String, Parsed<IpPool>>,
     /// What this node knows by itself.
     pub local: Local,
     /// Host ports that pods of this node have, as its container runtime asked for them.
@@ -192,6 +202,11 @@ impl Cluster {
         self.slices.values().filter_map(|slice| slice.as_ref().ok())
     }
 
+    /// The IP pools, by name.
+    pub fn valid_ip_pools(&self) -> impl Iterator<Item = &IpPool> {
+        self.ip_pools.values().filter_map(|pool| pool.as_ref().ok())
+    }
+
     /// The valid pods, by name.
     pub fn valid_pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values().filter_map(|pod| pod.as_ref().ok())
@@ -212,6 +227,12 @@ impl Cluster {
             .values()
             .filter_map(|object| object.as_ref().err());
         let policies = policies.chain(cluster_policies);
-        nodes.chain(services).chain(slices).chain(pods).chain(policies)
+        let pools = self.ip_pools.values().filter_map(|object| object.as_ref().err());
+        nodes
+            .chain(services)
+            .chain(slices)
+            .chain(pods)
+            .chain(pools)
+            .chain(policies)
     }
 }

@@ -17,7 +17,7 @@ impl NodeName {
     pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
         let name = name.into();
         let whole = !name.is_empty() && name.len() <= 253;
-        if whole && name.split('.').all(is_label) {
+        if whole && name.split('.').all(is_label_of_any_length) {
             Ok(NodeName(name))
         } else {
             Err(NameError(name))
@@ -30,9 +30,15 @@ impl NodeName {
     }
 }
 
-fn is_label(label: &str) -> bool {
+/// Whether it is a label of RFC 1123, but for its length.
+fn is_label_of_any_length(label: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !label.is_empty() && label.chars().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+}
+
+/// Whether it is a label of RFC 1123: what Kubernetes asks of services', namespaces' and hosts' names.
+pub(crate) fn is_label(label: &str) -> bool {
+    label.len() <= 63 && is_label_of_any_length(label)
 }
 
 impl FromStr for NodeName {

@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
+use super::DomainName;
 use super::node::is_unroutable;
 
-/// A service that has cluster IPs of its own. Headless and ExternalName services, and those given to another proxy,
-/// have none and so parse into no `Service` at all.
+/// A service. Those without a cluster IP have a name all the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
-    /// Its cluster IPs, one or two, in the object's order.
+    /// Its cluster IPs, two at most, in the object's order; headless and ExternalName services have none.
     cluster_ips: Vec<IpAddr>,
     /// Its ports, no two with the same name, nor with the same protocol and number.
     ports: Vec<ServicePort>,
@@ -20,6 +20,24 @@ pub struct Service {
     pub internal_policy: InternalPolicy,
     /// Whether a client stays with its endpoint.
     pub affinity: Affinity,
+    /// What its name stands for.
+    pub resolution: Resolution,
+    /// Another proxy carries its packets (`service.kubernetes.io/service-proxy-name`); its name is ours still.
+    pub proxied_elsewhere: bool,
+    /// Its name stands for endpoints that are not ready, too.
+    pub publish_not_ready: bool,
+}
+
+/// What a service's name stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Resolution {
+    /// Its cluster IPs.
+    #[default]
+    ClusterIps,
+    /// Its endpoints (`clusterIP: None`).
+    Endpoints,
+    /// Another name (`type: ExternalName`).
+    Alias(DomainName),
 }
 
 /// One port of a service.
@@ -156,10 +174,18 @@ impl Service {
             ports,
             internal_policy: InternalPolicy::default(),
             affinity: Affinity::default(),
+            resolution: Resolution::default(),
+            proxied_elsewhere: false,
+            publish_not_ready: false,
         })
     }
 
-    /// Its cluster IPs, one or two, in the object's order.
+    /// Whether our data plane is to carry packets to it.
+    pub fn is_carried(&self) -> bool {
+        !self.cluster_ips.is_empty() && !self.proxied_elsewhere
+    }
+
+    /// Its cluster IPs, two at most, in the object's order.
     pub fn cluster_ips(&self) -> &[IpAddr] {
         &self.cluster_ips
     }

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
+use super::names::is_label;
 use super::node::{Family, is_unroutable};
 use super::{NodeName, Protocol};
 
@@ -52,6 +54,8 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node it is on.
     pub node: Option<NodeName>,
+    /// Its name below the service's: a DNS label.
+    pub hostname: Option<Arc<str>>,
 }
 
 /// Why a slice's object cannot be used.
@@ -63,6 +67,9 @@ pub enum SliceError {
     /// An address that no endpoint can have.
     #[error("endpoints: {0} is no address for an endpoint")]
     Address(IpAddr),
+    /// A name that DNS cannot say.
+    #[error("endpoints: hostname {0:?} is no DNS label")]
+    Hostname(Arc<str>),
 }
 
 impl EndpointSlice {
@@ -79,6 +86,11 @@ impl EndpointSlice {
             }
             if is_unroutable(endpoint.address) {
                 return Err(SliceError::Address(endpoint.address));
+            }
+            if let Some(hostname) = &endpoint.hostname
+                && !is_label(hostname)
+            {
+                return Err(SliceError::Hostname(hostname.clone()));
             }
         }
         Ok(EndpointSlice {

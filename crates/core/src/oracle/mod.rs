@@ -39,6 +39,7 @@ pub fn connect(cluster: &Cluster, node: &NodeName, protocol: Protocol, to: Socke
     // Of two services with one address the first by name has it.
     for (name, service) in &cluster.services {
         if let Ok(service) = service
+            && !service.proxied_elsewhere
             && service.cluster_ips().contains(&to.ip())
             && owner.is_none()
         {

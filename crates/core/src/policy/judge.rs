@@ -62,10 +62,22 @@ pub enum Outcome {
 impl PolicyState {
     /// What the rules of a pod of this node say of a flow to it or from it.
     pub fn judge(&self, pod: &ObjectName, direction: Direction, flow: &Flow) -> Decision {
+        self.judge_without(pod, direction, flow, None)
+    }
+
+    /// The same if one rule were not there.
+    pub fn judge_without(
+        &self,
+        pod: &ObjectName,
+        direction: Direction,
+        flow: &Flow,
+        without: Option<&Origin>,
+    ) -> Decision {
         let mut look = Look {
             state: self,
             direction,
             flow,
+            without,
             steps: Vec::new(),
         };
         let (allowed, reason) = look.decide(pod);
@@ -81,6 +93,7 @@ struct Look<'a> {
     state: &'a PolicyState,
     direction: Direction,
     flow: &'a Flow,
+    without: Option<&'a Origin>,
     steps: Vec<Step>,
 }
 
@@ -116,7 +129,7 @@ impl Look<'_> {
 
     /// The first rule that matches; `None` when there is none, or when it passes.
     fn first(&mut self, rules: &[Rule]) -> Option<(bool, Reason)> {
-        for rule in rules {
+        for rule in rules.iter().filter(|rule| self.without != Some(&rule.origin)) {
             let outcome = self.outcome(rule);
             self.steps.push(Step {
                 rule: rule.clone(),
@@ -268,9 +281,24 @@ impl Judge {
         self.states.values()
     }
 
+    /// What would be decided at one end if a rule were not there.
+    pub fn without(&self, rule: &Origin, flow: &Flow) -> Option<Decision> {
+        let (pod, node) = self.pods.get(&end(rule.direction, flow))?;
+        let state = self.states.get(node)?;
+        Some(state.judge_without(pod, rule.direction, flow, Some(rule)))
+    }
+
     fn at(&self, address: IpAddr, direction: Direction, flow: &Flow) -> Option<Decision> {
         let (pod, node) = self.pods.get(&address)?;
         Some(self.states.get(node)?.judge(pod, direction, flow))
+    }
+}
+
+/// The address of the end that decides about a direction.
+fn end(direction: Direction, flow: &Flow) -> IpAddr {
+    match direction {
+        Direction::Ingress => flow.to,
+        Direction::Egress => flow.from,
     }
 }
 

@@ -3,8 +3,11 @@
 //! One compiled form serves to enforce, to explain offline and to name what decided.
 
 mod clusterwide;
+pub mod explain;
 pub mod judge;
 mod label_set;
+pub mod lint;
+pub mod matrix;
 mod network;
 mod rule;
 mod state;

@@ -234,9 +234,10 @@ mod tests {
         for text in [
             "accept anybody ports any of NetworkPolicy shop/db ingress 0",
             "accept none ports none of NetworkPolicy shop/db egress 1",
-            "accept pods{kubernetes.io/metadata.name=shop; app in (db,web),!old} pods{*; *} nodes{zone=a} \
+            // Peers and ports are sets: they are printed in their own order.
+            "accept pods{*; *} pods{kubernetes.io/metadata.name=shop; app in (db,web),!old} nodes{zone=a} \
              cidr 10.0.0.0/8!10.1.0.0/16!10.2.0.0/16 cidr fd00::/8 name *.example.com ports tcp/* tcp/80 \
-             udp/1000-2000 tcp/@http @dns of NetworkPolicy shop/db egress 12",
+             udp/1000-2000 @dns tcp/@http of NetworkPolicy shop/db egress 12",
             "deny anybody ports sctp/9 of ClusterNetworkPolicy fence egress 3 \"no \\\"way\\\" \\\\ of\\nout\"",
             "pass pods{*; a!=b} ports any of ClusterNetworkPolicy fence ingress 0 \"x\"",
         ] {

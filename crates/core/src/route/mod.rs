@@ -4,6 +4,7 @@
 //! address by which it is the next hop is the network address of its node's pod range. So each node can work out
 //! every peer's neighbour and forwarding entries from the Node objects alone.
 
+mod blocks;
 mod claims;
 mod vtep;
 
@@ -77,6 +78,24 @@ pub enum Hop {
     /// Nowhere: the sender is told. For addresses of ours that nobody has, so that they do not leave by the default
     /// route.
     Unreachable,
+    /// Nowhere, and nobody is told; but a local process gets a source address. For services' addresses: what is
+    /// translated takes another route, and what is not must not leave the node.
+    Sink,
+}
+
+impl RoutingState {
+    /// This node's address of a family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        let of_family = |address: &&IpAddr| Family::of(**address) == family;
+        self.node_addresses.iter().find(of_family).copied()
+    }
+
+    /// Lets nothing that still has one of these addresses leave the node.
+    pub(crate) fn sink(&mut self, addresses: impl IntoIterator<Item = IpNet>) {
+        for net in addresses {
+            self.routes.entry(net).or_insert(Hop::Sink);
+        }
+    }
 }
 
 /// The routing part of [`crate::compute`].
@@ -111,6 +130,7 @@ pub(crate) fn compute(cluster: &Cluster, me: &NodeName, problems: &mut Vec<Probl
         }
         Routing::Direct => direct(&mut state, cluster, own, &peers, problems),
     }
+    blocks::add(&mut state, cluster, own, problems);
     limit(&mut state, cluster);
     state
 }
@@ -296,6 +316,7 @@ impl fmt::Display for Hop {
             Hop::Tunnel(gateway) => write!(f, "via {gateway} on the tunnel"),
             Hop::Via(gateway) => write!(f, "via {gateway}"),
             Hop::Unreachable => f.write_str("unreachable"),
+            Hop::Sink => f.write_str("sink"),
         }
     }
 }

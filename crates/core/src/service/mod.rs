@@ -70,6 +70,18 @@ impl Backend {
     }
 }
 
+impl ServiceState {
+    /// All addresses that are services': the ranges, and the cluster IPs that are in none of them.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpNet> {
+        let within = |address: &IpAddr| self.ranges.iter().any(|range| range.contains(address));
+        let outside = self.cluster_ips.iter().filter(move |address| !within(address));
+        self.ranges
+            .iter()
+            .copied()
+            .chain(outside.map(|address| IpNet::from(*address)))
+    }
+}
+
 /// The service part of [`crate::compute`].
 pub(crate) fn compute(cluster: &Cluster, me: &NodeName, problems: &mut Vec<Problem>) -> ServiceState {
     let mut slices: BTreeMap<&ObjectName, Vec<&EndpointSlice>> = BTreeMap::new();
@@ -85,7 +97,10 @@ pub(crate) fn compute(cluster: &Cluster, me: &NodeName, problems: &mut Vec<Probl
         ..Default::default()
     };
     let mut owners: BTreeMap<IpAddr, &ObjectName> = BTreeMap::new();
-    for (name, service) in cluster.valid_services() {
+    for (name, service) in cluster
+        .valid_services()
+        .filter(|(_, service)| service.is_carried())
+    {
         if let Affinity::ClientIp { .. } = service.affinity {
             let why =
                 "sessionAffinity ClientIP is not supported by this version: every connection chooses anew";

@@ -31,6 +31,7 @@ fn slice(of: &str, number: u16, endpoints: &[(&str, &str, &str)]) -> EndpointSli
         port: Some(port(number)),
     }];
     let endpoints = endpoints.iter().map(|(address, node, conditions)| Endpoint {
+        hostname: None,
         address: address.parse().unwrap(),
         ready: conditions.contains('r'),
         serving: conditions.contains('s'),

@@ -7,6 +7,7 @@ mod conntrack;
 mod flows;
 mod found;
 mod model;
+mod program;
 mod render;
 mod rule;
 mod socket;
@@ -21,10 +22,11 @@ use podnet_core::NodeState;
 use podnet_core::cluster::{Family, Protocol};
 use podnet_core::service::{Frontend, HostAddress, HostPort};
 
+pub(crate) use conntrack::be_liberal;
 pub use found::Found;
 pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, Table, Value, Verdict};
 pub use render::render;
-pub use rule::{Clause, Rule, State};
+pub use rule::{Clause, Rule};
 pub use socket::NetfilterError;
 pub use transaction::{Operation, Transaction};
 
@@ -194,6 +196,21 @@ pub enum Target {
 }
 
 impl Services {
+    /// Whether new connections to a host port go to `target`.
+    pub fn leads(&self, host_port: &HostPort, target: SocketAddr) -> bool {
+        match host_port.address {
+            HostAddress::Any(_) => self.host_ports.get(host_port) == Some(&target),
+            HostAddress::One(address) => {
+                let frontend = Frontend {
+                    address,
+                    protocol: host_port.protocol,
+                    port: host_port.port,
+                };
+                self.frontends.get(&frontend) == Some(&Target::Balance(vec![target]))
+            }
+        }
+    }
+
     fn from_found(found: &Found) -> Self {
         let mut services = Services::default();
         for family in [Family::V4, Family::V6] {

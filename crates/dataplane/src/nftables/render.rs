@@ -14,7 +14,7 @@ use podnet_core::masquerade::Masquerade;
 use podnet_core::service::{Backend, Frontend, HostAddress, HostPort, ServiceState};
 
 use super::model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, Table, Value, Verdict, digit};
-use super::rule::{Clause, Rule, State, octets};
+use super::rule::{Clause, Rule, octets};
 use crate::route::TUNNEL_LINK;
 
 /// The names of the sets of one family.
@@ -122,44 +122,18 @@ fn chains(table: &mut Table, state: &NodeState) {
         let base = Some(Base { kind, hook, priority });
         table.chains.insert(name.into(), Chain { base, rules });
     };
-    base(
-        "prerouting",
-        "nat",
-        Hook::Prerouting,
-        DSTNAT,
-        vec![rule([jump("services")])],
-    );
-    base(
-        "output",
-        "nat",
-        Hook::Output,
-        DSTNAT,
-        vec![rule([jump("services")])],
-    );
+    // Only a connection's first packet comes by here; all others pass no rule of ours. What conntrack cannot place does
+    // not come by either: the sink route is for that.
+    let judge = || vec![rule([jump("services")]), rule([jump("guard")])];
+    base("prerouting", "nat", Hook::Prerouting, DSTNAT, judge());
+    base("output", "nat", Hook::Output, DSTNAT, judge());
     base("postrouting", "nat", Hook::Postrouting, SRCNAT, sources(state));
-    // What still has a service's address here was not translated: no endpoint, or no such port, or no such service.
-    base(
-        "forward",
-        "filter",
-        Hook::Forward,
-        FILTER,
-        vec![rule([jump("guard")])],
-    );
-    base(
-        "output-guard",
-        "filter",
-        Hook::Output,
-        FILTER,
-        vec![rule([jump("guard")])],
-    );
     let mut plain = |name: &str, rules| table.chains.insert(name.into(), Chain { base: None, rules });
     plain("services", translations(state));
     plain("guard", guard(&state.services));
     plain(
         "refuse",
         vec![
-            // Of a connection that was translated once, but out of its window: dropped, so that it may recover.
-            rule([Clause::State(State::Invalid), Clause::Verdict(Verdict::Drop)]),
             rule([Clause::Protocol(6), Clause::Reset]),
             rule([Clause::PortUnreachable]),
         ],
@@ -202,11 +176,8 @@ fn has_host_ports(services: &ServiceState, family: Family) -> bool {
         .any(|host_port| host_port.address == any)
 }
 
+/// For what still has a service's address and was not translated: no endpoint, or no such port, or no such service.
 fn guard(services: &ServiceState) -> Vec<Rule> {
-    let known = rule([
-        Clause::State(State::EstablishedOrRelated),
-        Clause::Verdict(Verdict::Accept),
-    ]);
     let used = FAMILIES.map(|family| {
         rule([
             Clause::DestinationIn(family, names(family).cluster_ips),
@@ -216,7 +187,7 @@ fn guard(services: &ServiceState) -> Vec<Rule> {
     let unused = services.ranges.iter();
     let unused =
         unused.map(|range| rule([Clause::DestinationWithin(*range), Clause::Verdict(Verdict::Drop)]));
-    [known].into_iter().chain(used).chain(unused).collect()
+    used.into_iter().chain(unused).collect()
 }
 
 /// Sources stay as they are, but for two cases in which the answer would not find its way back.

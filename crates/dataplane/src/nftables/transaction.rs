@@ -4,9 +4,10 @@
 use std::fmt;
 
 use super::TABLE;
-use super::found::Found;
-use super::model::{Chain, Key, MapsTo, Set, Table, Value, concatenated, width};
-use super::rule::{Rule, encode_verdict};
+use super::found::{Found, FoundChain};
+use super::model::{Chain, Elements, Key, MapsTo, Set, Table, Value, concatenated, width};
+use super::program::encode_verdict;
+use super::rule::Rule;
 use super::socket::Message;
 use super::wire::Attributes;
 use crate::delta::Delta;
@@ -71,59 +72,12 @@ impl Transaction {
                 &nothing
             }
         };
-        for (name, set) in &want.sets {
-            if !have.sets.contains_key(name) {
-                operations.push(Operation::AddSet(name.clone(), set.clone()));
-            }
-        }
+        operations.extend(new_sets(want, have));
         let chains = Delta::between_by(&want.chains, &have.chains, |chain, found| {
             found.has_rules_of(chain)
         });
-        for (name, chain) in &chains.add {
-            operations.push(Operation::AddChain((*name).clone(), (*chain).clone()));
-        }
-        for (name, _, _) in &chains.change {
-            operations.push(Operation::FlushChain((*name).clone()));
-        }
-        let changed = chains.change.iter().map(|(name, chain, _)| (*name, *chain));
-        for (name, chain) in chains.add.iter().copied().chain(changed) {
-            operations.extend(
-                chain
-                    .rules
-                    .iter()
-                    .map(|rule| Operation::AddRule(name.clone(), rule.clone())),
-            );
-        }
-        let (mut removals, mut additions) = (Vec::new(), Vec::new());
-        for (name, set) in &want.sets {
-            let empty = Default::default();
-            let wanted = want.elements.get(name).unwrap_or(&empty);
-            let there = have.elements.get(name).unwrap_or(&empty);
-            let delta = Delta::between(wanted, there);
-            let changed = || delta.change.iter();
-            let gone = delta
-                .remove
-                .iter()
-                .map(|(key, value)| ((*key).clone(), (*value).clone()));
-            let gone = gone.chain(changed().map(|(key, _, old)| ((*key).clone(), (*old).clone())));
-            let come = delta
-                .add
-                .iter()
-                .map(|(key, value)| ((*key).clone(), (*value).clone()));
-            let come = come.chain(changed().map(|(key, new, _)| ((*key).clone(), (*new).clone())));
-            removals.push(Operation::DeleteElements(
-                name.clone(),
-                set.clone(),
-                gone.collect(),
-            ));
-            additions.push(Operation::AddElements(name.clone(), set.clone(), come.collect()));
-        }
-        operations.extend(
-            removals
-                .into_iter()
-                .chain(additions)
-                .filter(|operation| !operation.is_nothing()),
-        );
+        operations.extend(chain_changes(&chains));
+        operations.extend(element_changes(want, have));
         // Last, when no element leads to them any more.
         operations.extend(
             chains
@@ -173,6 +127,49 @@ impl Transaction {
         }
         messages
     }
+}
+
+fn new_sets<'a>(want: &'a Table, have: &'a Found) -> impl Iterator<Item = Operation> {
+    let missing = want
+        .sets
+        .iter()
+        .filter(|(name, _)| !have.sets.contains_key(*name));
+    missing.map(|(name, set)| Operation::AddSet(name.clone(), set.clone()))
+}
+
+/// Chains before any rule, since rules lead from one to another.
+fn chain_changes(chains: &Delta<'_, String, Chain, FoundChain>) -> Vec<Operation> {
+    let new = chains.add.iter();
+    let new = new.map(|(name, chain)| Operation::AddChain((*name).clone(), (*chain).clone()));
+    let emptied = chains.change.iter();
+    let emptied = emptied.map(|(name, _, _)| Operation::FlushChain((*name).clone()));
+    let changed = chains.change.iter().map(|(name, chain, _)| (*name, *chain));
+    let rules = chains.add.iter().copied().chain(changed);
+    let rules = rules.flat_map(|(name, chain)| {
+        let rules = chain.rules.iter();
+        rules.map(|rule| Operation::AddRule(name.clone(), rule.clone()))
+    });
+    new.chain(emptied).chain(rules).collect()
+}
+
+/// All removals before the first addition: an element that changes is removed and added.
+fn element_changes(want: &Table, have: &Found) -> Vec<Operation> {
+    let owned = |(key, value): (&Key, &Value)| (key.clone(), value.clone());
+    let empty = Elements::new();
+    let (mut removals, mut additions) = (Vec::new(), Vec::new());
+    for (name, set) in &want.sets {
+        let wanted = want.elements.get(name).unwrap_or(&empty);
+        let there = have.elements.get(name).unwrap_or(&empty);
+        let delta = Delta::between(wanted, there);
+        let old = delta.change.iter().map(|(key, _, old)| (*key, *old));
+        let new = delta.change.iter().map(|(key, new, _)| (*key, *new));
+        let gone = delta.remove.iter().copied().chain(old).map(owned).collect();
+        let come = delta.add.iter().copied().chain(new).map(owned).collect();
+        removals.push(Operation::DeleteElements(name.clone(), set.clone(), gone));
+        additions.push(Operation::AddElements(name.clone(), set.clone(), come));
+    }
+    let all = removals.into_iter().chain(additions);
+    all.filter(|operation| !operation.is_nothing()).collect()
 }
 
 impl Operation {

@@ -1,11 +1,12 @@
 //! Links, addresses, routes and tunnel entries of a node, over rtnetlink.
 //!
-//! Ours are: the link [`TUNNEL_LINK`] with all that is on it, and the routes with our protocol number. Nothing else is
+//! Ours are: the links [`TUNNEL_LINK`] and [`SINK_LINK`] with all that is on them, and the routes with our protocol number. Nothing else is
 //! ever changed; a destination that somebody else has a route for is reported and left alone. Links and routes of
 //! pods are the wiring's, under another protocol number.
 
 mod hosts;
 mod settings;
+mod sink;
 mod tunnel;
 mod way;
 
@@ -23,7 +24,8 @@ use podnet_linux::sysctl::{self, SysctlError};
 
 use crate::delta::Delta;
 use settings::Settings;
-use way::{RouteKey, Way};
+pub use sink::SINK_LINK;
+use way::{Links, RouteKey, Way};
 
 /// The name of the VXLAN link.
 pub const TUNNEL_LINK: &str = "podnet.vxlan";
@@ -162,13 +164,14 @@ impl Routes {
             &mut applied,
         )?;
         let stale = hosts::apply(&mut self.netlink, want, &mut applied)?;
-        self.routes(want, tunnel, &mut changes)?;
+        let overhead = want.tunnel.as_ref().map_or(0, |tunnel| tunnel.overhead());
+        applied.pod_mtu = underlay.map(|link| link.mtu.saturating_sub(overhead));
+        let sink = sink::apply(&mut self.netlink, want, applied.pod_mtu, &mut applied)?;
+        self.routes(want, Links { tunnel, sink }, &mut changes)?;
         // Backwards: a route goes before what it leads through.
         changes.gone.reverse();
         changes.send(&mut self.netlink, &mut applied)?;
         self.last(want, stale, &mut applied)?;
-        let overhead = want.tunnel.as_ref().map_or(0, |tunnel| tunnel.overhead());
-        applied.pod_mtu = underlay.map(|link| link.mtu.saturating_sub(overhead));
         Ok(applied)
     }
 
@@ -246,13 +249,8 @@ impl Routes {
         Ok(())
     }
 
-    fn routes(
-        &mut self,
-        want: &RoutingState,
-        tunnel: Option<u32>,
-        changes: &mut Changes,
-    ) -> Result<(), RouteError> {
-        let wanted = way::wanted(want, tunnel);
+    fn routes(&mut self, want: &RoutingState, links: Links, changes: &mut Changes) -> Result<(), RouteError> {
+        let wanted = way::wanted(want, links);
         let have = self.our_routes()?;
         let delta = Delta::between(&wanted, &have);
         // Adding refuses what somebody else has; replacing is for what is ours.
@@ -272,14 +270,18 @@ impl Routes {
             table: Some(MAIN_TABLE),
             ..RouteFilter::default()
         };
-        let tunnel = self.netlink.link(TUNNEL_LINK)?.map(|link| link.index);
+        let mut index = |name| Ok::<_, NetlinkError>(self.netlink.link(name)?.map(|link| link.index));
+        let links = Links {
+            tunnel: index(TUNNEL_LINK)?,
+            sink: index(SINK_LINK)?,
+        };
         let routes = self.netlink.routes(filter)?.into_iter();
         let ours = routes.filter(|route| route.protocol == ROUTE_PROTOCOL && route.table == MAIN_TABLE);
         Ok(ours
             .map(|found| {
                 (
                     (found.destination, found.metric.unwrap_or(0)),
-                    Way::of(found, tunnel),
+                    Way::of(found, links),
                 )
             })
             .collect())
@@ -303,6 +305,7 @@ impl Routes {
                     }
                 }
                 Way::Unreachable => Hop::Unreachable,
+                Way::Sink { .. } => Hop::Sink,
                 Way::Strange(_) => continue,
             };
             installed.routes.entry(destination).or_insert(hop);
@@ -323,9 +326,11 @@ impl Routes {
             removed.push(format!("route {}", key.0));
             requests.push(way.route(key).delete());
         }
-        if let Some(link) = self.netlink.link(TUNNEL_LINK)? {
-            removed.push(format!("link {TUNNEL_LINK}"));
-            requests.push(link.delete());
+        for name in [TUNNEL_LINK, SINK_LINK] {
+            if let Some(link) = self.netlink.link(name)? {
+                removed.push(format!("link {name}"));
+                requests.push(link.delete());
+            }
         }
         if really {
             let outcomes = self.netlink.apply_each(requests)?;

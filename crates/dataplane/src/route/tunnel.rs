@@ -15,7 +15,7 @@ use super::{Changes, Installed, RouteError, RoutesApplied, TUNNEL_LINK};
 use crate::delta::Delta;
 
 /// What IPv6 asks of every link (RFC 8200 section 5).
-const LEAST_MTU: u32 = 1280;
+pub(super) const LEAST_MTU: u32 = 1280;
 
 /// Makes the tunnel the wanted one, and returns its index. One that is not wanted is left to its routes' end.
 pub(super) fn apply(

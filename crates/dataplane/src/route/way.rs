@@ -8,7 +8,7 @@ use podnet_core::cluster::Family;
 use podnet_core::route::{Hop, RoutingState};
 use podnet_linux::netlink::{Request, Route, RouteKind};
 
-use super::ROUTE_PROTOCOL;
+use super::{ROUTE_PROTOCOL, sink};
 
 /// Metric of the routes for addresses nobody has: any route to one of them is better.
 const UNREACHABLE_METRIC: u32 = 8192;
@@ -18,6 +18,13 @@ const DEFAULT_METRIC_V6: u32 = 1024;
 /// Destination and metric: what makes a route the same route to the kernel.
 pub(super) type RouteKey = (IpNet, u32);
 
+/// The links of ours that routes lead to, by index.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Links {
+    pub(super) tunnel: Option<u32>,
+    pub(super) sink: Option<u32>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Way {
     Via {
@@ -26,17 +33,32 @@ pub(super) enum Way {
         mtu: Option<u32>,
     },
     Unreachable,
+    Sink {
+        link: u32,
+        /// The source of what this node sends itself.
+        source: Option<IpAddr>,
+    },
     /// Not as we would make it.
     Strange(Box<Route>),
 }
 
 impl Way {
-    /// The way of a route that was found, where `tunnel` is the index of the tunnel's link.
-    pub(super) fn of(route: Route, tunnel: Option<u32>) -> Way {
-        let through = tunnel.filter(|tunnel| route.link == Some(*tunnel));
+    /// The way of a route that was found.
+    pub(super) fn of(route: Route, links: Links) -> Way {
+        let through = links.tunnel.filter(|tunnel| route.link == Some(*tunnel));
         let locked = route.mtu.is_some() && route.destination.addr().is_ipv6();
         match (route.kind, route.via) {
             (RouteKind::Unreachable, _) => Way::Unreachable,
+            (RouteKind::Unicast, Some(gateway))
+                if links.sink.is_some()
+                    && route.link == links.sink
+                    && gateway == sink::router(Family::of(route.destination.addr())) =>
+            {
+                Way::Sink {
+                    link: links.sink.unwrap_or_default(),
+                    source: route.source,
+                }
+            }
             (RouteKind::Unicast, Some(gateway)) if route.mtu_lock == locked => Way::Via {
                 gateway,
                 tunnel: through,
@@ -65,27 +87,37 @@ impl Way {
                 kind: RouteKind::Unreachable,
                 ..plain
             },
+            Way::Sink { link, source } => {
+                let router = sink::router(Family::of(destination.addr()));
+                Route {
+                    metric,
+                    onlink: true,
+                    source: *source,
+                    ..Route::via(destination, router, Some(*link), ROUTE_PROTOCOL)
+                }
+            }
             Way::Strange(route) => (**route).clone(),
         }
     }
 }
 
 /// From one way to another, in one step. IPv6 looks its next hop up by the very route that is to be replaced, and refuses
-/// it if that leads to another link: so into the tunnel, whose next hops are within their routes, the old way goes first.
+/// it if that leads to another link: so into a link of ours, whose next hops are within their routes, the old way goes first.
 pub(super) fn change(key: RouteKey, way: &Way, old: &Way) -> Vec<Request<'static>> {
-    let tunnel = |way: &Way| match way {
+    let link = |way: &Way| match way {
         Way::Via { tunnel, .. } => *tunnel,
+        Way::Sink { link, .. } => Some(*link),
         Way::Unreachable | Way::Strange(_) => None,
     };
-    let enters = tunnel(way).is_some() && tunnel(way) != tunnel(old);
+    let enters = link(way).is_some() && link(way) != link(old);
     if enters && key.0.addr().is_ipv6() {
         return vec![old.route(key).delete(), way.route(key).add()];
     }
     vec![way.route(key).replace()]
 }
 
-/// The routes of a state, where `tunnel` is the index of the tunnel's link.
-pub(super) fn wanted(want: &RoutingState, tunnel: Option<u32>) -> BTreeMap<RouteKey, Way> {
+/// The routes of a state.
+pub(super) fn wanted(want: &RoutingState, links: Links) -> BTreeMap<RouteKey, Way> {
     let mut wanted = BTreeMap::new();
     for (destination, hop) in &want.routes {
         let metric = match (hop, Family::of(destination.addr())) {
@@ -101,9 +133,16 @@ pub(super) fn wanted(want: &RoutingState, tunnel: Option<u32>) -> BTreeMap<Route
         let way = match hop {
             Hop::Unreachable => Way::Unreachable,
             Hop::Via(gateway) => via(gateway, None),
-            Hop::Tunnel(gateway) if tunnel.is_some() => via(gateway, tunnel),
+            Hop::Tunnel(gateway) if links.tunnel.is_some() => via(gateway, links.tunnel),
             // No tunnel, no route into it.
             Hop::Tunnel(_) => continue,
+            Hop::Sink => match links.sink {
+                Some(link) => Way::Sink {
+                    link,
+                    source: want.address(Family::of(destination.addr())),
+                },
+                None => continue,
+            },
         };
         wanted.insert((*destination, metric), way);
     }

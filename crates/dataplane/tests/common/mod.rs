@@ -338,6 +338,7 @@ impl Lab {
                 port: Some(port(8080)),
             });
             let endpoints = pods.iter().map(|(node, pod)| Endpoint {
+                hostname: None,
                 address: match family {
                     Family::V4 => format!("10.244.{node}.{pod}").parse().unwrap(),
                     Family::V6 => format!("fd00:10:244:{node}::{pod}").parse().unwrap(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use http::{Method, Request, StatusCode};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use miette::{Context, IntoDiagnostic};
+use miette::{Context, IntoDiagnostic, miette};
 use serde_json::Value;
 
 /// A client for the lab, and the two calls its commands need.
@@ -27,12 +27,14 @@ pub struct Refused {
 impl Api {
     /// A client from a kubeconfig file.
     pub async fn connect(kubeconfig: &Path) -> miette::Result<Self> {
-        let file = Kubeconfig::read_from(kubeconfig)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("reading {}", kubeconfig.display()))?;
+        // These errors say their causes themselves.
+        let broken = |error: &dyn std::fmt::Display| {
+            miette!("cannot use the kubeconfig {}: {error}", kubeconfig.display())
+        };
+        let file = Kubeconfig::read_from(kubeconfig).map_err(|error| broken(&error))?;
         let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
             .await
-            .into_diagnostic()?;
+            .map_err(|error| broken(&error))?;
         Ok(Api {
             client: Client::try_from(config).into_diagnostic()?,
         })

@@ -19,13 +19,7 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::layout::LabDir;
 use super::record::Record;
-
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
+use crate::runtime::streaming::channel::{CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT};
 
 /// What to run where.
 #[derive(Debug)]

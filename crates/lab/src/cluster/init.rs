@@ -22,7 +22,7 @@ use super::layout::LabDir;
 use super::node::{self, NodeSpaces};
 use super::plan::{Datastore, NodePlan, Plan, Request, UNDERLAY_API_PORT};
 use super::record::{NodeNamespaces, ProcessIdentity, Record, read_json, write_json};
-use super::service::{Service, Supervisor};
+use super::service::{Service, Supervisor, bound_logs};
 use super::underlay;
 
 /// Command-line arguments.
@@ -187,6 +187,7 @@ fn build(dir: &LabDir) -> miette::Result<Standing> {
     write_json(&dir.record(), &record).into_diagnostic()?;
 
     let supervisor = Supervisor::new(dir.clone());
+    bound_logs(dir.logs()).into_diagnostic()?;
     start_apiserver(dir, &record.request, &plan, &underlay, &supervisor)?;
     start(&supervisor, controller(dir, &plan))?;
     for node in &plan.nodes {

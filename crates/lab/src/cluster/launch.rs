@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use miette::{Context, IntoDiagnostic, miette};
 use podnet_manifest::Manifest;
+use rustix::process::Signal;
+use tokio::signal::unix::SignalKind;
 
 use super::api::Api;
 use super::create;
@@ -38,6 +40,7 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
     for file in files {
         manifests.extend(podnet_manifest::read(file)?);
     }
+    podnet_manifest::each_once(&manifests)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -55,7 +58,7 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
     let raised = runtime.block_on(async {
         tokio::select! {
             biased;
-            signal = interrupts.next() => Err(Failure::Undo(miette!("interrupted by {signal}; nothing is left of the lab"))),
+            interrupted = interrupts.next() => Err(Failure::Undo(interrupted.into())),
             outcome = raise(&dir, &request, &manifests, wait) => outcome,
         }
     });
@@ -95,7 +98,7 @@ fn make_room(request: &Request, dir: &LabDir) -> miette::Result<()> {
             );
             Err(miette!(help = help, "there is already a lab named {name}"))
         }
-        Lab::Dead => {
+        Lab::Dead(_) => {
             eprintln!("removing what is left of a lab named {} that died", request.name);
             teardown::remove(dir).map(drop).into_diagnostic()
         }
@@ -140,7 +143,12 @@ async fn raise(
 /// Starts init and returns when the lab's processes are started.
 fn start_init(dir: &LabDir, request: Request) -> miette::Result<()> {
     let exe = std::env::current_exe().into_diagnostic()?;
-    let log = std::fs::File::create(dir.log("init")).into_diagnostic()?;
+    // Appending, as all logs of the lab are written: it may be turned over.
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(dir.log("init"))
+        .into_diagnostic()?;
     let mut launcher = Command::new(exe)
         .args(["lab-init", "--launch", "--dir"])
         .arg(dir.root())
@@ -196,25 +204,48 @@ fn next_word(dir: &LabDir, words: &mut BufReader<ChildStdout>) -> miette::Result
     })
 }
 
+/// A signal asked this command to stop.
+#[derive(Debug, Clone, Copy, thiserror::Error, miette::Diagnostic)]
+#[error("interrupted by {name}; nothing is left of the lab")]
+pub struct Interrupted {
+    name: &'static str,
+    signal: Signal,
+}
+
+impl Interrupted {
+    /// As shells tell of a command that a signal ended: 130 for ^C.
+    pub fn exit_code(&self) -> u8 {
+        u8::try_from(self.signal.as_raw()).map_or(1, |number| 128 + number)
+    }
+}
+
 /// The signals that ask this command to stop.
-struct Interrupts(Vec<(tokio::signal::unix::Signal, &'static str)>);
+struct Interrupts(Vec<(tokio::signal::unix::Signal, Interrupted)>);
 
 impl Interrupts {
     fn listen() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Interrupts(vec![
-            (signal(SignalKind::interrupt())?, "^C"),
-            (signal(SignalKind::terminate())?, "SIGTERM"),
-            (signal(SignalKind::hangup())?, "SIGHUP"),
-        ]))
+        let listen = |signal: Signal, name| {
+            let kind = SignalKind::from_raw(signal.as_raw());
+            Ok((tokio::signal::unix::signal(kind)?, Interrupted { name, signal }))
+        };
+        let signals = [
+            (Signal::INT, "^C"),
+            (Signal::TERM, "SIGTERM"),
+            (Signal::HUP, "SIGHUP"),
+        ];
+        let all: std::io::Result<_> = signals
+            .into_iter()
+            .map(|(signal, name)| listen(signal, name))
+            .collect();
+        Ok(Interrupts(all?))
     }
 
-    /// The name of the first that comes.
-    async fn next(&mut self) -> &'static str {
-        let waits = self.0.iter_mut().map(|(stream, name)| {
+    /// The first that comes.
+    async fn next(&mut self) -> Interrupted {
+        let waits = self.0.iter_mut().map(|(stream, interrupted)| {
             Box::pin(async move {
                 stream.recv().await;
-                *name
+                *interrupted
             })
         });
         futures::future::select_all(waits).await.0

@@ -29,9 +29,16 @@ impl ProcessIdentity {
         })
     }
 
-    /// Whether this very process still runs. A zombie does not.
+    /// Whether this very process still runs. A zombie does not; one that was killed does until it is one.
     pub fn is_alive(&self) -> bool {
         start_time(self.pid).is_ok_and(|started| started == self.started)
+    }
+
+    /// Whether it runs and will go on to. A killed init does not: the kernel ends all of its PID namespace before it is
+    /// a zombie, and it serves nobody meanwhile.
+    pub fn is_well(&self) -> bool {
+        let stat = Stat::read(self.pid);
+        stat.is_ok_and(|stat| stat.started == self.started && !stat.exiting)
     }
 
     /// Kills it and waits until it, and with it its PID namespace, is gone. Nothing to do is success.
@@ -68,22 +75,41 @@ impl ProcessIdentity {
 }
 
 fn start_time(pid: u32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the command in parentheses and may hold anything, so count from its end.
-    let rest = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
-    let mut fields = rest.split(' ');
-    if matches!(fields.next(), Some("Z" | "X")) {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended"));
+    Stat::read(pid).map(|stat| stat.started)
+}
+
+/// What /proc/PID/stat says of a process that is no zombie.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    /// Field 22.
+    started: u64,
+    /// It is on its way out: PF_EXITING in its flags, field 9.
+    exiting: bool,
+}
+
+const PF_EXITING: u64 = 0x4;
+
+impl Stat {
+    fn read(pid: u32) -> io::Result<Self> {
+        Stat::parse(&fs::read_to_string(format!("/proc/{pid}/stat"))?)?
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the process has ended"))
     }
-    fields
-        .nth(18)
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("/proc/{pid}/stat is not as expected"),
-            )
-        })
+
+    /// Nothing for a zombie.
+    fn parse(line: &str) -> io::Result<Option<Self>> {
+        let unexpected = || io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat is not as expected");
+        // The second field is the command in parentheses and may hold anything, so count from its end.
+        let (_, rest) = line.rsplit_once(") ").ok_or_else(unexpected)?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        // The third field is the first of the rest.
+        let number = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<u64>().ok());
+        if matches!(fields.first(), Some(&"Z" | &"X")) {
+            return Ok(None);
+        }
+        let (flags, started) = number(9).zip(number(22)).ok_or_else(unexpected)?;
+        let exiting = flags & PF_EXITING != 0;
+        Ok(Some(Stat { started, exiting }))
+    }
 }
 
 /// `lab.json`.
@@ -119,8 +145,8 @@ pub enum Lab {
     None,
     /// Its init runs.
     Alive(Box<Record>),
-    /// A directory without a running init: it was killed, or `up` was.
-    Dead,
+    /// A directory without a running init: it was killed, or `up` was. With what is still known of it.
+    Dead(Option<Box<Record>>),
 }
 
 impl Lab {
@@ -130,10 +156,10 @@ impl Lab {
             return Ok(Lab::None);
         }
         match read_json::<Record>(&dir.record()) {
-            Ok(record) if record.init.is_alive() => Ok(Lab::Alive(Box::new(record))),
-            Ok(_) => Ok(Lab::Dead),
+            Ok(record) if record.init.is_well() => Ok(Lab::Alive(Box::new(record))),
+            Ok(record) => Ok(Lab::Dead(Some(Box::new(record)))),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
-                Ok(Lab::Dead)
+                Ok(Lab::Dead(None))
             }
             Err(error) => Err(error),
         }
@@ -177,11 +203,31 @@ mod tests {
     }
 
     #[test]
+    fn a_process_on_its_way_out_is_not_well() {
+        let line = |state: &str, flags: u64| {
+            format!("7 (a) b) {state} 1 7 7 0 -1 {flags} 1 0 0 0 3 4 0 0 20 0 1 0 4711 123 45")
+        };
+        let running = |exiting| {
+            Some(Stat {
+                started: 4711,
+                exiting,
+            })
+        };
+        assert_eq!(Stat::parse(&line("S", 0x40_0100)).unwrap(), running(false));
+        // PID 1 of a PID namespace sleeps while the others in it are ended.
+        assert_eq!(Stat::parse(&line("S", 0x40_0104)).unwrap(), running(true));
+        assert_eq!(Stat::parse(&line("Z", 0x40_0104)).unwrap(), None);
+        assert!(Stat::parse("7 (a) S 1").is_err() && Stat::parse("").is_err());
+        let mine = ProcessIdentity::of(std::process::id()).unwrap();
+        assert!(mine.is_alive() && mine.is_well());
+    }
+
+    #[test]
     fn a_torn_record_is_a_dead_lab() {
         let dir = tempfile::tempdir().unwrap();
         let lab = LabDir::at(dir.path());
         std::fs::write(lab.record(), "{\"request\":").unwrap();
-        assert!(matches!(Lab::find(&lab).unwrap(), Lab::Dead));
+        assert!(matches!(Lab::find(&lab).unwrap(), Lab::Dead(None)));
         assert!(matches!(
             Lab::find(&LabDir::at(dir.path().join("no"))).unwrap(),
             Lab::None

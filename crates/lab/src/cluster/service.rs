@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -169,6 +169,47 @@ impl Supervisor {
     }
 }
 
+/// A log may grow to this size; what it held before is kept once beside it.
+const LOG_LIMIT: u64 = 16 * 1024 * 1024;
+/// So often the sizes of logs are looked at.
+const LOG_PAUSE: Duration = Duration::from_secs(5);
+
+/// Keeps the logs in `dir` within bounds for as long as the process lives.
+pub fn bound_logs(dir: PathBuf) -> io::Result<()> {
+    let watch = move || {
+        loop {
+            std::thread::sleep(LOG_PAUSE);
+            if let Err(error) = turn_over(&dir, LOG_LIMIT) {
+                eprintln!("the logs in {} cannot be bounded: {error}", dir.display());
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("logs".to_owned())
+        .spawn(watch)
+        .map(drop)
+}
+
+/// Moves what is in a log larger than `limit` to `NAME.0.log`. The file itself stays: its process has it open, and goes on
+/// at its beginning since it appends.
+fn turn_over(dir: &Path, limit: u64) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let Some(name) = path
+            .file_name()
+            .and_then(|name| name.to_str()?.strip_suffix(".log"))
+        else {
+            continue;
+        };
+        if name.ends_with(".0") || std::fs::metadata(&path)?.len() <= limit {
+            continue;
+        }
+        std::fs::copy(&path, dir.join(format!("{name}.0.log")))?;
+        OpenOptions::new().write(true).open(&path)?.set_len(0)?;
+    }
+    Ok(())
+}
+
 /// The pause before a start: one second, doubling to sixteen while the service keeps ending soon.
 fn back_off(quick_ends: u32) -> Duration {
     Duration::from_secs(1 << quick_ends.saturating_sub(1).min(4))
@@ -177,6 +218,32 @@ fn back_off(quick_ends: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_is_too_large_is_turned_over_under_its_writer() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let mut log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path("a.log"))
+            .unwrap();
+        std::fs::write(path("small.log"), "12345").unwrap();
+        for round in 0..3 {
+            write!(log, "round {round}, ").unwrap();
+            write!(log, "and more").unwrap();
+            turn_over(dir.path(), 10).unwrap();
+            assert_eq!(std::fs::read_to_string(path("a.log")).unwrap(), "");
+            let before = std::fs::read_to_string(path("a.0.log")).unwrap();
+            assert_eq!(before, format!("round {round}, and more"));
+        }
+        write!(log, "little").unwrap();
+        turn_over(dir.path(), 10).unwrap();
+        assert_eq!(std::fs::read_to_string(path("a.log")).unwrap(), "little");
+        assert_eq!(std::fs::read_to_string(path("small.log")).unwrap(), "12345");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
 
     #[test]
     fn the_pause_doubles_and_is_bounded() {

@@ -20,7 +20,7 @@ pub struct Listed {
     pub name: LabName,
     /// `up` or `dead`.
     pub state: &'static str,
-    /// How many nodes were asked for.
+    /// How many nodes were asked for, if that is known.
     pub nodes: Option<u16>,
     /// Where it keeps its files.
     pub directory: String,
@@ -31,23 +31,17 @@ pub fn list() -> miette::Result<Vec<Listed>> {
     let mut labs = Vec::new();
     for (name, dir) in LabDir::all().into_diagnostic()? {
         let directory = dir.root().display().to_string();
-        match Lab::find(&dir).into_diagnostic()? {
-            Lab::Alive(record) => {
-                labs.push(Listed {
-                    name,
-                    state: "up",
-                    nodes: Some(record.request.nodes),
-                    directory,
-                });
-            }
-            Lab::Dead => labs.push(Listed {
-                name,
-                state: "dead",
-                nodes: None,
-                directory,
-            }),
-            Lab::None => {}
-        }
+        let (state, record) = match Lab::find(&dir).into_diagnostic()? {
+            Lab::Alive(record) => ("up", Some(record)),
+            Lab::Dead(record) => ("dead", record),
+            Lab::None => continue,
+        };
+        labs.push(Listed {
+            name,
+            state,
+            nodes: record.map(|record| record.request.nodes),
+            directory,
+        });
     }
     Ok(labs)
 }

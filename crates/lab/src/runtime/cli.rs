@@ -66,13 +66,6 @@ fn label(text: &str) -> Result<(String, String), String> {
 pub fn run(args: Args) -> miette::Result<()> {
     // The first provider stays; a second call in one process changes nothing.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .init();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -149,13 +142,14 @@ async fn serve(args: Args) -> miette::Result<()> {
 }
 
 async fn client(kubeconfig: &Path) -> miette::Result<kube::Client> {
-    let file = kube::config::Kubeconfig::read_from(kubeconfig)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
+    // These errors say their causes themselves.
+    let broken = |error: &dyn std::fmt::Display| {
+        miette::miette!("cannot use the kubeconfig {}: {error}", kubeconfig.display())
+    };
+    let file = kube::config::Kubeconfig::read_from(kubeconfig).map_err(|error| broken(&error))?;
     let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
         .await
-        .into_diagnostic()
-        .wrap_err_with(|| format!("the kubeconfig {} cannot be used", kubeconfig.display()))?;
+        .map_err(|error| broken(&error))?;
     kube::Client::try_from(config).into_diagnostic()
 }
 

@@ -428,12 +428,19 @@ impl<'fd> LinkChange<'fd> {
         self.with(LinkAttribute::Controller(master.unwrap_or(0)))
     }
 
-    /// Lets the bridge which it is a port of send a frame back by it: for a pod that its own service sends to itself.
-    pub fn hairpin(self) -> Self {
-        self.with(LinkAttribute::LinkInfo(vec![
+    /// The change as a request that also lets the bridge, which the link is a port of, send a frame back by it: for a
+    /// pod that its own service sends to itself.
+    pub fn apply_with_hairpin(self) -> Request<'fd> {
+        let change = self.with(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
-        ]))
+        ]));
+        // RTM_SETLINK passes over what is a port's.
+        Request::new(
+            RouteNetlinkMessage::NewLink(change.message),
+            0,
+            format!("change {} and its port", change.what),
+        )
     }
 
     /// Puts it into a group of links.

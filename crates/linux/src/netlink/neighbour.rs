@@ -45,6 +45,20 @@ const NDA_MASTER: u16 = 9;
 /// Length of `struct ndmsg`.
 const HEADER: usize = 12;
 
+/// A request for an entry that is to be; `flags` say what becomes of one that is there.
+fn set(verb: &str, flags: u16, entry: NeighbourMessage, name: &str) -> Request<'static> {
+    let message = RouteNetlinkMessage::NewNeighbour(entry);
+    Request::new(message, NLM_F_CREATE | flags, format!("{verb} {name}"))
+}
+
+fn remove(entry: NeighbourMessage, name: &str) -> Request<'static> {
+    Request::new(
+        RouteNetlinkMessage::DelNeighbour(entry),
+        0,
+        format!("remove {name}"),
+    )
+}
+
 impl Neighbour {
     /// An entry that holds until it is removed.
     pub fn permanent(link: u32, address: IpAddr, mac: MacAddr) -> Self {
@@ -70,24 +84,17 @@ impl Neighbour {
 
     /// Adds it. An error if the link has an entry for the address.
     pub fn add(&self) -> Request<'static> {
-        let message = RouteNetlinkMessage::NewNeighbour(self.message());
-        Request::new(message, NLM_F_CREATE | NLM_F_EXCL, format!("add {}", self.name()))
+        set("add", NLM_F_EXCL, self.message(), &self.name())
     }
 
     /// Adds it in place of what the link knows about the address.
     pub fn replace(&self) -> Request<'static> {
-        let message = RouteNetlinkMessage::NewNeighbour(self.message());
-        Request::new(
-            message,
-            NLM_F_CREATE | NLM_F_REPLACE,
-            format!("set {}", self.name()),
-        )
+        set("set", NLM_F_REPLACE, self.message(), &self.name())
     }
 
     /// Removes it.
     pub fn delete(&self) -> Request<'static> {
-        let message = RouteNetlinkMessage::DelNeighbour(self.message());
-        Request::new(message, 0, format!("remove {}", self.name()))
+        remove(self.message(), &self.name())
     }
 
     fn name(&self) -> String {
@@ -157,35 +164,23 @@ impl FdbEntry {
 
     /// Adds it. An error if there is one for the Ethernet address.
     pub fn add(&self) -> Request<'static> {
-        let message = RouteNetlinkMessage::NewNeighbour(self.message());
-        Request::new(message, NLM_F_CREATE | NLM_F_EXCL, format!("add {}", self.name()))
+        set("add", NLM_F_EXCL, self.message(), &self.name())
     }
 
     /// Adds it in place of the one for the Ethernet address.
     pub fn replace(&self) -> Request<'static> {
-        let message = RouteNetlinkMessage::NewNeighbour(self.message());
-        Request::new(
-            message,
-            NLM_F_CREATE | NLM_F_REPLACE,
-            format!("set {}", self.name()),
-        )
+        set("set", NLM_F_REPLACE, self.message(), &self.name())
     }
 
     /// Adds it beside others for the same Ethernet address: all get the frame. Only for addresses of groups
     /// and the address of zeros.
     pub fn append(&self) -> Request<'static> {
-        let message = RouteNetlinkMessage::NewNeighbour(self.message());
-        Request::new(
-            message,
-            NLM_F_CREATE | NLM_F_APPEND,
-            format!("append {}", self.name()),
-        )
+        set("append", NLM_F_APPEND, self.message(), &self.name())
     }
 
     /// Removes it.
     pub fn delete(&self) -> Request<'static> {
-        let message = RouteNetlinkMessage::DelNeighbour(self.message());
-        Request::new(message, 0, format!("remove {}", self.name()))
+        remove(self.message(), &self.name())
     }
 
     fn name(&self) -> String {
@@ -199,7 +194,10 @@ impl FdbEntry {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         message.header.ifindex = self.link;
-        message.header.state = if self.permanent {
+        message.header.state = if self.permanent && self.of_master {
+            // NUD_PERMANENT would make it the bridge's own address.
+            NeighbourState::Noarp
+        } else if self.permanent {
             // NUD_NOARP beside NUD_PERMANENT is what iproute2 calls "permanent" and "static": never aged.
             NeighbourState::Other(u16::from(NeighbourState::Permanent) | u16::from(NeighbourState::Noarp))
         } else {

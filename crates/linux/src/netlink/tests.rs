@@ -339,3 +339,39 @@ fn a_refusal_says_what_was_asked_and_why() {
         "the kernel's words are missing: {error}"
     );
 }
+
+#[test]
+fn a_token_bucket_goes_both_ways() {
+    let (mut netlink, a, b) = with_pair();
+    for (link, rate, burst) in [(&a, 1_250_000, 100_000), (&b, 12_500_000_000, 4_000_000)] {
+        let bucket = TokenBucket {
+            link: link.index,
+            rate,
+            burst,
+            limit: burst + 50_000,
+        };
+        netlink.request(bucket.replace()).unwrap();
+        // Again, in its own place.
+        netlink.request(bucket.replace()).unwrap();
+        let found = netlink.token_buckets().unwrap();
+        let found = found.iter().find(|found| found.link == link.index).unwrap();
+        assert_eq!((found.rate, found.limit), (rate, bucket.limit));
+        assert!(found.burst.abs_diff(burst) <= burst / 100, "{found:?}");
+    }
+    assert_eq!(netlink.token_buckets().unwrap().len(), 2);
+}
+
+/// What is sent for a netkit pair, which not every kernel has.
+#[test]
+fn a_netkit_pair_is_asked_for_as_the_kernel_reads_it() {
+    let peer = VethPeer {
+        name: "p".into(),
+        mac: Some(mac(2)),
+        namespace: None,
+    };
+    let pair = NewLink::new("n", NewLinkKind::Netkit(peer));
+    let mut bytes = Vec::new();
+    pair.create().encode(0, 1, &mut bytes);
+    let hex: String = bytes[16..].iter().map(|byte| format!("{byte:02x}")).collect();
+    insta::assert_snapshot!(hex);
+}

@@ -87,26 +87,7 @@ fn node(errors: &mut Errors, path: &str, affinity: &Value) {
 fn node_term(errors: &mut Errors, path: &str, term: &Value) {
     for (i, requirement) in list(&term["matchExpressions"]).iter().enumerate() {
         let path = format!("{path}.matchExpressions[{i}]");
-        let values = list(&requirement["values"]);
-        match text(&requirement["operator"]) {
-            "In" | "NotIn" if values.is_empty() => errors.push(FieldError::required(
-                format!("{path}.values"),
-                "must be specified when `operator` is 'In' or 'NotIn'",
-            )),
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(FieldError::forbidden(
-                format!("{path}.values"),
-                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-            )),
-            "Gt" | "Lt" if values.len() != 1 => errors.push(FieldError::required(
-                format!("{path}.values"),
-                "must be specified single value when `operator` is 'Lt' or 'Gt'",
-            )),
-            "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-            other => {
-                let path = format!("{path}.operator");
-                errors.push(FieldError::invalid(path, other, "not a valid selector operator"));
-            }
-        }
+        selector::operator(errors, &path, requirement, &["Gt", "Lt"]);
         let key = text(&requirement["key"]);
         invalid_each(
             errors,

@@ -166,14 +166,6 @@ fn slice_ports(errors: &mut Errors, ports: &[Value]) {
             errors.push(FieldError::duplicate(format!("{path}.name"), name));
         }
         one_of(errors, &format!("{path}.protocol"), &port["protocol"], PROTOCOLS);
-        if !unset(&port["appProtocol"]) {
-            let messages = names::qualified_name(text(&port["appProtocol"]));
-            invalid_each(
-                errors,
-                &format!("{path}.appProtocol"),
-                &port["appProtocol"],
-                messages,
-            );
-        }
+        service::app_protocol(errors, &path, port);
     }
 }

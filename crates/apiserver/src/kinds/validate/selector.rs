@@ -5,28 +5,42 @@ use serde_json::Value;
 use super::{Errors, FieldError, invalid_each, meta, names};
 use crate::kinds::value::{entries, list, text};
 
+/// Judges the operator of a requirement and whether it has the values for it; `single` are operators that have one.
+pub(super) fn operator(errors: &mut Errors, path: &str, requirement: &Value, single: &[&str]) {
+    let values = list(&requirement["values"]);
+    match text(&requirement["operator"]) {
+        "In" | "NotIn" if values.is_empty() => errors.push(FieldError::required(
+            format!("{path}.values"),
+            "must be specified when `operator` is 'In' or 'NotIn'",
+        )),
+        "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(FieldError::forbidden(
+            format!("{path}.values"),
+            "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+        )),
+        "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+        known if single.contains(&known) => {
+            if values.len() != 1 {
+                errors.push(FieldError::required(
+                    format!("{path}.values"),
+                    "must be specified single value when `operator` is 'Lt' or 'Gt'",
+                ));
+            }
+        }
+        other => errors.push(FieldError::invalid(
+            format!("{path}.operator"),
+            other,
+            "not a valid selector operator",
+        )),
+    }
+}
+
 /// Judges a LabelSelector.
 pub(super) fn label_selector(errors: &mut Errors, path: &str, selector: &Value) {
     meta::labels(errors, &format!("{path}.matchLabels"), &selector["matchLabels"]);
     for (i, requirement) in list(&selector["matchExpressions"]).iter().enumerate() {
         let path = format!("{path}.matchExpressions[{i}]");
         let values = list(&requirement["values"]);
-        match text(&requirement["operator"]) {
-            "In" | "NotIn" if values.is_empty() => errors.push(FieldError::required(
-                format!("{path}.values"),
-                "must be specified when `operator` is 'In' or 'NotIn'",
-            )),
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.push(FieldError::forbidden(
-                format!("{path}.values"),
-                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-            )),
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => errors.push(FieldError::invalid(
-                format!("{path}.operator"),
-                other,
-                "not a valid selector operator",
-            )),
-        }
+        operator(errors, &path, requirement, &[]);
         let key = text(&requirement["key"]);
         invalid_each(
             errors,

@@ -97,14 +97,15 @@ fn port<'a>(errors: &mut Errors, path: &str, port: &'a Value, require_name: bool
     port_or_name(errors, &format!("{path}.port"), &port["port"]);
     one_of(errors, &format!("{path}.protocol"), &port["protocol"], PROTOCOLS);
     port_or_name(errors, &format!("{path}.targetPort"), &port["targetPort"]);
-    if !unset(&port["appProtocol"]) {
-        let messages = names::qualified_name(text(&port["appProtocol"]));
-        invalid_each(
-            errors,
-            &format!("{path}.appProtocol"),
-            &port["appProtocol"],
-            messages,
-        );
+    app_protocol(errors, path, port);
+}
+
+/// Judges the application protocol of a port of a Service or EndpointSlice.
+pub(super) fn app_protocol(errors: &mut Errors, path: &str, port: &Value) {
+    let protocol = &port["appProtocol"];
+    if !unset(protocol) {
+        let messages = names::qualified_name(text(protocol));
+        invalid_each(errors, &format!("{path}.appProtocol"), protocol, messages);
     }
 }
 

@@ -78,7 +78,7 @@ impl Request {
     }
 }
 
-/// What the pod asks for beyond an address: host ports and bandwidth.
+/// What the pod asks for beyond an address: host ports, bandwidth, and what its annotations say.
 fn capabilities(pod: &Pod) -> BTreeMap<String, Value> {
     let mut capabilities = BTreeMap::new();
     let ports: Vec<_> = spec::members(pod)
@@ -106,6 +106,10 @@ fn capabilities(pod: &Pod) -> BTreeMap<String, Value> {
     }
     if !bandwidth.is_empty() {
         capabilities.insert("bandwidth".into(), Value::Object(bandwidth));
+    }
+    if let Some(annotations) = pod.metadata.annotations.as_ref().filter(|it| !it.is_empty()) {
+        // As containerd and CRI-O name it.
+        capabilities.insert("io.kubernetes.cri.pod-annotations".into(), json!(annotations));
     }
     capabilities
 }
@@ -289,6 +293,10 @@ mod tests {
         assert_eq!(
             attachment.request.capabilities["bandwidth"]["ingressRate"],
             10_000_000
+        );
+        assert_eq!(
+            attachment.request.capabilities["io.kubernetes.cri.pod-annotations"],
+            json!({ "kubernetes.io/ingress-bandwidth": "10M" })
         );
         assert!(attachment.request.args.contains("K8S_POD_NAME=web;"));
     }

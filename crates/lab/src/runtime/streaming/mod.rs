@@ -4,6 +4,7 @@
 //! and, after an upgrade, tunnels bytes; so what arrives here is what kubectl sent: SPDY/3.1 from kubectl before
 //! 1.30, WebSocket from later ones and from the client libraries.
 
+pub(crate) mod channel;
 mod log;
 mod remote;
 mod request;

@@ -98,13 +98,15 @@ impl<O: Objects> Files<'_, O> {
         optional: bool,
         mode: u32,
     ) -> Result<(), String> {
-        match self.objects.config_map(name) {
-            Some(map) => self
-                .project(&config_map_data(map), items, optional, mode)
-                .map_err(|key| format!("configmap references non-existent config key: {key}")),
-            None if optional => Ok(()),
-            None => Err(format!("configmap \"{name}\" not found")),
-        }
+        let data = self.objects.config_map(name).map(config_map_data);
+        self.take(
+            data,
+            items,
+            optional,
+            mode,
+            &format!("configmap \"{name}\" not found"),
+        )?
+        .map_err(|key| format!("configmap references non-existent config key: {key}"))
     }
 
     fn secret(
@@ -114,15 +116,33 @@ impl<O: Objects> Files<'_, O> {
         optional: bool,
         mode: u32,
     ) -> Result<(), String> {
-        match self.objects.secret(name) {
-            Some(secret) => {
-                let data = secret.data.iter().flatten();
-                let data = data.map(|(key, value)| (key.clone(), value.0.clone())).collect();
-                self.project(&data, items, optional, mode)
-                    .map_err(|key| format!("references non-existent secret key: {key}"))
-            }
-            None if optional => Ok(()),
-            None => Err(format!("secret \"{name}\" not found")),
+        let data = self.objects.secret(name).map(|secret| {
+            let data = secret.data.iter().flatten();
+            data.map(|(key, value)| (key.clone(), value.0.clone())).collect()
+        });
+        self.take(
+            data,
+            items,
+            optional,
+            mode,
+            &format!("secret \"{name}\" not found"),
+        )?
+        .map_err(|key| format!("references non-existent secret key: {key}"))
+    }
+
+    /// Takes what an object has. It may be missing when it is optional; the inner error is the key that is missing in it.
+    fn take(
+        &mut self,
+        data: Option<BTreeMap<String, Vec<u8>>>,
+        items: Option<&[KeyToPath]>,
+        optional: bool,
+        mode: u32,
+        missing: &str,
+    ) -> Result<Result<(), String>, String> {
+        match data {
+            Some(data) => Ok(self.project(&data, items, optional, mode)),
+            None if optional => Ok(Ok(())),
+            None => Err(missing.to_owned()),
         }
     }
 

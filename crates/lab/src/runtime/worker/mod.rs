@@ -1,6 +1,7 @@
 //! One task per pod: asks [`decide`], does what it says, reports, and waits for the next change.
 
 mod containers;
+mod mailbox;
 mod network;
 mod probes;
 mod view;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::disk;
@@ -64,7 +65,7 @@ pub enum Message {
 #[derive(Debug)]
 pub struct Handle {
     /// What it hears.
-    pub inbox: mpsc::UnboundedSender<Message>,
+    pub inbox: mailbox::Sender,
     /// The namespace of the pod.
     pub namespace: String,
     /// Whether the API no longer has the pod.
@@ -88,8 +89,8 @@ struct Worker {
     sandbox: Option<Sandbox>,
     /// Follows the sandbox; replaced with it.
     follower: Option<AbortHandle>,
-    inbox: mpsc::UnboundedReceiver<Message>,
-    sender: mpsc::UnboundedSender<Message>,
+    inbox: mailbox::Receiver,
+    sender: mailbox::Sender,
     reporter: Option<Reporter>,
     /// The probes and hooks of each container's present run.
     tasks: HashMap<String, Vec<AbortHandle>>,
@@ -117,7 +118,7 @@ pub fn start_vanished(host: Arc<Host>, record: Record) -> Handle {
 }
 
 fn spawn(host: Arc<Host>, pod: Pod, record: Option<Record>, vanished: bool) -> Handle {
-    let (sender, inbox) = mpsc::unbounded_channel();
+    let (sender, inbox) = mailbox::mailbox();
     let namespace = spec::namespace(&pod).to_owned();
     let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
     let forgotten = record.is_none() && matches!(phase, Some("Succeeded" | "Failed"));
@@ -196,7 +197,7 @@ impl Worker {
                     break;
                 }
             }
-            while let Ok(message) = self.inbox.try_recv() {
+            while let Some(message) = self.inbox.try_recv() {
                 self.hear(message).await;
             }
             self.save();
@@ -215,7 +216,7 @@ impl Worker {
             pause.unsigned_abs() + std::time::Duration::from_millis(1)
         });
         tokio::select! {
-            Some(message) = self.inbox.recv() => self.hear(message).await,
+            message = self.inbox.recv() => self.hear(message).await,
             Ok(()) = network.changed() => self.state.retry_at = None,
             Ok(()) = images.changed() => self.try_again(),
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Probe};
-use tokio::sync::mpsc;
 
-use super::{Message, Worker};
+use super::{Message, Worker, mailbox};
 use crate::runtime::events::Events;
 use crate::runtime::pod::spec::{self, Role};
 use crate::runtime::probe::verdict::early_attempts;
@@ -25,7 +24,7 @@ struct Prober {
     target: Target,
     /// From now to the first attempt.
     delay: Duration,
-    sender: mpsc::UnboundedSender<Message>,
+    sender: mailbox::Sender,
     events: Events,
     pod: k8s_openapi::api::core::v1::Pod,
 }

@@ -14,17 +14,10 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, frame::coding::CloseCode};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
+use super::super::channel::{CLOSE, ERROR, RESIZE, STDERR, STDIN, STDOUT};
 use super::super::request::StreamOptions;
 use super::status::Outcome;
 use super::{CarrierEnds, FAREWELL, Output, Size, hung_up};
-
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
-/// v5: the message `[255, channel]` closes the sender's side of a channel.
-const CLOSE: u8 = 255;
 
 /// A subprotocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

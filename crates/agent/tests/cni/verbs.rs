@@ -1,0 +1,375 @@
+//! The specification's statements about each verb, one by one.
+
+use std::process::Output;
+
+use podnet_agent::cni_server::{PodNetwork, Readiness};
+use podnet_core::ipam::Addressing;
+use podnet_linux::netlink::{Address, Link, LinkChange, Netlink, NewLink, RouteFilter};
+use podnet_linux::ns::Namespace;
+use serde_json::{Value, json};
+
+use crate::node::{Node, Pod, answer, error_code};
+use crate::{addresses, answer_nothing};
+
+fn link(netns: &Namespace, name: &str) -> Option<Link> {
+    netns
+        .run(|| Netlink::open().unwrap().link(name).unwrap())
+        .unwrap()
+}
+
+fn change(netns: &Namespace, name: &str, change: impl Fn(LinkChange<'_>) -> LinkChange<'_> + Sync) {
+    netns
+        .run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let link = netlink.link(name).unwrap().unwrap();
+            netlink.request(change(link.change()).apply()).unwrap();
+        })
+        .unwrap();
+}
+
+fn says(output: &Output, part: &str) {
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains(part),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn version_answers_in_the_version_of_the_request() {
+    let node = Node::start();
+    for (document, version) in [
+        (r#"{"cniVersion":"0.3.0"}"#, "0.3.0"),
+        (r#"{"cniVersion":"1.1.0"}"#, "1.1.0"),
+        (r#"{"cniVersion":"7.0.0"}"#, "7.0.0"),
+        ("{}", "1.1.0"),
+        ("", "1.1.0"),
+    ] {
+        let versions = answer(&node.raw(&[("CNI_COMMAND", "VERSION")], document.as_bytes()));
+        assert_eq!(versions["cniVersion"], version, "{document}");
+        assert_eq!(
+            versions["supportedVersions"],
+            json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+        );
+    }
+    let broken = node.raw(&[("CNI_COMMAND", "VERSION")], b"{");
+    assert_eq!(error_code(&broken), 6);
+}
+
+#[test]
+fn the_result_is_what_the_kernel_has() {
+    let node = Node::start();
+    let pod = Pod::new("told");
+    let result = answer(&node.cni("ADD", &pod, "1.1.0", None));
+    let host_name = result["interfaces"][0]["name"].as_str().unwrap();
+    let (host, inside) = (
+        link(&node.netns, host_name).unwrap(),
+        link(&pod.netns, "eth0").unwrap(),
+    );
+    for (interface, link) in [
+        (&result["interfaces"][0], &host),
+        (&result["interfaces"][1], &inside),
+    ] {
+        assert_eq!(interface["mac"], link.mac.unwrap().to_string());
+        assert_eq!(interface["mtu"], link.mtu);
+    }
+    assert_eq!(result["interfaces"][0].get("sandbox"), None);
+    for ip in result["ips"].as_array().unwrap() {
+        assert_eq!(ip["interface"], 1);
+        let gateway = ip["gateway"].as_str().unwrap();
+        let through = result["routes"].as_array().unwrap().iter();
+        assert_eq!(
+            through.filter(|route| route["gw"] == gateway).count(),
+            1,
+            "{result}"
+        );
+    }
+    assert_eq!(result["dns"], json!({ "nameservers": ["10.96.0.10"] }));
+}
+
+#[test]
+fn a_mac_and_name_servers_are_as_asked_for() {
+    let node = Node::start();
+    let (pod, other) = (Pod::new("asked"), Pod::new("other"));
+    let wishes = json!({ "runtimeConfig": {
+        "mac": "0a:58:00:00:00:77",
+        "dns": { "servers": ["10.0.0.53"], "searches": ["example"], "options": ["ndots:2"] },
+    } });
+    let result = answer(&node.cni_with("ADD", &pod, "1.0.0", wishes.clone()));
+    assert_eq!(
+        result["dns"],
+        json!({ "nameservers": ["10.0.0.53"], "search": ["example"], "options": ["ndots:2"] })
+    );
+    assert_eq!(result["interfaces"][1]["mac"], "0a:58:00:00:00:77");
+    let mac = link(&pod.netns, "eth0").unwrap().mac.unwrap().to_string();
+    assert_eq!(mac, "0a:58:00:00:00:77");
+    let from = addresses(&answer(&node.cni("ADD", &other, "1.0.0", None)));
+    for (from, to) in from.iter().zip(addresses(&result)) {
+        let server = std::net::SocketAddr::new(to, 8080);
+        assert_eq!(crate::node::connect(&other.netns, &pod.netns, server), *from);
+    }
+    answer_nothing(&node.cni("CHECK", &pod, "1.0.0", Some(&result)));
+    answer_nothing(&node.cni_with("DEL", &pod, "1.0.0", wishes));
+    answer_nothing(&node.cni("DEL", &other, "1.0.0", None));
+    node.settle();
+    assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
+}
+
+#[test]
+fn behind_another_plugin_its_result_is_passed_on() {
+    let node = Node::start();
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let pod = Pod::new(&format!("chained-{version}"));
+        let mut previous = json!({
+            "cniVersion": version, "kept": [1, { "a": null }],
+            "interfaces": [{ "name": "lo", "mac": "00:00:00:00:00:00", "sandbox": "/n", "kept": 1 }],
+            "ips": [{ "address": "127.0.0.1/8", "interface": 0 }],
+            "dns": { "nameservers": ["192.0.2.1"], "kept": true },
+        });
+        if version < "1.0.0" {
+            previous["ips"][0]["version"] = json!("4");
+        }
+        let result = answer(&node.cni("ADD", &pod, version, Some(&previous)));
+        assert_eq!(result["kept"], previous["kept"]);
+        assert_eq!(result["interfaces"][0], previous["interfaces"][0]);
+        assert_eq!(result["ips"][0], previous["ips"][0]);
+        assert_eq!(result["interfaces"][2]["name"], "eth0");
+        assert_eq!(result["ips"][1]["interface"], 2);
+        assert_eq!(
+            result["dns"],
+            json!({ "nameservers": ["192.0.2.1", "10.96.0.10"], "kept": true })
+        );
+        if version >= "0.4.0" {
+            // The plugins behind us added to it; what is theirs is theirs to check.
+            let mut last = result.clone();
+            last["interfaces"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({ "name": "theirs" }));
+            answer_nothing(&node.cni("CHECK", &pod, version, Some(&last)));
+        }
+        answer_nothing(&node.cni("DEL", &pod, version, Some(&result)));
+    }
+}
+
+#[test]
+fn del_needs_neither_namespace_nor_previous_result() {
+    let mut node = Node::start();
+    for agent in [true, false] {
+        let mut pods = Vec::new();
+        for kind in ["empty", "missing", "vanished", "garbage"] {
+            let pod = Pod::new(&format!("{kind}-{agent}"));
+            answer(&node.cni("ADD", &pod, "1.1.0", None));
+            pods.push((kind, pod));
+        }
+        if !agent {
+            node.stop();
+        }
+        for (kind, pod) in pods {
+            let id = pod.id.clone();
+            for _ in 0..2 {
+                let output = match kind {
+                    "empty" => node.cni_in("DEL", &id, "", "1.1.0"),
+                    "missing" => node.cni_in("DEL", &id, "/nonexistent/netns", "1.1.0"),
+                    "vanished" => node.cni_in("DEL", &id, "/etc/passwd", "1.1.0"),
+                    _ => {
+                        let garbage = json!({ "prevResult": 7, "runtimeConfig": [], "disableGC": null });
+                        node.cni_with("DEL", &pod, "1.1.0", garbage)
+                    }
+                };
+                answer_nothing(&output);
+            }
+            assert!(link(&pod.netns, "eth0").is_none() || agent, "{kind}");
+        }
+        if !agent {
+            node.restart();
+        }
+        node.settle();
+        node.wait_until("everything is gone", || node.leftovers().is_empty());
+    }
+}
+
+#[test]
+fn check_sees_every_change_of_what_add_made() {
+    let node = Node::start();
+    type Break = fn(&Node, &Pod, &str);
+    let breaks: [(&str, &str, Break); 6] = [
+        ("mtu", "MTU", |_, pod, _| {
+            change(&pod.netns, "eth0", |link| link.mtu(1400))
+        }),
+        ("down", "down", |_, pod, _| {
+            change(&pod.netns, "eth0", |link| link.up(false))
+        }),
+        ("address", "lost its address", |_, pod, _| {
+            let lost = |netlink: &mut Netlink| {
+                let own: Vec<Address> = netlink.addresses(None).unwrap();
+                let own = own
+                    .iter()
+                    .find(|own| own.net.to_string().starts_with("10.244.1."));
+                netlink.request(own.unwrap().delete()).unwrap();
+            };
+            pod.netns.run(|| lost(&mut Netlink::open().unwrap())).unwrap();
+        }),
+        ("host-down", "on the node is down", |node, _, host| {
+            change(&node.netns, host, |link| link.up(false));
+        }),
+        ("host-route", "the node has no route", |node, _, host| {
+            node.netns
+                .run(|| {
+                    let mut netlink = Netlink::open().unwrap();
+                    let index = netlink.link(host).unwrap().unwrap().index;
+                    let filter = RouteFilter {
+                        protocol: Some(113),
+                        ..RouteFilter::default()
+                    };
+                    let routes = netlink.routes(filter).unwrap();
+                    let ours = routes.iter().find(|route| route.link == Some(index)).unwrap();
+                    netlink.request(ours.delete()).unwrap();
+                })
+                .unwrap();
+        }),
+        ("gone", "is not", |_, pod, _| {
+            pod.netns
+                .run(|| {
+                    let mut netlink = Netlink::open().unwrap();
+                    let link = netlink.link("eth0").unwrap().unwrap();
+                    netlink.request(link.delete()).unwrap();
+                })
+                .unwrap();
+        }),
+    ];
+    for (name, complaint, break_it) in breaks {
+        let pod = Pod::new(name);
+        let result = answer(&node.cni("ADD", &pod, "1.1.0", None));
+        answer_nothing(&node.cni("CHECK", &pod, "1.1.0", Some(&result)));
+        break_it(&node, &pod, result["interfaces"][0]["name"].as_str().unwrap());
+        let output = node.cni("CHECK", &pod, "1.1.0", Some(&result));
+        assert_eq!(error_code(&output), 101, "{name}: {output:?}");
+        says(&output, complaint);
+    }
+    let foreign = json!({ "interfaces": [{ "name": "net1", "sandbox": "/n" }] });
+    let pod = Pod::new("foreign");
+    answer(&node.cni("ADD", &pod, "1.1.0", None));
+    let output = node.cni("CHECK", &pod, "1.1.0", Some(&foreign));
+    assert_eq!(error_code(&output), 7, "a result of something else");
+    says(&output, "prevResult");
+}
+
+#[test]
+fn status_says_that_connectivity_would_be_limited() {
+    let node = Node::start();
+    let network = PodNetwork {
+        addressing: Addressing::of_node(&["10.244.1.0/24".parse().unwrap()]).into(),
+        mtu: 1450,
+        dns: Vec::new(),
+    };
+    node.set(Readiness::Limited(network, "the kernel refused a route".into()));
+    let status = node.bare("STATUS", "1.1.0", json!({}));
+    assert_eq!(error_code(&status), 51);
+    says(&status, "the kernel refused a route");
+    // A pod can be added all the same.
+    let pod = Pod::new("limited");
+    answer(&node.cni("ADD", &pod, "1.1.0", None));
+    node.set_ranges(&["10.244.1.0/24"]);
+    answer_nothing(&node.bare("STATUS", "1.1.0", json!({})));
+    assert_eq!(
+        error_code(&node.bare("STATUS", "1.0.0", json!({}))),
+        1,
+        "a verb of 1.1.0"
+    );
+}
+
+#[test]
+fn garbage_collection_goes_on_after_an_error_and_reports_it() {
+    let node = Node::start();
+    let pods = ["a-stuck", "b-free", "c-stuck", "d-free"].map(Pod::new);
+    for pod in &pods {
+        answer(&node.cni("ADD", pod, "1.1.0", None));
+    }
+    let state = node.config().state_dir;
+    let in_the_way = |pod: &Pod| state.join("released").join(format!("{}:eth0", pod.id)).join("x");
+    for pod in pods.iter().filter(|pod| pod.id.ends_with("stuck")) {
+        std::fs::create_dir_all(in_the_way(pod)).unwrap();
+    }
+    let collect = || node.bare("GC", "1.1.0", json!({ "cni.dev/valid-attachments": [] }));
+    let output = collect();
+    assert_eq!(error_code(&output), 5);
+    says(&output, "a-stuck");
+    says(&output, "c-stuck");
+    node.wait_until("the others are free", || {
+        node.leases() == 2 && node.pod_links() == 2
+    });
+    for pod in pods.iter().filter(|pod| pod.id.ends_with("stuck")) {
+        std::fs::remove_dir_all(in_the_way(pod).parent().unwrap()).unwrap();
+    }
+    answer_nothing(&collect());
+    node.wait_until("everything is gone", || node.leftovers().is_empty());
+}
+
+#[test]
+fn garbage_collection_of_another_network_touches_nothing() {
+    let mut node = Node::start();
+    let (ours, theirs) = (Pod::new("ours"), Pod::new("theirs"));
+    answer(&node.cni("ADD", &ours, "1.1.0", None));
+    answer(&node.cni_with("ADD", &theirs, "1.1.0", json!({ "name": "another" })));
+    // A crash tore the file: whose network it was is forgotten.
+    node.stop();
+    std::fs::write(node.config().state_dir.join("leases/ours:eth0"), "{").unwrap();
+    node.restart();
+    let collect = |name: &str, valid: Value| {
+        let more = json!({ "name": name, "cni.dev/valid-attachments": valid });
+        answer_nothing(&node.bare("GC", "1.1.0", more));
+        node.settle();
+    };
+    collect("a-third", json!([]));
+    assert_eq!(node.leases(), 2);
+    // The same container in another network is another attachment's business.
+    collect("another", json!([{ "containerID": "ours", "ifname": "eth0" }]));
+    assert!(link(&ours.netns, "eth0").is_some());
+    node.wait_until("theirs is gone", || node.leases() == 1 && node.pod_links() == 1);
+    collect("podnet", json!([{ "containerID": "ours", "ifname": "eth1" }]));
+    node.wait_until("the key is both names", || node.leftovers().is_empty());
+}
+
+#[test]
+fn what_a_network_disables_is_not_done() {
+    let node = Node::start();
+    let pod = Pod::new("left-alone");
+    answer(&node.cni("ADD", &pod, "1.1.0", None));
+    let more = json!({ "disableGC": true, "cni.dev/valid-attachments": [] });
+    answer_nothing(&node.bare("GC", "1.1.0", more));
+    assert_eq!(node.leases(), 1);
+    answer_nothing(&node.cni_with("CHECK", &pod, "1.1.0", json!({ "disableCheck": true })));
+}
+
+#[test]
+fn an_error_is_written_in_the_version_of_the_request() {
+    let node = Node::start();
+    for version in ["0.3.0", "0.4.0", "1.0.0", "1.1.0", "9.9.9"] {
+        let output = node.cni_in("ADD", "c", "/nonexistent", version);
+        let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(error["cniVersion"], version);
+        let code = if version == "9.9.9" { 1 } else { 3 };
+        assert_eq!(error_code(&output), code, "{error}");
+        assert!(
+            error["details"].as_str().is_some_and(|text| !text.is_empty()),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_taken_interface_is_left_as_it_was() {
+    let node = Node::start();
+    let pod = Pod::new("taken");
+    let taken = || {
+        Netlink::open()
+            .unwrap()
+            .request(NewLink::veth("eth0", "far", None).create())
+    };
+    pod.netns.run(|| taken().unwrap()).unwrap();
+    let before = link(&pod.netns, "eth0").unwrap();
+    assert_eq!(error_code(&node.cni("ADD", &pod, "1.1.0", None)), 4);
+    let after = link(&pod.netns, "eth0").unwrap();
+    assert_eq!((after.index, after.mac), (before.index, before.mac));
+    assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
+}
