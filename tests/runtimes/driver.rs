@@ -14,6 +14,8 @@ pub(crate) type Shell<'a> = &'a dyn Fn(&str) -> Output;
 /// The runtimes of a node.
 pub(crate) struct Runtimes<'a> {
     shell: Shell<'a>,
+    /// What the node needs of this checkout, where the node sees it: it has a /tmp of its own.
+    _files: tempfile::TempDir,
 }
 
 /// Which runtime runs a container.
@@ -32,30 +34,37 @@ impl<'a> Runtimes<'a> {
             std::path::Path::new(ROOT).is_dir(),
             "run .ci/setup: it unpacks Debian's runtimes to {ROOT}"
         );
-        let runtimes = Runtimes { shell };
+        let files = tempfile::tempdir_in("/var/tmp").unwrap();
+        let at = files.path().display().to_string();
+        let copied = std::process::Command::new("cp")
+            .args(["-a", ROOT, PODNET, &at])
+            .status();
+        assert!(copied.unwrap().success(), "cannot copy to {at}");
+        let (root, podnet) = (format!("{at}/root"), format!("{at}/podnet"));
+        let runtimes = Runtimes { shell, _files: files };
         // crun takes cgroups in hybrid mode for a mistake: it is shown those of version 1 only.
         runtimes.run(&format!(
             "mount -t tmpfs runtimes /mnt
              if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi
              mkdir -p /mnt/rootfs /mnt/containerd /mnt/state
-             cp {PODNET} /mnt/rootfs/podnet
+             cp {podnet} /mnt/rootfs/podnet
              cat >/mnt/env <<'END'
-export PATH={ROOT}/usr/bin:{ROOT}/usr/sbin:/usr/sbin:/usr/bin:/sbin:/bin
-export LD_LIBRARY_PATH={ROOT}/usr/lib/x86_64-linux-gnu:{ROOT}/lib/x86_64-linux-gnu
+export PATH={root}/usr/bin:{root}/usr/sbin:/usr/sbin:/usr/bin:/sbin:/bin
+export LD_LIBRARY_PATH={root}/usr/lib/x86_64-linux-gnu:{root}/lib/x86_64-linux-gnu
 export CONTAINERS_CONF=/mnt/containers.conf
 export CONTAINERD_ADDRESS=/mnt/containerd.sock
 podman() {{
     command podman --root /mnt/podman --runroot /mnt/podman-run --tmpdir /mnt/podman-tmp --storage-driver vfs \"$@\"
 }}
 END
-             printf '#!/bin/sh\\n. /mnt/env\\nexec {ROOT}/usr/bin/crun \"$@\"\\n' >/mnt/crun
+             printf '#!/bin/sh\\n. /mnt/env\\nexec {root}/usr/bin/crun \"$@\"\\n' >/mnt/crun
              chmod +x /mnt/crun
              cat >/mnt/containers.conf <<'END'
 [engine]
 cgroup_manager = \"cgroupfs\"
 events_logger = \"none\"
 runtime = \"crun\"
-conmon_path = [\"{ROOT}/usr/bin/conmon\"]
+conmon_path = [\"{root}/usr/bin/conmon\"]
 [engine.runtimes]
 crun = [\"/mnt/crun\"]
 [network]
