@@ -295,11 +295,10 @@ async fn agent(args: Args) -> miette::Result<()> {
         .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
     // Not before it is sure that this agent can start: a mistyped call changes nothing on the machine.
     leave_us_alone(&args.paths.host_etc);
-    let settings = args.paths.state_dir.join(crate::cleanup::SETTINGS);
     kernel
-        .keep_settings_in(&settings)
+        .keep_settings_in(&args.paths.state_dir.join(crate::cleanup::SETTINGS))
         .into_diagnostic()
-        .wrap_err_with(|| format!("cannot read {}", settings.display()))?;
+        .wrap_err("the node's settings could not be put back later")?;
     let cni = CniServerConfig {
         socket: args.paths.socket(),
         state_dir: args.paths.state_dir.clone(),

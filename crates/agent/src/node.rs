@@ -129,6 +129,10 @@ impl NodeLoop {
             Ok(known) => self.cluster.local.path_mtu = known,
             Err(error) => tracing::warn!("cannot read what is known of paths: {error}"),
         }
+        match self.kernel.checksum_offload() {
+            Ok(offload) => self.cluster.local.broken_checksums = offload == Some(false),
+            Err(error) => tracing::warn!("cannot read what is known of checksums: {error}"),
+        }
         self.paths = Some(paths);
         self
     }
@@ -279,7 +283,13 @@ impl NodeLoop {
         }
         let own = self.cluster.local.node.as_ref();
         let local = own.and_then(|node| node.address(node.primary?));
-        if !self.config.cluster.cross_subnet || local.is_none() {
+        // Who goes without the tunnel is told by them; and whose range cannot be, where no cluster's range says so.
+        let ClusterConfig {
+            cross_subnet,
+            cluster_cidrs,
+            ..
+        } = &self.config.cluster;
+        if local.is_none() || !(*cross_subnet || cluster_cidrs.is_empty()) {
             return;
         }
         match self.kernel.subnets(local) {
@@ -356,6 +366,10 @@ impl NodeLoop {
                     state.node
                 ))
             }
+            _ if self.cluster.node(&state.node).is_none() => Readiness::NotReady(format!(
+                "the Node object called {} is gone: its pods go on, new ones wait until it is registered again",
+                state.node
+            )),
             _ if state.routing.pod_ranges.is_empty() => Readiness::NotReady(format!(
                 "node {} has no spec.podCIDRs yet: the cluster's controller manager must give it a range",
                 state.node

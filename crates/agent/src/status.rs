@@ -203,7 +203,7 @@ impl std::fmt::Display for Status {
         if !checksum_offload {
             writeln!(
                 f,
-                "checksum offload of the tunnel is switched off: checksums arrived wrong"
+                "checksum offload of the tunnel is switched off, because checksums arrived wrong or by somebody else"
             )?;
         }
         failures
@@ -287,7 +287,7 @@ mod tests {
         };
         let text = status.to_string();
         let expected = "node node1: podnet 1, generation 4, routing vxlan, MTU of pods 1450 bytes\n\
-            checksum offload of the tunnel is switched off: checksums arrived wrong\n\
+            checksum offload of the tunnel is switched off, because checksums arrived wrong or by somebody else\n\
             not applied: no\n\
             left out: Node node9: odd\n\n\
             PEER    RANGE           VIA      REACH       LATENCY   MTU            CHECKSUMS\n\

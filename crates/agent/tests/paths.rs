@@ -1,17 +1,21 @@
 //! Agents that probe the paths between their nodes, over a wire that is made bad: real packets, a real kernel.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podnet_agent::cni_server::{CniServerConfig, Readiness};
+use podnet_agent::cni_server::{CniServerConfig, Readiness, Wiring};
+use podnet_agent::host_ports::HostPorts;
 use podnet_agent::metrics::Metrics;
 use podnet_agent::node::{NodeConfig, NodeLoop};
 use podnet_agent::paths::Paths;
 use podnet_agent::status::NodeStatus;
 use podnet_agent::watch::{Change, Update};
+use podnet_agent::wiring::Pair;
 use podnet_core::cluster::{ClusterConfig, Family, Node, NodeName, PodRanges, Routing};
 use podnet_core::path::{Checksums, Reach, Report, Settings};
 use podnet_dataplane::{Dataplane, Kernel};
@@ -153,6 +157,7 @@ impl World {
                 socket: path("cni.sock"),
                 state_dir: path("state"),
                 node: node_name(index).to_string(),
+                wiring: Wiring::Routed(Pair::Veth),
             },
             plugin: path("podnet-cni"),
         };
@@ -178,8 +183,9 @@ impl World {
             let reports = paths.reports.clone();
             let metrics = Arc::new(Metrics::default());
             let readiness = watch::channel(Readiness::NotReady("starting".into())).0;
-            let problems = watch::channel(Default::default()).0;
-            let node = NodeLoop::new(config, kernel, metrics, readiness, problems).probing(paths);
+            let problems = watch::channel(BTreeSet::new()).0;
+            let host_ports = Arc::new(HostPorts::default());
+            let node = NodeLoop::new(config, kernel, metrics, host_ports, readiness, problems).probing(paths);
             tell.send((reports, node.status())).unwrap();
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(1)
@@ -195,6 +201,7 @@ impl World {
         updates.send(Update::Nodes(Change::All(all.collect()))).unwrap();
         updates.send(Update::Services(Change::All(Vec::new()))).unwrap();
         updates.send(Update::Slices(Change::All(Vec::new()))).unwrap();
+        updates.send(Update::Pools(Change::All(Vec::new()))).unwrap();
         Agent {
             updates,
             reports,

@@ -196,6 +196,7 @@ impl Thread {
         let now = self.now();
         for transmit in self.prober.poll(now) {
             let Some(port) = self.ports.get(&transmit.from) else {
+                self.prober.unsent(now, &transmit.bytes);
                 continue;
             };
             match port.send(&transmit) {

@@ -11,10 +11,13 @@
 //! 2. if it is lost, another without a checksum. When those pass and the others do not, checksums arrive wrong;
 //! 3. a probe of the largest size that should pass, not to be fragmented. When those are lost and small ones pass, the
 //!    largest that does is searched for.
+//!
+//! An answer that comes late counts as one: machines that have no time are not to be told from broken paths by a clock.
 
 mod notice;
 mod prober;
 mod search;
+mod watched;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -68,7 +71,7 @@ pub fn targets(routing: &RoutingState, pod_mtu: u32) -> BTreeMap<PathKey, Target
         let (link_mtu, tunnel) = match routing.routes.get(range)? {
             Hop::Tunnel(_) => (pod_mtu, true),
             Hop::Via(_) => (pod_mtu + overhead, false),
-            Hop::Unreachable => return None,
+            Hop::Unreachable | Hop::Sink => return None,
         };
         let key = PathKey {
             peer: peer.clone(),

@@ -6,20 +6,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::search::Search;
-use super::wire::{self, HEADER};
-use super::{Checksums, PathKey, Reach, Report, Target, Time, mix};
+use super::watched::{Ask, Next, Open, Outcome, Path};
+use super::{Checksums, PathKey, Report, Target, Time, mix, wire};
 
-/// A path is judged by this many rounds in succession.
-const ROUNDS: u8 = 3;
 /// Pause between the rounds that decide.
 const AGAIN: Duration = Duration::from_secs(1);
-/// An answer that takes longer than this is none.
-const LONGEST: Duration = Duration::from_secs(1);
-/// Added to what an answer usually takes.
-const GRACE: Duration = Duration::from_millis(200);
-/// Among so many rounds of a narrow path one searches for a size between what passes and what the link takes.
-const SEARCH_ROUNDS: u32 = 24;
 
 /// How much is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,68 +56,12 @@ pub struct Prober {
     paths: BTreeMap<PathKey, Path>,
     /// When each path is to be looked at.
     agenda: BTreeSet<(Time, PathKey)>,
+    /// By nonce, what is asked of whom: the probes that are under way, and those that were given up lately.
     open: HashMap<u64, PathKey>,
     /// Probes that may be sent at once, and when that was worked out.
     allowance: f64,
     counted: Time,
     changed: bool,
-}
-
-#[derive(Debug)]
-struct Path {
-    target: Target,
-    due: Time,
-    open: Option<Open>,
-    next: Ask,
-    /// Rounds in which nothing came back.
-    lost: u8,
-    /// Rounds in which only the probe without a checksum came back.
-    checksum_lost: u8,
-    /// Large probes that were lost.
-    large_lost: u8,
-    rounds: u32,
-    search: Option<Search>,
-    reach: Reach,
-    checksums: Checksums,
-    latency: Option<Duration>,
-    mtu: Option<u32>,
-    corrupt: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Open {
-    nonce: u64,
-    ask: Ask,
-    sent: Time,
-}
-
-/// What a probe asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ask {
-    /// Does anything arrive?
-    Checksum,
-    /// Does anything arrive that has no checksum?
-    Bare,
-    /// Does a packet of that size arrive?
-    Size(u32),
-}
-
-/// What became of a probe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Passed,
-    Lost,
-    TooBig,
-}
-
-/// What a path does next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    Ask(Ask),
-    /// The round is over; the next begins soon, because this one decides nothing yet.
-    Soon,
-    /// The round is over.
-    Rest,
 }
 
 impl Prober {
@@ -176,7 +111,7 @@ impl Prober {
     fn forget(&mut self, key: &PathKey) {
         if let Some(path) = self.paths.remove(key) {
             self.agenda.remove(&(path.due, key.clone()));
-            if let Some(open) = path.open {
+            for open in path.open.iter().chain(&path.given_up) {
                 self.open.remove(&open.nonce);
             }
             self.changed = true;
@@ -254,16 +189,8 @@ impl Prober {
     /// The peer said that nobody listens (ICMP port unreachable) about the datagram that began with `bytes`. So packets
     /// arrive.
     pub fn refused(&mut self, now: Time, bytes: &[u8]) {
-        let Some(key) = wire::nonce(bytes).and_then(|nonce| self.open.remove(&nonce)) else {
-            return;
-        };
-        if let Some(path) = self.paths.get_mut(&key) {
-            self.changed |= path.reach != Reach::NoAgent;
-            path.reach = Reach::NoAgent;
-            path.open = None;
-            path.lost = 0;
-            path.search = None;
-            self.schedule(now, &key, Next::Rest);
+        if let Some(nonce) = wire::nonce(bytes) {
+            self.outcome(now, nonce, Outcome::NoListener);
         }
     }
 
@@ -274,22 +201,49 @@ impl Prober {
         }
     }
 
+    /// The datagram could not be sent, for a reason that says nothing of the path.
+    pub fn unsent(&mut self, now: Time, bytes: &[u8]) {
+        if let Some((key, ..)) = wire::nonce(bytes).and_then(|nonce| self.take(nonce)) {
+            self.schedule(now, &key, Next::Rest);
+        }
+    }
+
+    /// Takes a probe out of what is open; says whether its path still waited for it, or had given it up.
+    fn take(&mut self, nonce: u64) -> Option<(PathKey, Open, bool)> {
+        let key = self.open.remove(&nonce)?;
+        let path = self.paths.get_mut(&key)?;
+        if let Some(open) = path.open.take_if(|open| open.nonce == nonce) {
+            return Some((key, open, true));
+        }
+        let at = path.given_up.iter().position(|open| open.nonce == nonce)?;
+        let open = path.given_up.remove(at)?;
+        Some((key, open, false))
+    }
+
     fn outcome(&mut self, now: Time, nonce: u64, outcome: Outcome) {
-        let Some(key) = self.open.remove(&nonce) else {
+        let Some((key, open, awaited)) = self.take(nonce) else {
             return;
         };
         let Some(path) = self.paths.get_mut(&key) else {
             return;
         };
-        let Some(open) = path.open.take() else {
-            return;
-        };
-        let before = (path.reach, path.mtu, path.checksums);
+        let before = path.verdict();
         if outcome == Outcome::Passed && !matches!(open.ask, Ask::Size(_)) {
             path.took(now.saturating_sub(open.sent));
         }
+        if !awaited {
+            path.late(open.ask, outcome);
+            self.changed |= before != path.verdict();
+            return;
+        }
+        if outcome == Outcome::Lost && !matches!(open.ask, Ask::Size(_)) {
+            self.open.insert(nonce, key.clone());
+            if let Some(forgotten) = path.give_up(open) {
+                self.open.remove(&forgotten.nonce);
+            }
+        }
         let next = path.judge(open.ask, outcome);
-        self.changed |= before != (path.reach, path.mtu, path.checksums);
+        self.changed |= before != path.verdict();
         self.schedule(now, &key, next);
     }
 
@@ -345,199 +299,5 @@ impl Prober {
     pub fn broken_checksums(&self) -> bool {
         let mut paths = self.paths.values();
         paths.any(|path| path.target.tunnel && path.checksums == Checksums::Wrong)
-    }
-}
-
-impl Path {
-    fn new(now: Time, target: Target) -> Self {
-        Path {
-            due: now,
-            open: None,
-            next: Ask::Checksum,
-            lost: 0,
-            checksum_lost: 0,
-            large_lost: 0,
-            rounds: 0,
-            search: None,
-            reach: Reach::Unknown,
-            checksums: Checksums::Unknown,
-            latency: None,
-            mtu: target.known_mtu.filter(|mtu| *mtu < target.link_mtu),
-            corrupt: 0,
-            target,
-        }
-    }
-
-    /// The path leads elsewhere, or its link has another size.
-    fn retarget(&mut self, target: Target) {
-        let link_mtu = self.target.link_mtu;
-        // What was narrow stays so until it is seen to be wider: wider than it is loses packets.
-        self.mtu = self.mtu.filter(|mtu| *mtu < link_mtu && *mtu < target.link_mtu);
-        self.search = None;
-        self.large_lost = 0;
-        self.target = target;
-    }
-
-    /// IP and UDP headers.
-    fn headers(&self) -> u32 {
-        if self.target.to.is_ipv4() { 28 } else { 48 }
-    }
-
-    /// What every link must carry (RFC 791, where hosts accept 576; RFC 8200).
-    fn least_mtu(&self) -> u32 {
-        let least = if self.target.to.is_ipv4() { 576 } else { 1280 };
-        least.min(self.target.link_mtu)
-    }
-
-    fn transmit(&mut self, now: Time, nonce: u64) -> Transmit {
-        let length = match self.next {
-            Ask::Checksum | Ask::Bare => HEADER as u32,
-            Ask::Size(size) => size.saturating_sub(self.headers()),
-        };
-        // What is known to arrive is used to find out about sizes.
-        let checksum = match self.next {
-            Ask::Checksum => true,
-            Ask::Bare => false,
-            Ask::Size(_) => self.checksum_lost == 0,
-        };
-        let patience = self.latency.map_or(LONGEST, |latency| latency * 4 + GRACE);
-        self.open = Some(Open {
-            nonce,
-            ask: self.next,
-            sent: now,
-        });
-        self.due = now + patience.min(LONGEST);
-        Transmit {
-            from: self.target.from,
-            to: self.target.to,
-            bytes: wire::probe(nonce, u16::try_from(length).unwrap_or(u16::MAX)),
-            checksum,
-        }
-    }
-
-    /// RFC 6298's smoothing.
-    fn took(&mut self, latency: Duration) {
-        self.latency = Some(match self.latency {
-            None => latency,
-            Some(smoothed) => smoothed * 7 / 8 + latency / 8,
-        });
-    }
-
-    fn judge(&mut self, ask: Ask, outcome: Outcome) -> Next {
-        match (ask, outcome) {
-            (Ask::Checksum, Outcome::Passed) => {
-                (self.lost, self.checksum_lost) = (0, 0);
-                (self.reach, self.checksums) = (Reach::Reachable, Checksums::Right);
-                Next::Ask(self.size())
-            }
-            (Ask::Checksum, _) => Next::Ask(Ask::Bare),
-            (Ask::Bare, Outcome::Passed) => {
-                self.lost = 0;
-                self.reach = Reach::Reachable;
-                self.checksum_lost = self.checksum_lost.saturating_add(1);
-                if self.checksum_lost < ROUNDS {
-                    return Next::Soon;
-                }
-                self.checksums = Checksums::Wrong;
-                Next::Ask(self.size())
-            }
-            (Ask::Bare, _) => {
-                self.lost = self.lost.saturating_add(1);
-                self.search = None;
-                if self.lost < ROUNDS {
-                    return Next::Soon;
-                }
-                self.reach = Reach::Unreachable;
-                Next::Rest
-            }
-            (Ask::Size(size), _) if self.search.is_some() => self.searched(size, outcome),
-            (Ask::Size(size), Outcome::Passed) => self.large_passed(size),
-            (Ask::Size(size), _) => self.large_lost(size, outcome),
-        }
-    }
-
-    /// The size that should pass.
-    fn size(&self) -> Ask {
-        match &self.search {
-            Some(search) => Ask::Size(search.size().unwrap_or(search.found())),
-            None => Ask::Size(self.mtu.unwrap_or(self.target.link_mtu)),
-        }
-    }
-
-    fn large_passed(&mut self, size: u32) -> Next {
-        self.large_lost = 0;
-        let link_mtu = self.target.link_mtu;
-        if size >= link_mtu {
-            self.mtu = Some(link_mtu);
-            return Next::Rest;
-        }
-        if self.rounds % SEARCH_ROUNDS == SEARCH_ROUNDS - 1 {
-            return self.search_between(size, link_mtu + 1);
-        }
-        // Perhaps everything passes again.
-        Next::Ask(Ask::Size(link_mtu))
-    }
-
-    fn large_lost(&mut self, size: u32, outcome: Outcome) -> Next {
-        let believed = self.mtu.unwrap_or(self.target.link_mtu);
-        if size > believed {
-            // Still narrow.
-            return Next::Rest;
-        }
-        self.large_lost += 1;
-        if self.large_lost < ROUNDS && outcome == Outcome::Lost {
-            return Next::Ask(Ask::Size(size));
-        }
-        self.large_lost = 0;
-        self.search_between(self.least_mtu(), size)
-    }
-
-    fn search_between(&mut self, passes: u32, fails: u32) -> Next {
-        let search = Search::new(passes, fails);
-        let next = search.size();
-        self.search = Some(search);
-        match next {
-            Some(size) => Next::Ask(Ask::Size(size)),
-            None => self.found(),
-        }
-    }
-
-    fn searched(&mut self, size: u32, outcome: Outcome) -> Next {
-        let Some(search) = &mut self.search else {
-            return Next::Rest;
-        };
-        // The answer to a question of before.
-        if search.size() == Some(size) {
-            match outcome {
-                Outcome::Passed => search.passed(),
-                Outcome::Lost => search.lost(false),
-                Outcome::TooBig => search.lost(true),
-            }
-        }
-        match search.size() {
-            Some(size) => Next::Ask(Ask::Size(size)),
-            None => self.found(),
-        }
-    }
-
-    fn found(&mut self) -> Next {
-        if let Some(search) = self.search.take() {
-            self.mtu = Some(search.found().min(self.target.link_mtu));
-        }
-        Next::Rest
-    }
-
-    fn report(&self, key: &PathKey) -> Report {
-        Report {
-            key: key.clone(),
-            to: self.target.to,
-            reach: self.reach,
-            latency: self.latency,
-            mtu: self.mtu,
-            link_mtu: self.target.link_mtu,
-            checksums: self.checksums,
-            corrupt: self.corrupt,
-            tunnel: self.target.tunnel,
-        }
     }
 }

@@ -18,6 +18,8 @@ struct Network {
     agent: bool,
     offload: bool,
     delay: Duration,
+    /// Those that have a checksum take three seconds more.
+    slow_checksums: bool,
     /// Of a hundred packets so many are lost.
     loss: u64,
     sent: u64,
@@ -57,6 +59,7 @@ impl Network {
             agent: true,
             offload: true,
             delay: Duration::from_millis(1),
+            slow_checksums: false,
             loss: 0,
             sent: 0,
             bytes: 0,
@@ -78,7 +81,13 @@ impl Network {
             return self.prober.refused(self.now, &transmit.bytes[..wire::HEADER]);
         }
         let reply = wire::answer(&transmit.bytes).unwrap();
-        self.replies.push((self.now + self.delay, transmit.to, reply));
+        let more = Duration::from_secs(if transmit.checksum && self.slow_checksums {
+            3
+        } else {
+            0
+        });
+        self.replies
+            .push((self.now + self.delay + more, transmit.to, reply));
     }
 
     fn run(&mut self, seconds: u64) {
@@ -149,6 +158,51 @@ fn a_lost_packet_or_two_are_no_verdict() {
     network.run(600);
     assert_eq!(network.report().reach, Reach::Reachable);
     assert_eq!(network.report().checksums, Checksums::Right);
+}
+
+#[test]
+fn answers_that_come_late_are_answers() {
+    let mut network = Network::new(1, 1450);
+    network.run(10);
+    let well = network.report().verdict();
+    network.prober.take_changed();
+    network.delay = Duration::from_secs(3);
+    network.run(600);
+    assert_eq!(
+        (network.report().verdict(), network.prober.take_changed()),
+        (well, false)
+    );
+    assert!(
+        network
+            .report()
+            .latency
+            .is_some_and(|latency| latency > Duration::from_secs(2))
+    );
+    // So they are when nothing else ever came.
+    let mut network = Network::new(1, 1450);
+    network.delay = Duration::from_secs(3);
+    network.run(10);
+    assert_eq!(network.report().verdict(), well);
+    // And one in which only those without a checksum are in time says nothing of checksums.
+    network.delay = Duration::from_millis(1);
+    network.run(60);
+    network.slow_checksums = true;
+    network.run(600);
+    assert_eq!(network.report().verdict(), well);
+}
+
+#[test]
+fn what_could_not_be_sent_is_no_verdict() {
+    let mut prober = Prober::new(Settings::default(), 1);
+    prober.set_targets(Time::ZERO, [(key(0), target(0, 1450))].into());
+    for _ in 0..10 {
+        let due = prober.next().unwrap();
+        for transmit in prober.poll(due) {
+            prober.unsent(due, &transmit.bytes);
+        }
+        assert!(prober.next().unwrap() > due, "not again at once");
+    }
+    assert_eq!(prober.reports()[0].reach, Reach::Unknown);
 }
 
 #[test]

@@ -5,7 +5,6 @@
 //! pods are the wiring's, under another protocol number.
 
 mod hosts;
-mod settings;
 mod sink;
 mod tunnel;
 mod way;
@@ -13,17 +12,16 @@ mod way;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
 use podnet_core::route::{Hop, Mac, RoutingState};
 use podnet_linux::netlink::{Address, Link, MAIN_TABLE, Netlink, NetlinkError, Request, RouteFilter};
-use podnet_linux::sysctl::{self, SysctlError};
+use podnet_linux::sysctl;
 
 use crate::delta::Delta;
-use settings::Settings;
+use crate::settings::{SettingError, Settings};
 pub use sink::SINK_LINK;
 use way::{Links, RouteKey, Way};
 
@@ -38,20 +36,12 @@ pub enum RouteError {
     /// Talking to the kernel failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// What a setting was before could not be written down.
-    #[error("cannot write {}: {source}; the node's settings are not changed while they could not be put back", file.display())]
-    Record {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
     /// The tunnel's device would not compute checksums.
-    #[error("cannot switch off checksum offload of {TUNNEL_LINK}: {0}")]
+    #[error("cannot see to checksum offload of {TUNNEL_LINK}: {0}")]
     Offload(io::Error),
     /// Forwarding could not be switched on.
     #[error("{0}; the node cannot forward packets of pods without it")]
-    Sysctl(#[from] SysctlError),
+    Forwarding(#[from] SettingError),
     /// The node's address is on none of its links.
     #[error(
         "the node's address {0} is on none of its links: compare `ip address` with the InternalIP in the Node's status"
@@ -86,7 +76,6 @@ pub struct RoutesApplied {
 pub struct Routes {
     netlink: Netlink,
     chosen: Option<String>,
-    settings: Settings,
     /// Index of the underlay link, for who listens to its changes; 0 while it is not known.
     underlay: Arc<AtomicU32>,
 }
@@ -123,15 +112,8 @@ impl Routes {
         Ok(Routes {
             netlink: Netlink::open()?,
             chosen: underlay,
-            settings: Settings::default(),
             underlay: Arc::default(),
         })
-    }
-
-    /// Writes down in `file` what settings were before they are changed, for [`Routes::clean`].
-    pub fn keep_settings_in(&mut self, file: &Path) -> io::Result<()> {
-        self.settings = Settings::kept_in(file)?;
-        Ok(())
     }
 
     /// Where the index of the underlay link is found.
@@ -140,7 +122,11 @@ impl Routes {
     }
 
     /// Makes links and routes those of `want`.
-    pub fn apply(&mut self, want: &RoutingState) -> Result<RoutesApplied, RouteError> {
+    pub(crate) fn apply(
+        &mut self,
+        want: &RoutingState,
+        settings: &mut Settings,
+    ) -> Result<RoutesApplied, RouteError> {
         let mut applied = RoutesApplied::default();
         if !want.known {
             return Ok(applied);
@@ -154,7 +140,7 @@ impl Routes {
             .map_or(0, |(link, _)| link.index);
         self.underlay.store(index, Ordering::Relaxed);
         let underlay = underlay?.map(|(link, _)| link);
-        self.forward(want, underlay.as_ref(), &mut applied)?;
+        self.forward(want, underlay.as_ref(), settings, &mut applied)?;
         let mut changes = Changes::default();
         let tunnel = tunnel::apply(
             &mut self.netlink,
@@ -232,19 +218,20 @@ impl Routes {
         &mut self,
         want: &RoutingState,
         underlay: Option<&Link>,
+        settings: &mut Settings,
         applied: &mut RoutesApplied,
     ) -> Result<(), RouteError> {
         const ALL_V6: &str = "net/ipv6/conf/all/forwarding";
         if want.pod_ranges.iter().any(|range| range.addr().is_ipv4()) {
-            applied.changes += usize::from(self.settings.ensure("net/ipv4/ip_forward", "1")?);
+            applied.changes += usize::from(settings.ensure("net/ipv4/ip_forward", "1")?);
         }
         if want.pod_ranges.iter().any(|range| range.addr().is_ipv6()) {
             let links = self.netlink.links()?;
-            listen_to_routers(&mut self.settings, &links, underlay)?;
-            if sysctl::get(ALL_V6)? != "1" {
-                note_forwarding_links(&mut self.settings, &links)?;
+            listen_to_routers(settings, &links, underlay)?;
+            if sysctl::get(ALL_V6).map_err(SettingError::from)? != "1" {
+                note_forwarding_links(settings, &links)?;
             }
-            applied.changes += usize::from(self.settings.ensure(ALL_V6, "1")?);
+            applied.changes += usize::from(settings.ensure(ALL_V6, "1")?);
         }
         Ok(())
     }
@@ -285,6 +272,14 @@ impl Routes {
                 )
             })
             .collect())
+    }
+
+    /// Whether the tunnel's device leaves checksums to the hardware; none while there is no such device.
+    pub fn checksum_offload(&mut self) -> Result<Option<bool>, RouteError> {
+        match self.netlink.link(TUNNEL_LINK)? {
+            Some(_) => tunnel::checksum_offload().map(Some),
+            None => Ok(None),
+        }
     }
 
     /// What the kernel has of ours.
@@ -339,7 +334,6 @@ impl Routes {
                 .filter(|outcome| !is_gone(outcome))
                 .collect::<Result<(), _>>()?;
         }
-        removed.extend(self.settings.restore(really)?);
         Ok(removed)
     }
 }
@@ -368,7 +362,7 @@ fn listen_to_routers(
     settings: &mut Settings,
     links: &[Link],
     underlay: Option<&Link>,
-) -> Result<(), RouteError> {
+) -> Result<(), SettingError> {
     for link in links {
         let is = |key: &str, wanted: &str| {
             sysctl::get(&format!("net/ipv6/conf/{}/{key}", link.name)).is_ok_and(|value| value == wanted)
@@ -384,7 +378,7 @@ fn listen_to_routers(
 
 /// The setting for all links sets every link's own, so that switching it off again would take those along that forwarded
 /// before.
-fn note_forwarding_links(settings: &mut Settings, links: &[Link]) -> Result<(), RouteError> {
+fn note_forwarding_links(settings: &mut Settings, links: &[Link]) -> Result<(), SettingError> {
     let keys = links
         .iter()
         .map(|link| format!("net/ipv6/conf/{}/forwarding", link.name));
@@ -421,15 +415,15 @@ mod tests {
                     pod_ranges: ["fd00:10:244::/64".parse().unwrap()].into(),
                     ..RoutingState::default()
                 };
-                let mut routes = Routes::open(None).unwrap();
-                routes.apply(&want).unwrap();
+                let (mut routes, mut settings) = (Routes::open(None).unwrap(), Settings::default());
+                routes.apply(&want, &mut settings).unwrap();
                 assert_eq!(sysctl::get("net/ipv6/conf/all/forwarding").unwrap(), "1");
                 assert_eq!((accepts("uplink"), accepts("deaf")), ("2".into(), "0".into()));
                 // A link that comes later forwards from the start, and never listened.
                 netlink
                     .apply([NewLink::veth("later", "latest", None).create()])
                     .unwrap();
-                routes.apply(&want).unwrap();
+                routes.apply(&want, &mut settings).unwrap();
                 assert_eq!(accepts("later"), "1");
             })
             .unwrap();

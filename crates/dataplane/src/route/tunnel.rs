@@ -38,12 +38,17 @@ pub(super) fn apply(
     }
     let link = link(netlink, have, tunnel, mtu, applied)?;
     addresses(netlink, &link, tunnel, applied)?;
-    if !tunnel.checksum_offload && ethtool::tx_checksum(TUNNEL_LINK).map_err(RouteError::Offload)? {
+    if !tunnel.checksum_offload && checksum_offload()? {
         ethtool::set_tx_checksum(TUNNEL_LINK, false).map_err(RouteError::Offload)?;
         applied.changes += 1;
     }
     entries(netlink, &link, want, changes)?;
     Ok(Some(link.index))
+}
+
+/// Whether the device leaves checksums to the hardware.
+pub(super) fn checksum_offload() -> Result<bool, RouteError> {
+    ethtool::tx_checksum(TUNNEL_LINK).map_err(RouteError::Offload)
 }
 
 /// The link, reused when only its address or size differ: taking it away would take every route along.

@@ -15,6 +15,9 @@ const UNREACHABLE_METRIC: u32 = 8192;
 /// What the kernel gives IPv6 routes that ask for none.
 const DEFAULT_METRIC_V6: u32 = 1024;
 
+/// Better than that, so that it is found first and is no other route.
+const STAND_IN_METRIC: u32 = 1;
+
 /// Destination and metric: what makes a route the same route to the kernel.
 pub(super) type RouteKey = (IpNet, u32);
 
@@ -43,6 +46,10 @@ pub(super) enum Way {
 }
 
 impl Way {
+    fn is_into(&self, link: u32) -> bool {
+        matches!(self, Way::Via { tunnel, .. } if *tunnel == Some(link))
+    }
+
     /// The way of a route that was found.
     pub(super) fn of(route: Route, links: Links) -> Way {
         let through = links.tunnel.filter(|tunnel| route.link == Some(*tunnel));
@@ -101,19 +108,30 @@ impl Way {
     }
 }
 
-/// From one way to another, in one step. IPv6 looks its next hop up by the very route that is to be replaced, and refuses
-/// it if that leads to another link: so into a link of ours, whose next hops are within their routes, the old way goes first.
+/// From one way to another, without a moment in which there is none.
+///
+/// IPv6 looks a next hop up by the routes there are, and refuses it when they lead to another link. A next hop in the
+/// tunnel is the network address of its own range, so the very route that is to be replaced would be asked. A route to
+/// that address alone answers in its place for as long as the replacing takes.
 pub(super) fn change(key: RouteKey, way: &Way, old: &Way) -> Vec<Request<'static>> {
-    let link = |way: &Way| match way {
-        Way::Via { tunnel, .. } => *tunnel,
-        Way::Sink { link, .. } => Some(*link),
-        Way::Unreachable | Way::Strange(_) => None,
-    };
-    let enters = link(way).is_some() && link(way) != link(old);
-    if enters && key.0.addr().is_ipv6() {
-        return vec![old.route(key).delete(), way.route(key).add()];
+    let replace = way.route(key).replace();
+    match (way, old) {
+        (
+            Way::Via {
+                gateway: gateway @ IpAddr::V6(_),
+                tunnel: Some(tunnel),
+                ..
+            },
+            old,
+        ) if !old.is_into(*tunnel) => {
+            let stand_in = Route {
+                metric: Some(STAND_IN_METRIC),
+                ..Route::on_link(IpNet::from(*gateway), *tunnel, ROUTE_PROTOCOL)
+            };
+            vec![stand_in.replace(), replace, stand_in.delete()]
+        }
+        _ => vec![replace],
     }
-    vec![way.route(key).replace()]
 }
 
 /// The routes of a state.

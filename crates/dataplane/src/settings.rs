@@ -8,12 +8,34 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use podnet_linux::bootid;
-use podnet_linux::sysctl;
+use podnet_linux::sysctl::{self, SysctlError};
 
-use super::RouteError;
+/// Why a setting of the node could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingError {
+    /// The kernel has it no other way.
+    #[error(transparent)]
+    Kernel(#[from] SysctlError),
+    /// What settings were before cannot be read.
+    #[error("cannot read {}: {source}; remove it if what the node's settings were before is of no interest", file.display())]
+    Records {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// What it was before could not be written down.
+    #[error("cannot write {}: {source}; the node's settings are not changed while they could not be put back", file.display())]
+    Record {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
 
 #[derive(Debug, Default)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     file: Option<PathBuf>,
     changes: Vec<Change>,
 }
@@ -27,19 +49,24 @@ struct Change {
 
 impl Settings {
     /// Keeps what was before in `file`, and goes on where another left it.
-    pub(super) fn kept_in(file: &Path) -> io::Result<Self> {
+    pub(crate) fn kept_in(file: &Path) -> Result<Self, SettingError> {
+        let failed = |source| SettingError::Records {
+            file: file.to_owned(),
+            source,
+        };
         let text = match std::fs::read_to_string(file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            other => other?,
+            other => other.map_err(failed)?,
         };
+        let boot = bootid::boot_id().map_err(failed)?;
         Ok(Settings {
             file: Some(file.to_owned()),
-            changes: read(&text, &bootid::boot_id()?),
+            changes: read(&text, &boot),
         })
     }
 
     /// Gives `key` the value and tells whether it had another.
-    pub(super) fn ensure(&mut self, key: &str, value: &str) -> Result<bool, RouteError> {
+    pub(crate) fn ensure(&mut self, key: &str, value: &str) -> Result<bool, SettingError> {
         let before = sysctl::get(key)?;
         if before == value {
             return Ok(false);
@@ -50,7 +77,7 @@ impl Settings {
     }
 
     /// Writes down that `key`, now at `before`, is about to become `after`. The first value counts.
-    pub(super) fn note(&mut self, key: &str, before: &str, after: &str) -> Result<(), RouteError> {
+    pub(crate) fn note(&mut self, key: &str, before: &str, after: &str) -> Result<(), SettingError> {
         if self.changes.iter().any(|change| change.key == key) {
             return Ok(());
         }
@@ -59,14 +86,15 @@ impl Settings {
             before: before.into(),
             after: after.into(),
         });
-        self.write()
+        // What is not written down is not known: the next attempt writes again.
+        self.write().inspect_err(|_| drop(self.changes.pop()))
     }
 
-    fn write(&self) -> Result<(), RouteError> {
+    fn write(&self) -> Result<(), SettingError> {
         let Some(file) = &self.file else {
             return Ok(());
         };
-        let failed = |source| RouteError::Record {
+        let failed = |source| SettingError::Record {
             file: file.clone(),
             source,
         };
@@ -78,42 +106,16 @@ impl Settings {
     }
 
     /// Puts back what nobody else has changed since, with `really`, and says what it is. The last change goes first.
-    pub(super) fn restore(&mut self, really: bool) -> Result<Vec<String>, RouteError> {
-        let mut restored = Vec::new();
-        let mut left = Vec::new();
-        let mut failure = None;
+    pub(crate) fn restore(&mut self, really: bool) -> Result<Vec<String>, SettingError> {
+        let (mut restored, mut left, mut failure) = (Vec::new(), Vec::new(), None);
         for change in self.changes.iter().rev() {
-            let Change { key, before, after } = change;
-            // What did not change itself is noted because another change would take it along.
-            let along = before == after;
-            let is_ours = match sysctl::get(key) {
-                Ok(now) => {
-                    if along {
-                        now != *before
-                    } else {
-                        now == *after
-                    }
-                }
-                // Its link is gone.
-                Err(error) if error.is_not_found() => false,
+            match change.undo(really) {
+                Ok(what) => restored.extend(what),
                 Err(error) => {
-                    failure = Some(error);
                     left.push(change.clone());
-                    continue;
+                    failure = Some(error);
                 }
-            };
-            if !is_ours {
-                continue;
             }
-            if really && let Err(error) = sysctl::set(key, before) {
-                failure = Some(error);
-                left.push(change.clone());
-                continue;
-            }
-            if along {
-                continue;
-            }
-            restored.push(format!("setting {key} = {after}, which was {before}"));
         }
         if really {
             left.reverse();
@@ -129,6 +131,25 @@ impl Settings {
             Some(error) => Err(error.into()),
             None => Ok(restored),
         }
+    }
+}
+
+impl Change {
+    /// Puts back what nobody else has changed since, with `really`, and says so.
+    fn undo(&self, really: bool) -> Result<Option<String>, SysctlError> {
+        let Change { key, before, after } = self;
+        let now = match sysctl::get(key) {
+            // Its link is gone.
+            Err(error) if error.is_not_found() => return Ok(None),
+            other => other?,
+        };
+        // What was not changed itself is noted because another change, which is put back first, takes it along.
+        let along = before == after;
+        let is_ours = if along { now != *before } else { now == *after };
+        if is_ours && really {
+            sysctl::set(key, before)?;
+        }
+        Ok((is_ours && !along).then(|| format!("setting {key} = {after}, which was {before}")))
     }
 }
 
