@@ -283,13 +283,14 @@ impl NodeLoop {
         }
         let own = self.cluster.local.node.as_ref();
         let local = own.and_then(|node| node.address(node.primary?));
-        // Who goes without the tunnel is told by them; and whose range cannot be, where no cluster's range says so.
+        // Who goes without the tunnel is told by them; and what can be no peer's range, where no cluster's range tells.
         let ClusterConfig {
             cross_subnet,
             cluster_cidrs,
             ..
         } = &self.config.cluster;
-        if local.is_none() || !(*cross_subnet || cluster_cidrs.is_empty()) {
+        let all_families = cluster_cidrs.len() == 2;
+        if local.is_none() || (all_families && !cross_subnet) {
             return;
         }
         match self.kernel.subnets(local) {

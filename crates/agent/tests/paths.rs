@@ -20,14 +20,15 @@ use podnet_core::cluster::{ClusterConfig, Family, Node, NodeName, PodRanges, Rou
 use podnet_core::path::{Checksums, Reach, Report, Settings};
 use podnet_dataplane::{Dataplane, Kernel};
 use podnet_linux::ethtool;
-use podnet_linux::netlink::{Address, LinkChange, Netlink, NewLink, Route};
+use podnet_linux::netlink::{Address, LinkChange, Neighbour, Netlink, NewLink, Route};
 use podnet_linux::ns::{Kind, Namespace};
 use podnet_linux::sysctl;
 use tokio::sync::{mpsc, oneshot, watch};
 
 const NODES: usize = 2;
 
-/// Two nodes on two subnets, and the router between them.
+/// Two nodes on two subnets, and the router between them. With direct routes, which know no router, the nodes take each
+/// other for neighbours, and the router's address for the other's.
 struct World {
     router: Namespace,
     nodes: Vec<Namespace>,
@@ -92,7 +93,7 @@ impl World {
                     netlink.request(address.add()).unwrap();
                 }
             };
-            world
+            let router = world
                 .router
                 .run(|| {
                     let mut netlink = Netlink::open().unwrap();
@@ -107,6 +108,7 @@ impl World {
                             netlink.request(Route::via(range, via, None, 4).add()).unwrap();
                         }
                     }
+                    netlink.link(&port).unwrap().unwrap().mac.unwrap()
                 })
                 .unwrap();
             node.run(|| {
@@ -123,6 +125,15 @@ impl World {
                 ] {
                     let route = Route::via(all.parse().unwrap(), via.parse().unwrap(), None, 4);
                     netlink.request(route.add()).unwrap();
+                }
+                if routing == Routing::Direct {
+                    let link = netlink.link("eth0").unwrap().unwrap().index;
+                    for family in [Family::V4, Family::V6] {
+                        let other = object(1 - index).address(family).unwrap();
+                        let there = Route::on_link(other.into(), link, 4).add();
+                        let neighbour = Neighbour::permanent(link, other, router).replace();
+                        netlink.apply([there, neighbour]).unwrap();
+                    }
                 }
             })
             .unwrap();
@@ -376,7 +387,7 @@ fn checksums_that_the_device_gets_wrong_are_computed_before() {
     let begun = partial([10, 244, 0, 0], [10, 244, 1, 0], 8 + 20);
     let spoilt = begun ^ 0x5555;
     let rule = format!(
-        "table ip device {{ chain sent {{ type filter hook postrouting priority 0; \
+        "table ip broken {{ chain sent {{ type filter hook postrouting priority 0; \
          udp dport 4789 @th,448,16 {begun} @th,448,16 set {spoilt} counter; }}; }}"
     );
     world.nft(&world.nodes[0], &rule);

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use common::{Lab, Machine};
 use podnet_core::cluster::{Family, Routing};
-use podnet_dataplane::{Dataplane, Kernel};
+use podnet_dataplane::Kernel;
 use podnet_linux::ethtool;
 
 /// What a pod is told when it sends that many bytes, not to be fragmented.
@@ -31,7 +31,7 @@ fn a_narrow_path_is_told_to_the_sender() {
         let ranges = ["10.244.1.0/24", "fd00:10:244:1::/64"].map(|range| range.parse().unwrap());
         let targets = ["10.244.1.2", "fd00:10:244:1::2"];
         for to in targets {
-            assert!(here.ping(to));
+            assert!(here.ping(to), "{to}");
             assert!(!refused_size(&here, to, 1400), "{to}");
         }
         lab.cluster.local.path_mtu = ranges.map(|range| (range, 1340)).into();

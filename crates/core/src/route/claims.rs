@@ -56,7 +56,9 @@ pub(super) fn peers<'a>(cluster: &'a Cluster, own: &'a Node, problems: &mut Vec<
 /// Why a range can be no pods', whoever has it.
 fn misplaced(cluster: &Cluster, own: &Node, range: IpNet) -> Option<String> {
     let config = &cluster.config;
-    if !config.cluster_cidrs.is_empty() && !config.cluster_cidrs.iter().any(|all| all.contains(&range)) {
+    let is_of_family = |all: &&IpNet| all.addr().is_ipv4() == range.addr().is_ipv4();
+    let mut of_family = config.cluster_cidrs.iter().filter(is_of_family).peekable();
+    if of_family.peek().is_some() && !of_family.any(|all| all.contains(&range)) {
         return Some("is not within --cluster-cidr".to_owned());
     }
     if let Some(services) = config.service_cidrs.iter().find(|all| overlap(**all, range)) {
