@@ -158,9 +158,8 @@ mod tests {
         let mut cluster = Cluster::default();
         cluster.services.insert(name.clone(), Ok(service));
         cluster.slices.insert(name, Ok(slice));
-        compute(&cluster, &NodeName::new("node1").unwrap())
-            .services
-            .health_checks
+        let state = compute(&cluster, &NodeName::new("node1").unwrap());
+        state.services.health_checks.clone()
     }
 
     fn ask(port: NonZeroU16) -> std::io::Result<String> {
