@@ -12,8 +12,10 @@ pub mod enter;
 pub mod fdpass;
 mod mac;
 pub mod mount;
+pub mod netfilter;
 pub mod netlink;
 pub mod ns;
+pub mod packet_socket;
 pub mod process;
 pub mod sysctl;
 

@@ -5,10 +5,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use podnet_linux::netfilter::wire::{Attributes, Reader, Received};
+use podnet_linux::netfilter::{Message, Netfilter, NetfilterError, SUBSYSTEM_CONNTRACK};
 use podnet_linux::sysctl::{self, SysctlError};
-
-use super::socket::{Message, Netfilter, NetfilterError, SUBSYSTEM_CONNTRACK};
-use super::wire::{Attributes, Reader, Received};
 
 const GET: u16 = 1;
 const DELETE: u16 = 2;

@@ -1,6 +1,6 @@
 //! Services through nftables: one table, `inet podnet`, in which a service and an endpoint are elements.
 //!
-//! We speak netlink to the kernel ourselves ([`wire`], [`socket`]); a change is one transaction against the generation
+//! We speak netlink to the kernel ourselves ([`podnet_linux::netfilter`]); a change is one transaction against the generation
 //! of the rule set that was read, so what others do at the same time neither gets lost nor mixed up with ours.
 
 mod conntrack;
@@ -10,9 +10,7 @@ mod model;
 mod program;
 mod render;
 mod rule;
-mod socket;
 mod transaction;
-pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -21,18 +19,18 @@ use std::num::NonZeroU16;
 use podnet_core::NodeState;
 use podnet_core::cluster::{Family, Protocol};
 use podnet_core::service::{Frontend, HostAddress, HostPort};
+use podnet_linux::netfilter::Netfilter;
+pub use podnet_linux::netfilter::NetfilterError;
 
 pub(crate) use conntrack::be_liberal;
 pub use found::Found;
 pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, Table, Value, Verdict};
 pub use render::render;
 pub use rule::{Clause, Rule};
-pub use socket::NetfilterError;
 pub use transaction::{Operation, Transaction};
 
 use flows::Touched;
 use render::{names, split_address};
-use socket::Netfilter;
 
 /// The name of our table, in the family inet.
 pub const TABLE: &str = "podnet";
