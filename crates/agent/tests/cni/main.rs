@@ -4,6 +4,7 @@
 mod addresses;
 mod crash;
 mod input;
+mod linux_6_12;
 mod node;
 mod verbs;
 mod wiring;

@@ -59,17 +59,26 @@ pub(super) fn install(port: u16) -> Result<(), NetfilterError> {
 /// ```text
 /// tcp flags & (syn | ack) != syn socket transparent 1 meta mark set 1 accept
 /// meta l4proto udp socket transparent 1 meta mark set 1 accept
-/// iifname "uplink" meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:PORT meta mark set 1 accept
-/// iifname "uplink" meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:PORT meta mark set 1 accept
+/// iifname "uplink" meta nfproto ipv4 tcp flags & (syn | ack) == syn tproxy ip to 127.0.0.1:PORT meta mark set 1 accept
+/// iifname "uplink" meta nfproto ipv6 tcp flags & (syn | ack) == syn tproxy ip6 to [::1]:PORT meta mark set 1 accept
 /// ```
 ///
 /// A SYN always goes to the gate first, even if there is a socket for it: that may be one that waits for stragglers of
-/// an earlier connection, which tproxy knows to pass over.
+/// an earlier connection, which tproxy knows to pass over. Nothing else that comes by the gate is for a listener: the
+/// resets among it are answers, on their way to a client.
 fn rules(port: u16) -> [(&'static str, Rule); 4] {
-    let segments = Rule::default().protocol(TCP).no_opening().has_socket().deliver();
+    let segments = Rule::default()
+        .protocol(TCP)
+        .opening(NOT_EQUAL)
+        .has_socket()
+        .deliver();
     let datagrams = Rule::default().protocol(UDP).has_socket().deliver();
     let [v4, v6] = [NFPROTO_IPV4, NFPROTO_IPV6].map(|family| {
-        let rule = Rule::default().came_by_gate().family(family).protocol(TCP);
+        let rule = Rule::default()
+            .came_by_gate()
+            .family(family)
+            .protocol(TCP)
+            .opening(EQUAL);
         rule.listener(family, port).deliver()
     });
     [
@@ -151,8 +160,8 @@ impl Rule {
         self.load_meta(META_IIFNAME).compare(EQUAL, &name)
     }
 
-    /// Not a SYN without ACK.
-    fn no_opening(self) -> Self {
+    /// A SYN without ACK, or anything else.
+    fn opening(self, operator: u32) -> Self {
         const FLAGS: u32 = 13;
         let flags = Attributes::new()
             .u32(1, REGISTER)
@@ -167,7 +176,7 @@ impl Rule {
             .nest(5, Attributes::new().bytes(1, &[0]));
         self.expression("payload", flags)
             .expression("bitwise", mask)
-            .compare(NOT_EQUAL, &[SYN])
+            .compare(operator, &[SYN])
     }
 
     /// There is a socket of ours for the packet.
