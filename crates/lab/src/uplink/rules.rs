@@ -20,6 +20,8 @@ const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 /// NF_IP_PRI_MANGLE: after fragments are put together, before routing.
@@ -59,20 +61,23 @@ pub(super) fn install(port: u16) -> Result<(), NetfilterError> {
 /// ```text
 /// tcp flags & (syn | ack) != syn socket transparent 1 meta mark set 1 accept
 /// meta l4proto udp socket transparent 1 meta mark set 1 accept
+/// meta l4proto icmp socket transparent 1 meta mark set 1 accept
+/// meta l4proto ipv6-icmp socket transparent 1 meta mark set 1 accept
 /// iifname "uplink" meta nfproto ipv4 tcp flags & (syn | ack) == syn tproxy ip to 127.0.0.1:PORT meta mark set 1 accept
 /// iifname "uplink" meta nfproto ipv6 tcp flags & (syn | ack) == syn tproxy ip6 to [::1]:PORT meta mark set 1 accept
 /// ```
 ///
 /// A SYN always goes to the gate first, even if there is a socket for it: that may be one that waits for stragglers of
 /// an earlier connection, which tproxy knows to pass over. Nothing else that comes by the gate is for a listener: the
-/// resets among it are answers, on their way to a client.
-fn rules(port: u16) -> [(&'static str, Rule); 4] {
+/// resets among it are answers, on their way to a client. Of ICMP, errors have a socket: that of what they are about.
+fn rules(port: u16) -> [(&'static str, Rule); 6] {
     let segments = Rule::default()
         .protocol(TCP)
         .opening(NOT_EQUAL)
         .has_socket()
         .deliver();
-    let datagrams = Rule::default().protocol(UDP).has_socket().deliver();
+    let [datagrams, errors, errors_v6] =
+        [UDP, ICMP, ICMPV6].map(|protocol| Rule::default().protocol(protocol).has_socket().deliver());
     let [v4, v6] = [NFPROTO_IPV4, NFPROTO_IPV6].map(|family| {
         let rule = Rule::default()
             .came_by_gate()
@@ -84,6 +89,8 @@ fn rules(port: u16) -> [(&'static str, Rule); 4] {
     [
         ("match packets with sockets (nft_socket)", segments),
         ("match packets with sockets (nft_socket)", datagrams),
+        ("match packets with sockets (nft_socket)", errors),
+        ("match packets with sockets (nft_socket)", errors_v6),
         ("lead connections to a listener (nft_tproxy)", v4),
         ("lead connections to a listener (nft_tproxy)", v6),
     ]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use podnet_linux::datagram::fragment_for_every_link;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
@@ -113,6 +114,9 @@ fn inside(flow: &Flow) -> io::Result<std::net::UdpSocket> {
     socket.set_reuse_address(true)?;
     socket.bind(&flow.server.into())?;
     socket.connect(&flow.client.into())?;
+    if flow.server.is_ipv6() {
+        fragment_for_every_link(&socket)?;
+    }
     Ok(socket.into())
 }
 
