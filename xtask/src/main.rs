@@ -7,7 +7,6 @@ mod fuzz;
 mod netperf;
 mod recipe;
 mod test;
-mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -31,8 +30,6 @@ enum Recipe {
     Fuzz(fuzz::Args),
     /// Measures podnet against what the kernel can do without it
     Bench(bench::Args),
-    /// Runs tests that need another kernel, or a command, in a virtual machine
-    Vm(vm::Args),
     /// Times CNI plugins on the node where it runs (used by `bench`)
     #[command(hide = true)]
     VerbTimes(bench::verbs::Args),
@@ -48,7 +45,6 @@ fn main() -> miette::Result<()> {
         Recipe::CheckEdges => edges::run(),
         Recipe::Fuzz(args) => fuzz::run(&args),
         Recipe::Bench(args) => bench::run(args),
-        Recipe::Vm(args) => vm::run(&args),
         Recipe::VerbTimes(args) => bench::verbs::run(&args),
         Recipe::Netperf(command) => netperf::run(command),
     }

@@ -26,25 +26,21 @@ pub(crate) fn bin() -> PathBuf {
     root().join("target/bin")
 }
 
-/// Where programs are looked for.
-pub(crate) fn path() -> String {
-    format!(
-        "{}:{}",
-        bin().display(),
-        std::env::var("PATH").unwrap_or_default()
-    )
-}
-
 /// Runs a command line in the workspace; its failure is the recipe's.
 pub(crate) fn run(words: &[&str]) -> miette::Result<()> {
     println!("+ {}", words.join(" "));
     let [program, args @ ..] = words else {
         return Err(miette!("no command"));
     };
+    let path = format!(
+        "{}:{}",
+        bin().display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
     let status = Command::new(program)
         .args(args)
         .current_dir(root())
-        .env("PATH", path())
+        .env("PATH", path)
         .status()
         .into_diagnostic()?;
     if status.success() {

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything CI checks.
 
-use crate::{edges, fuzz, recipe, vm};
+use crate::{edges, fuzz, recipe};
 
 /// Installs what the tests need, checks the house, runs the tests.
 ///
@@ -39,6 +39,5 @@ pub(crate) fn run() -> miette::Result<()> {
         "--workspace",
         "--no-fail-fast",
     ])?;
-    vm::run(&vm::Args::for_tests())?;
     fuzz::run(&fuzz::Args::for_seconds(30))
 }

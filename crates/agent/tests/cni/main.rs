@@ -4,7 +4,6 @@
 mod addresses;
 mod crash;
 mod input;
-mod linux_6_12;
 mod node;
 mod verbs;
 mod wiring;

@@ -6,7 +6,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use podnet_agent::cni_server::Wiring;
-use podnet_agent::wiring::Pair;
 use podnet_linux::netlink::{Netlink, RouteFilter};
 use podnet_linux::ns::Namespace;
 use podnet_linux::sysctl;
@@ -112,11 +111,7 @@ fn through(from: &Namespace, to: &str, server: &Namespace, at: SocketAddr) {
 
 #[test]
 fn host_ports_hold_over_a_restart_and_go_with_their_pod() {
-    host_ports(Wiring::Routed(Pair::Veth));
-}
-
-pub(crate) fn host_ports(wiring: Wiring) {
-    let mut node = Node::wired(wiring);
+    let mut node = Node::start();
     let (one, two) = (Pod::new("one"), Pod::new("two"));
     let wishes = json!({ "portMappings": [
         { "hostPort": 8081, "containerPort": 8080, "protocol": "tcp" },
@@ -166,13 +161,9 @@ pub(crate) fn host_ports(wiring: Wiring) {
 
 #[test]
 fn limits_hold_in_both_directions_and_check_sees_them() {
-    limits(Wiring::Routed(Pair::Veth));
-}
-
-pub(crate) fn limits(wiring: Wiring) {
     const RATE: u64 = 16_000_000;
     const BYTES: usize = 1_500_000;
-    let node = Node::wired(wiring);
+    let node = Node::start();
     let (limited, other) = (Pod::new("limited"), Pod::new("other"));
     let burst = 800_000;
     let wishes = json!({ "bandwidth": {
