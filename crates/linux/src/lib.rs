@@ -9,6 +9,7 @@
 pub mod bootid;
 pub mod datagram;
 pub mod enter;
+pub mod ethtool;
 pub mod fdpass;
 mod mac;
 pub mod mount;
@@ -16,6 +17,7 @@ pub mod netfilter;
 pub mod netlink;
 pub mod ns;
 pub mod packet_socket;
+pub mod probe;
 pub mod process;
 pub mod sysctl;
 

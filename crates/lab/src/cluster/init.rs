@@ -396,10 +396,11 @@ fn runtime(dir: &LabDir, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -> m
 fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -> miette::Result<Service> {
     let kept = request.non_masquerade_cidrs.iter();
     let kept = kept.map(|range| format!("--non-masquerade-cidr={range}"));
+    let cross_subnet = request.cross_subnet.then(|| "--cross-subnet".to_owned());
     Ok(Service {
         name: format!("{}-agent", node.name),
         program: node::EXECUTABLE.into(),
-        args: vec![
+        args: [
             "agent".into(),
             "--node".into(),
             node.name.clone(),
@@ -413,6 +414,7 @@ fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -
         ]
         .into_iter()
         .chain(kept)
+        .chain(cross_subnet)
         .collect(),
         namespaces: vec![
             Arc::clone(&spaces.net),
