@@ -42,6 +42,9 @@ enum Command {
     /// The pods of one lab node (started by `podnet lab up`)
     #[command(hide = true)]
     Runtime(podnet_lab::runtime::cli::Args),
+    /// The way from a lab to the outside (started by `podnet lab up --uplink`)
+    #[command(hide = true)]
+    Uplink(podnet_lab::uplink::Args),
     /// Holds a pod's namespaces and its containers (started by the runtime)
     #[command(hide = true)]
     Pause(podnet_lab::sandbox::pause::Args),
@@ -59,6 +62,7 @@ impl Command {
                 | Command::Apiserver(_)
                 | Command::Controller(_)
                 | Command::Runtime(_)
+                | Command::Uplink(_)
         )
     }
 }
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => return podnet_lab::cli::run(args),
         Command::LabInit(args) => podnet_lab::cluster::init::run(args),
         Command::Runtime(args) => podnet_lab::runtime::cli::run(args),
+        Command::Uplink(args) => podnet_lab::uplink::run(args),
         Command::Pause(args) => podnet_lab::sandbox::pause::run(args),
         Command::Echo(args) => podnet_lab::echo::run(args),
     };

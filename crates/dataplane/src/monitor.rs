@@ -6,12 +6,12 @@ use netlink_sys::{
     Socket, SocketAddr,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
 };
+use podnet_linux::netfilter::wire::{self, Reader};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::nftables::wire::{self, Reader};
 use crate::route::{ROUTE_PROTOCOL, SINK_LINK, TUNNEL_LINK};
 
 const NFNLGRP_NFTABLES: u32 = 7;

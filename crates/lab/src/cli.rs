@@ -1,19 +1,21 @@
 //! `podnet lab`.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Subcommand, value_parser};
 use comfy_table::{Table, presets};
+use ipnet::IpNet;
 use miette::{IntoDiagnostic, miette};
 use serde::Serialize;
 
 use crate::cluster::exec::{self, Exec};
 use crate::cluster::launch::Interrupted;
 use crate::cluster::layout::LabDir;
-use crate::cluster::plan::{Datastore, IpFamily, LabName, MAX_NODES, Request, Routing};
+use crate::cluster::plan::{Datastore, IpFamily, LOOPBACK, LabName, MAX_NODES, Request, Routing, Switch};
 use crate::cluster::record::{Lab, Record};
 use crate::cluster::teardown::Removed;
 use crate::cluster::{enter, launch, status, teardown};
@@ -107,6 +109,15 @@ struct Up {
     /// Port of the API server on this machine's loopback; a free one if not given
     #[arg(long, default_value_t = 0)]
     api_port: u16,
+    /// Let pods and nodes reach the outside, and this machine's loopback at an address that is printed
+    #[arg(long)]
+    uplink: bool,
+    /// Whether pods' packets leave the cluster with their node's address
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    masquerade: Switch,
+    /// Destinations outside the cluster that pods reach with their own address (may be repeated)
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    non_masquerade_cidr: Vec<IpNet>,
     /// Manifests to apply (may be repeated)
     #[arg(short, long = "file", value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -156,7 +167,7 @@ struct Load {
 struct Logs {
     #[command(flatten)]
     lab: Named,
-    /// Only processes whose name begins so: apiserver, controller, node1-agent, node1-runtime, init
+    /// Only processes whose name begins so: apiserver, controller, uplink, node1-agent, node1-runtime, init
     process: Option<String>,
 }
 
@@ -258,6 +269,9 @@ fn up(args: Up) -> miette::Result<ExitCode> {
         ip_family: args.ip_family,
         datastore: args.datastore,
         api_port: args.api_port,
+        uplink: args.uplink,
+        masquerade: args.masquerade,
+        non_masquerade_cidrs: args.non_masquerade_cidr,
     };
     let (name, nodes) = (request.name.clone(), request.nodes);
     let raised = launch::up(request, &args.files, args.wait)?;
@@ -267,7 +281,19 @@ fn up(args: Up) -> miette::Result<ExitCode> {
         raised.took.as_secs_f64()
     );
     println!("  export KUBECONFIG={}", raised.dir.kubeconfig().display());
+    if args.uplink {
+        println!("  {}", loopback(&LOOPBACK));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How the machine's loopback is reached from inside.
+fn loopback(addresses: &[IpAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    format!(
+        "uplink: this machine's loopback is {} inside the lab",
+        addresses.join(" and ")
+    )
 }
 
 fn exec_in_pod(args: &ExecArgs) -> miette::Result<ExitCode> {
@@ -310,6 +336,9 @@ fn show_status(args: &Shown) -> miette::Result<ExitCode> {
         return json(&status);
     }
     println!("lab {}, kubeconfig {}", status.name, status.kubeconfig);
+    if !status.loopback.is_empty() {
+        println!("{}", loopback(&status.loopback));
+    }
     if let Some(error) = &status.api_error {
         println!("the API server cannot be asked: {error}");
     }

@@ -7,3 +7,4 @@ pub mod image;
 pub mod rootview;
 pub mod runtime;
 pub mod sandbox;
+pub mod uplink;

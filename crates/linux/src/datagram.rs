@@ -43,6 +43,27 @@ pub fn want_destination(socket: impl AsFd) -> io::Result<()> {
     }
 }
 
+/// Has an IPv6 socket cut datagrams into fragments that pass every link (RFC 8200, section 5), without asking the way
+/// first: routers do not cut, and a datagram that was lost for being too long is not sent again.
+pub fn fragment_for_every_link(socket: impl AsFd) -> io::Result<()> {
+    let minimum_mtu: libc::c_int = 1280;
+    // SAFETY: the option's value is an int on this stack frame, and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU,
+            (&raw const minimum_mtu).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Receives one datagram on an IPv6 (or dual-stack) socket. IPv4 addresses are given as such.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Route)> {
     let mut name = MaybeUninit::<libc::sockaddr_in6>::zeroed();

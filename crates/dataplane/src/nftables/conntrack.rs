@@ -5,8 +5,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::socket::{Message, Netfilter, NetfilterError, SUBSYSTEM_CONNTRACK};
-use super::wire::{Attributes, Reader, Received};
+use podnet_linux::netfilter::wire::{Attributes, Reader, Received};
+use podnet_linux::netfilter::{Message, Netfilter, NetfilterError, SUBSYSTEM_CONNTRACK};
+
 use crate::settings::{SettingError, Settings};
 
 const GET: u16 = 1;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use podnet_linux::netfilter::wire::{Attributes, Reader, Received};
+use podnet_linux::netfilter::{Netfilter, NetfilterError, SUBSYSTEM_NFTABLES};
+
 use super::TABLE;
 use super::model::{Base, Chain, Elements, MapsTo, Set, Table, Value, Verdict, concatenated, width};
-use super::socket::{Netfilter, NetfilterError, SUBSYSTEM_NFTABLES};
 use super::transaction::NFPROTO_INET;
-use super::wire::{Attributes, Reader, Received};
 
 /// Our table as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -1,6 +1,6 @@
 //! Services through nftables: one table, `inet podnet`, in which a service and an endpoint are elements.
 //!
-//! We speak netlink to the kernel ourselves ([`wire`], [`socket`]); a change is one transaction against the generation
+//! We speak netlink to the kernel ourselves ([`podnet_linux::netfilter`]); a change is one transaction against the generation
 //! of the rule set that was read, so what others do at the same time neither gets lost nor mixed up with ours.
 
 mod conntrack;
@@ -11,14 +11,14 @@ mod model;
 mod program;
 mod render;
 mod rule;
-mod socket;
 mod transaction;
-pub(crate) mod wire;
 
 use std::sync::Arc;
 
 use podnet_core::NodeState;
 use podnet_core::service::ServiceState;
+use podnet_linux::netfilter::Netfilter;
+pub use podnet_linux::netfilter::NetfilterError;
 
 pub(crate) use conntrack::be_liberal;
 pub use dump::{Services, Target};
@@ -26,11 +26,9 @@ pub use found::Found;
 pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, SetName, Table, Value, Verdict};
 pub use render::render;
 pub use rule::{Asked, Choice, Clause, Rule};
-pub use socket::NetfilterError;
 pub use transaction::{Operation, Transaction};
 
 use flows::Touched;
-use socket::Netfilter;
 
 /// The name of our table, in the family inet.
 pub const TABLE: &str = "podnet";

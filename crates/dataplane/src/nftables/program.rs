@@ -4,10 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
+use podnet_linux::netfilter::wire::Attributes;
 
 use super::model::Verdict;
 use super::rule::{Asked, Choice, Clause, octets};
-use super::wire::Attributes;
 
 /// 32-bit registers; a 16-byte one overlays four of them.
 const REGISTER: u32 = 8;

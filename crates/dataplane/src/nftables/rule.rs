@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
+use podnet_linux::netfilter::wire::Attributes;
 
 use super::model::{SetName, Verdict, digit};
 use super::program::Program;
-use super::wire::Attributes;
 
 /// A rule: its clauses from left to right.
 #[derive(Debug, Clone, PartialEq, Eq)]

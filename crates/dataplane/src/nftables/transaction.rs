@@ -3,13 +3,14 @@
 
 use std::fmt;
 
+use podnet_linux::netfilter::Message;
+use podnet_linux::netfilter::wire::Attributes;
+
 use super::TABLE;
 use super::found::{Found, FoundChain};
 use super::model::{Chain, Elements, Field, Key, MapsTo, Set, Table, Value, concatenated, width};
 use super::program::encode_verdict;
 use super::rule::Rule;
-use super::socket::Message;
-use super::wire::Attributes;
 use crate::delta::Delta;
 
 /// One operation of a transaction.
@@ -324,7 +325,7 @@ fn chunks(elements: &[(Key, Value)], with_values: bool) -> Vec<Attributes> {
             lists.push(std::mem::take(&mut list));
         }
     }
-    if list.len() > 0 {
+    if !list.is_empty() {
         lists.push(list);
     }
     lists

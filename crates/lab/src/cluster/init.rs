@@ -20,7 +20,7 @@ use podnet_linux::ns::{self, Kind, Namespace};
 
 use super::layout::LabDir;
 use super::node::{self, NodeSpaces};
-use super::plan::{Datastore, NodePlan, Plan, Request, UNDERLAY_API_PORT};
+use super::plan::{Datastore, LOOPBACK, NodePlan, Plan, Request, UNDERLAY_API_PORT};
 use super::record::{NodeNamespaces, ProcessIdentity, Record, read_json, write_json};
 use super::service::{Service, Supervisor, bound_logs};
 use super::underlay;
@@ -190,6 +190,9 @@ fn build(dir: &LabDir) -> miette::Result<Standing> {
     bound_logs(dir.logs()).into_diagnostic()?;
     start_apiserver(dir, &record.request, &plan, &underlay, &supervisor)?;
     start(&supervisor, controller(dir, &plan))?;
+    if record.request.uplink {
+        start_uplink(dir, &plan, &underlay, &supervisor)?;
+    }
     for node in &plan.nodes {
         let spaces = &nodes[&node.name];
         fs::copy(
@@ -285,6 +288,36 @@ fn start_apiserver(
     })
 }
 
+/// Starts the uplink and waits until packets can pass.
+fn start_uplink(
+    dir: &LabDir,
+    plan: &Plan,
+    underlay: &Namespace,
+    supervisor: &Supervisor,
+) -> miette::Result<()> {
+    let service = Service {
+        name: "uplink".into(),
+        program: own_executable()?,
+        args: vec![
+            "uplink".into(),
+            format!("--underlay=/proc/1/fd/{}", underlay.as_fd().as_raw_fd()),
+            format!("--loopback={}", comma(&LOOPBACK)),
+            format!("--inside={}", comma(&plan.own_ranges())),
+            format!("--kubeconfig={}", dir.kubeconfig().display()),
+            format!("--ready-file={}", dir.uplink_ready().display()),
+        ],
+        namespaces: Vec::new(),
+        sockets: None,
+    };
+    let pid = supervisor.start(service).into_diagnostic()?;
+    await_files(&[dir.uplink_ready()], pid).map_err(|why| {
+        miette!(
+            "the uplink {why}; its log ends with:\n{}",
+            tail(&dir.log("uplink"))
+        )
+    })
+}
+
 fn listen(address: SocketAddr) -> miette::Result<TcpListener> {
     TcpListener::bind(address).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => miette!(
@@ -361,6 +394,8 @@ fn runtime(dir: &LabDir, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -> m
 
 /// The agent sees nothing but its node, as on a real one.
 fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -> miette::Result<Service> {
+    let kept = request.non_masquerade_cidrs.iter();
+    let kept = kept.map(|range| format!("--non-masquerade-cidr={range}"));
     let cross_subnet = request.cross_subnet.then(|| "--cross-subnet".to_owned());
     Ok(Service {
         name: format!("{}-agent", node.name),
@@ -375,8 +410,10 @@ fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -
             format!("--cluster-cidr={}", comma(&plan.cluster_cidrs)),
             format!("--service-cidr={}", comma(&plan.service_cidrs)),
             format!("--cluster-dns={}", comma(&plan.cluster_dns())),
+            format!("--masquerade={}", request.masquerade),
         ]
         .into_iter()
+        .chain(kept)
         .chain(cross_subnet)
         .collect(),
         namespaces: vec![

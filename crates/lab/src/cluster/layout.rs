@@ -100,6 +100,11 @@ impl LabDir {
         self.logs().join(format!("{process}.log"))
     }
 
+    /// There once the uplink has been open.
+    pub fn uplink_ready(&self) -> PathBuf {
+        self.root.join("uplink")
+    }
+
     /// All logs.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")

@@ -101,6 +101,25 @@ impl fmt::Display for Routing {
     }
 }
 
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+impl fmt::Display for Switch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Switch::On => "on",
+            Switch::Off => "off",
+        })
+    }
+}
+
 /// What the API server keeps its objects in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -138,10 +157,32 @@ pub struct Request {
     pub datastore: Datastore,
     /// The port on the machine's loopback for kubectl; 0 takes a free one.
     pub api_port: u16,
+    /// Whether there is a way to the outside.
+    #[serde(default)]
+    pub uplink: bool,
+    /// `--masquerade` of the agents.
+    pub masquerade: Switch,
+    /// `--non-masquerade-cidr` of the agents.
+    pub non_masquerade_cidrs: Vec<IpNet>,
 }
 
 /// The port on which the API server listens on the underlay.
 pub const UNDERLAY_API_PORT: u16 = 6443;
+
+/// The ranges of all subnets of the underlay.
+const UNDERLAY: [IpNet; 2] = [
+    IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(172, 30, 0, 0), 16)),
+    IpNet::V6(ipnet::Ipv6Net::new_assert(
+        Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, 0),
+        48,
+    )),
+];
+
+/// The addresses by which pods and nodes reach the loopback of the machine, when there is an uplink.
+pub const LOOPBACK: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(172, 30, 255, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfd30, 0, 0, 0xff, 0, 0, 0, 1)),
+];
 
 /// One subnet of the underlay: a bridge with a gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,6 +259,12 @@ impl Plan {
                     .find(|gateway| gateway.is_ipv4() == cidr.addr().is_ipv4())
             })
             .collect()
+    }
+
+    /// Everything that is the lab's own: of these ranges nothing is outside.
+    pub fn own_ranges(&self) -> Vec<IpNet> {
+        let clusters = self.cluster_cidrs.iter().chain(&self.service_cidrs).copied();
+        clusters.chain(UNDERLAY).collect()
     }
 
     /// The cluster DNS address of each service range: its tenth.
@@ -305,6 +352,9 @@ mod tests {
             ip_family,
             datastore: Datastore::Memory,
             api_port: 0,
+            uplink: false,
+            masquerade: Switch::On,
+            non_masquerade_cidrs: Vec::new(),
         }
     }
 
@@ -325,6 +375,25 @@ mod tests {
         all.sort();
         all.dedup();
         assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn the_underlay_is_within_its_ranges_and_leaves_the_loopback_its_addresses() {
+        let plan = Plan::new(&request(MAX_NODES, MAX_NODES, IpFamily::Dual));
+        for subnet in &plan.subnets {
+            for gateway in &subnet.gateways {
+                assert!(UNDERLAY.iter().any(|range| range.contains(gateway)), "{gateway}");
+                assert!(
+                    !LOOPBACK.iter().any(|address| gateway.contains(address)),
+                    "{gateway}"
+                );
+            }
+        }
+        assert!(
+            LOOPBACK
+                .iter()
+                .all(|address| UNDERLAY.iter().any(|range| range.contains(address)))
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `podnet lab list` and `podnet lab status`: what there is and how it is.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, miette};
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use super::api::Api;
 use super::layout::LabDir;
-use super::plan::LabName;
+use super::plan::{LOOPBACK, LabName};
 use super::record::{Lab, Record, read_json};
 use super::service::ServiceState;
 
@@ -53,6 +54,8 @@ pub struct Status {
     pub name: LabName,
     /// For kubectl.
     pub kubeconfig: String,
+    /// The addresses that stand for this machine's loopback inside the lab; none without an uplink.
+    pub loopback: Vec<IpAddr>,
     /// Why the API server could not be asked, if it could not.
     pub api_error: Option<String>,
     /// One entry per node.
@@ -97,6 +100,11 @@ pub async fn status(dir: &LabDir, record: &Record) -> miette::Result<Status> {
     Ok(Status {
         name: record.request.name.clone(),
         kubeconfig: dir.kubeconfig().display().to_string(),
+        loopback: if record.request.uplink {
+            LOOPBACK.to_vec()
+        } else {
+            Vec::new()
+        },
         api_error,
         nodes,
         services,

@@ -13,6 +13,7 @@ mod link;
 mod neighbour;
 mod qdisc;
 mod route;
+mod rule;
 mod wire;
 
 use std::collections::VecDeque;
@@ -33,6 +34,7 @@ pub use link::{Link, LinkChange, LinkKind, NewLink, NewLinkKind, VethPeer, Vxlan
 pub use neighbour::{FdbEntry, Neighbour};
 pub use qdisc::TokenBucket;
 pub use route::{MAIN_TABLE, Route, RouteFilter, RouteKind, Scope};
+pub use rule::MarkRule;
 
 use crate::ns::Namespace;
 

@@ -1,15 +1,19 @@
 //! The netfilter netlink socket: requests, dumps, and batches that hold whole or not at all.
 
+pub mod wire;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-use super::wire::{self, Attributes, Received};
+use self::wire::{Attributes, Received};
 
-pub(crate) const SUBSYSTEM_NFTABLES: u16 = 10;
-pub(crate) const SUBSYSTEM_CONNTRACK: u16 = 1;
+/// Tables, chains, rules and sets.
+pub const SUBSYSTEM_NFTABLES: u16 = 10;
+/// Connections.
+pub const SUBSYSTEM_CONNTRACK: u16 = 1;
 
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
@@ -61,25 +65,29 @@ pub enum NetfilterError {
 }
 
 impl NetfilterError {
-    pub(crate) fn is_not_found(&self) -> bool {
+    /// What was asked about or to be changed is not there.
+    pub fn is_not_found(&self) -> bool {
         matches!(self, NetfilterError::Refused { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }
 
 /// One message of a batch.
 #[derive(Debug, Clone)]
-pub(crate) struct Message {
+pub struct Message {
     /// Within the subsystem.
-    pub(crate) kind: u16,
-    pub(crate) flags: u16,
-    pub(crate) family: u8,
-    pub(crate) attributes: Attributes,
+    pub kind: u16,
+    /// `NLM_F_*` beside those of every request.
+    pub flags: u16,
+    /// `NFPROTO_*`, or `AF_*` for connections.
+    pub family: u8,
+    /// What it is about.
+    pub attributes: Attributes,
     /// For errors.
-    pub(crate) what: String,
+    pub what: String,
 }
 
 /// A socket in the network namespace in which it was opened.
-pub(crate) struct Netfilter {
+pub struct Netfilter {
     socket: Socket,
     port: u32,
     sequence: u32,
@@ -95,7 +103,8 @@ impl std::fmt::Debug for Netfilter {
 }
 
 impl Netfilter {
-    pub(crate) fn open() -> Result<Self, NetfilterError> {
+    /// For the network namespace of the calling thread.
+    pub fn open() -> Result<Self, NetfilterError> {
         let what = "open a netfilter socket";
         let failed = |source| socket_failed(what, source);
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
@@ -123,12 +132,12 @@ impl Netfilter {
     }
 
     /// The socket's address, by which the kernel tells whose change it announces.
-    pub(crate) fn port(&self) -> u32 {
+    pub fn port(&self) -> u32 {
         self.port
     }
 
     /// Asks for something, and gives every message of the answer to `entry`.
-    pub(crate) fn dump(
+    pub fn dump(
         &mut self,
         subsystem: u16,
         kind: u16,
@@ -157,7 +166,7 @@ impl Netfilter {
     }
 
     /// Asks for one thing; `entry` gets the answer.
-    pub(crate) fn get(
+    pub fn get(
         &mut self,
         kind: u16,
         family: u8,
@@ -175,7 +184,7 @@ impl Netfilter {
     }
 
     /// Does one thing outside batches.
-    pub(crate) fn request(&mut self, subsystem: u16, message: &Message) -> Result<(), NetfilterError> {
+    pub fn request(&mut self, subsystem: u16, message: &Message) -> Result<(), NetfilterError> {
         let kind = subsystem << 8 | message.kind;
         self.ask(
             kind,
@@ -206,12 +215,8 @@ impl Netfilter {
     }
 
     /// Sends the messages as one transaction: the kernel takes all of them or none. With `generation` it takes them
-    /// only if nothing in nftables changed since that generation of the rule set.
-    pub(crate) fn transaction(
-        &mut self,
-        generation: u32,
-        messages: &[Message],
-    ) -> Result<(), NetfilterError> {
+    /// only if nothing in nftables changed since that generation of the rule set; 0 takes any.
+    pub fn transaction(&mut self, generation: u32, messages: &[Message]) -> Result<(), NetfilterError> {
         let Some(last) = messages.len().checked_sub(1) else {
             return Ok(());
         };

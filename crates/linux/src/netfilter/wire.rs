@@ -9,16 +9,18 @@ const TYPE_MASK: u16 = 0x3fff;
 
 /// Attributes in the making.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Attributes {
+pub struct Attributes {
     bytes: Vec<u8>,
 }
 
 impl Attributes {
-    pub(crate) fn new() -> Self {
+    /// None yet.
+    pub fn new() -> Self {
         Attributes::default()
     }
 
-    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+    /// Adds one that holds bytes as they are.
+    pub fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         let length =
             u16::try_from(value.len() + 4).expect("attributes are kept below 64 KiB by their makers");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
@@ -28,58 +30,72 @@ impl Attributes {
         self
     }
 
-    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
+    /// Adds one that holds a text, ended by a zero.
+    pub fn text(self, kind: u16, value: &str) -> Self {
         let mut zero_ended = Vec::with_capacity(value.len() + 1);
         zero_ended.extend_from_slice(value.as_bytes());
         zero_ended.push(0);
         self.bytes(kind, &zero_ended)
     }
 
-    pub(crate) fn u32(self, kind: u16, value: u32) -> Self {
+    /// Adds one that holds a number.
+    pub fn u32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    pub(crate) fn nest(self, kind: u16, inner: Attributes) -> Self {
+    /// Adds one that holds others.
+    pub fn nest(self, kind: u16, inner: Attributes) -> Self {
         self.bytes(kind | NESTED, &inner.bytes)
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// Their length in bytes.
+    pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    pub(crate) fn as_slice(&self) -> &[u8] {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Their bytes.
+    pub fn as_slice(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 /// Attributes read from the kernel, in its order. What does not fit the rules of the format ends the iteration.
-#[derive(Clone, Copy)]
-pub(crate) struct Reader<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+    /// Reads the attributes in `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
         Reader { rest: bytes }
     }
 
     /// The value of the first attribute of a type.
-    pub(crate) fn get(self, kind: u16) -> Option<&'a [u8]> {
+    pub fn get(self, kind: u16) -> Option<&'a [u8]> {
         let mut attributes = self;
         attributes
             .find(|(found, _)| *found == kind)
             .map(|(_, value)| value)
     }
 
-    pub(crate) fn nested(self, kind: u16) -> Option<Reader<'a>> {
+    /// The attributes within the first one of a type.
+    pub fn nested(self, kind: u16) -> Option<Reader<'a>> {
         self.get(kind).map(Reader::new)
     }
 
-    pub(crate) fn u32(self, kind: u16) -> Option<u32> {
+    /// The number in the first attribute of a type.
+    pub fn u32(self, kind: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.get(kind)?.try_into().ok()?))
     }
 
-    pub(crate) fn text(self, kind: u16) -> Option<String> {
+    /// The text in the first attribute of a type.
+    pub fn text(self, kind: u16) -> Option<String> {
         let value = self.get(kind)?;
         let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
         String::from_utf8(value[..end].to_vec()).ok()
@@ -100,12 +116,12 @@ impl<'a> Iterator for Reader<'a> {
 }
 
 /// Length of `struct nlmsghdr`.
-pub(crate) const HEADER: usize = 16;
+pub const HEADER: usize = 16;
 /// Length of `struct nfgenmsg`.
 const GENERIC: usize = 4;
 
 /// Appends one message: `struct nlmsghdr`, `struct nfgenmsg`, attributes.
-pub(crate) fn message(
+pub fn message(
     buffer: &mut Vec<u8>,
     kind: u16,
     flags: u16,
@@ -125,28 +141,33 @@ pub(crate) fn message(
 }
 
 /// One message of a datagram from the kernel.
-pub(crate) struct Received<'a> {
-    pub(crate) kind: u16,
-    pub(crate) flags: u16,
-    pub(crate) sequence: u32,
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// Its type: the subsystem, and what it is about within that.
+    pub kind: u16,
+    /// `NLM_F_*`.
+    pub flags: u16,
+    /// The number of the request that this answers.
+    pub sequence: u32,
     /// The port of the socket that this answers, or whose request is announced.
-    pub(crate) port: u32,
-    pub(crate) payload: &'a [u8],
+    pub port: u32,
+    /// What follows `struct nlmsghdr`.
+    pub payload: &'a [u8],
 }
 
 impl<'a> Received<'a> {
     /// The attributes after `struct nfgenmsg`.
-    pub(crate) fn attributes(&self) -> Reader<'a> {
+    pub fn attributes(&self) -> Reader<'a> {
         Reader::new(self.payload.get(GENERIC..).unwrap_or_default())
     }
 
     /// The address family in `struct nfgenmsg`.
-    pub(crate) fn family(&self) -> u8 {
+    pub fn family(&self) -> u8 {
         self.payload.first().copied().unwrap_or_default()
     }
 
     /// The (positive) error number of NLMSG_ERROR and NLMSG_DONE; 0 acknowledges.
-    pub(crate) fn errno(&self) -> i32 {
+    pub fn errno(&self) -> i32 {
         let number = self
             .payload
             .get(..4)
@@ -157,7 +178,7 @@ impl<'a> Received<'a> {
 }
 
 /// The messages of a datagram; a length that makes no sense ends it.
-pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Received<'_>> {
+pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Received<'_>> {
     std::iter::from_fn(move || {
         let word = |at: usize| Some(u32::from_ne_bytes(datagram.get(at..at + 4)?.try_into().ok()?));
         let half = |at: usize| Some(u16::from_ne_bytes(datagram.get(at..at + 2)?.try_into().ok()?));
