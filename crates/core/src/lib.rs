@@ -9,6 +9,7 @@ pub mod masquerade;
 pub mod names;
 pub mod oracle;
 pub mod policy;
+pub mod quantity;
 pub mod route;
 pub mod service;
 pub mod state;
