@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 
 use podnet_core::NodeState;
 use podnet_core::service::Frontend;
+use podnet_linux::ledger::Ledger;
 use podnet_linux::sysctl::SysctlError;
 
 use monitor::Monitor;
@@ -69,6 +70,7 @@ impl Applied {
 pub struct Kernel {
     routes: Routes,
     services: Nftables,
+    ledger: Ledger,
 }
 
 impl Kernel {
@@ -78,7 +80,17 @@ impl Kernel {
         Ok(Kernel {
             routes: Routes::open(underlay)?,
             services: Nftables::open()?,
+            ledger: Ledger::none(),
         })
+    }
+
+    /// The same, noting the kernel's settings that it changes.
+    pub fn noting(self, ledger: Ledger) -> Self {
+        Kernel {
+            routes: self.routes.noting(ledger.clone()),
+            ledger,
+            ..self
+        }
     }
 
     /// Hears of others' changes from now on, in the network namespace of the calling thread, which must be the one this
@@ -108,7 +120,7 @@ impl Dataplane for Kernel {
         let routes = self.routes.apply(&want.routing);
         let services = self.services.apply(want)?;
         // After the table, which loads connection tracking where it is a module.
-        let tracking = nftables::be_liberal();
+        let tracking = nftables::be_liberal(&self.ledger);
         let routes = routes?;
         Ok(Applied {
             route_changes: routes.changes,

@@ -10,6 +10,7 @@ pub mod bootid;
 pub mod datagram;
 pub mod enter;
 pub mod fdpass;
+pub mod ledger;
 mod mac;
 pub mod mount;
 pub mod netlink;
