@@ -8,21 +8,24 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use miette::{IntoDiagnostic, WrapErr, miette};
+use podnet_cni::WiringName;
 use podnet_core::cluster::{ClusterConfig, NodeName, Routing, parse_range};
 use podnet_dataplane::Kernel;
 use podnet_dataplane::monitor::Monitor;
+use podnet_linux::ledger::Ledger;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::blocks;
-use crate::cni_server::{self, CniServerConfig, Readiness, Wiring};
+use crate::cni_server::{self, CniServerConfig, Readiness};
 use crate::dropins;
 use crate::host_ports::HostPorts;
 use crate::metrics::{self, Metrics};
 use crate::node::{NodeConfig, NodeLoop};
+use crate::orphans;
 use crate::report;
-use crate::wiring::Pair;
+use crate::sysctls::AllowedSysctl;
 
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
@@ -49,6 +52,9 @@ pub struct Args {
     /// it; bridge, all on the bridge cbr0
     #[arg(long, default_value = "ptp", value_name = "auto|ptp|netkit|bridge")]
     wiring: WiringName,
+    /// Kernel settings that pods may ask for by annotation beside those that Kubernetes calls safe; a name may end with *
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    allowed_unsafe_sysctls: Vec<AllowedSysctl>,
     /// Whether what pods send beyond the cluster gets their node's address; off where the world knows the way to pods
     #[arg(long, default_value = "on", value_name = "on|off")]
     masquerade: Switch,
@@ -92,7 +98,7 @@ pub struct NodePaths {
     /// Address leases, which survive restarts
     #[arg(long, default_value = "/var/lib/podnet", value_name = "DIR")]
     pub(crate) state_dir: PathBuf,
-    /// Sockets
+    /// Sockets, and what kernel settings were before podnet changed them
     #[arg(long, default_value = "/run/podnet", value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
 }
@@ -101,6 +107,11 @@ impl NodePaths {
     /// Where the agent serves the CNI plugin.
     pub(crate) fn socket(&self) -> PathBuf {
         self.run_dir.join("cni.sock")
+    }
+
+    /// What kernel settings were before podnet changed them.
+    pub(crate) fn settings(&self) -> PathBuf {
+        self.run_dir.join("settings")
     }
 }
 
@@ -118,26 +129,6 @@ impl FromStr for DataplaneName {
                 "data plane {text:?} is not supported by this version; choose auto or nftables"
             )),
             _ => Err(format!("{text:?} is no data plane; choose auto or nftables")),
-        }
-    }
-}
-
-/// A way to wire pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum WiringName {
-    Auto,
-    Ptp,
-    Netkit,
-    Bridge,
-}
-
-impl WiringName {
-    fn resolve(self) -> Wiring {
-        match self {
-            WiringName::Auto => Wiring::Routed(Pair::probe()),
-            WiringName::Ptp => Wiring::Routed(Pair::Veth),
-            WiringName::Netkit => Wiring::Routed(Pair::Netkit),
-            WiringName::Bridge => Wiring::Bridged,
         }
     }
 }
@@ -274,7 +265,8 @@ async fn agent(args: Args) -> miette::Result<()> {
     }
     let plugin = args.plugin()?;
     let (client, url) = client(&args.kubeconfig).await?;
-    let kernel = Kernel::open(args.underlay_interface.clone());
+    let ledger = Ledger::at(&args.paths.settings());
+    let kernel = Kernel::open(args.underlay_interface.clone()).map(|kernel| kernel.noting(ledger.clone()));
     let kernel = kernel
         .into_diagnostic()
         .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
@@ -284,7 +276,9 @@ async fn agent(args: Args) -> miette::Result<()> {
         socket: args.paths.socket(),
         state_dir: args.paths.state_dir.clone(),
         node: args.node.to_string(),
-        wiring: args.wiring.resolve(),
+        wiring: args.wiring,
+        allowed_sysctls: args.allowed_unsafe_sysctls.clone(),
+        ledger,
     };
     let not_yet = Readiness::NotReady("the agent has not seen the cluster yet".into());
     let (readiness, ready) = watch::channel(not_yet);
@@ -306,6 +300,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         .into_diagnostic()
         .wrap_err("cannot serve the CNI plugin")?;
     metrics.watch(server.leases());
+    tasks.spawn(orphans::run(client.clone(), server.reclaimer()));
     tasks.spawn(blocks::run(client, args.node.clone(), server.leases(), ready));
     // A task of its own: requests are accepted while the loop waits for the kernel.
     tasks.spawn(server.run());

@@ -16,11 +16,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podnet_cni::{Attachment, Bandwidth, HOST_LINK_PREFIX};
 use podnet_linux::MacAddr;
+use podnet_linux::ledger::Ledger;
 use podnet_linux::netlink::{
     Address, AddressFlags, Link, LinkChange, LinkKind, Neighbour, Netlink, NetlinkError, NewLink,
     NewLinkKind, Request, Route, RouteFilter, TokenBucket, VethPeer,
@@ -67,6 +69,11 @@ pub enum WiringError {
         "the kernel has no net.bridge settings, without which services fail between pods of one bridge; load the module br_netfilter"
     )]
     NoBridgeNetfilter,
+    /// Links of a kind that the kernel does not have.
+    #[error(
+        "the kernel has no netkit links, which are of Linux 6.7 and CONFIG_NETKIT; choose the wiring ptp or auto"
+    )]
+    NoNetkit,
     /// A range of one or two addresses.
     #[error("the range {0} has no room for a bridge's gateway; choose --wiring ptp or a larger range")]
     NoRoomForGateway(IpNet),
@@ -121,13 +128,16 @@ pub enum Pair {
 }
 
 impl Pair {
-    /// Netkit where this kernel has it: tried in a namespace that is gone at once.
+    /// Netkit where this kernel has it: tried once, in a namespace that is gone at once.
     pub fn probe() -> Pair {
-        let tried = Namespace::create(Kind::Net).ok().and_then(|scratch| {
-            let pair = NewLink::new("a", Pair::Netkit.kind("b", None, None));
-            Netlink::open_in(&scratch).ok()?.request(pair.create()).ok()
-        });
-        if tried.is_some() { Pair::Netkit } else { Pair::Veth }
+        static FOUND: OnceLock<Pair> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            let tried = Namespace::create(Kind::Net).ok().and_then(|scratch| {
+                let pair = NewLink::new("a", Pair::Netkit.kind("b", None, None));
+                Netlink::open_in(&scratch).ok()?.request(pair.create()).ok()
+            });
+            if tried.is_some() { Pair::Netkit } else { Pair::Veth }
+        })
     }
 
     fn kind<'fd>(
@@ -169,6 +179,8 @@ pub struct PodLink<'a> {
     pub routes: &'a [(IpNet, Option<IpAddr>)],
     /// Settings of its network namespace, by their paths below /proc/sys.
     pub sysctls: &'a BTreeMap<String, String>,
+    /// Where the node's own settings are noted that are changed for it.
+    pub ledger: &'a Ledger,
 }
 
 impl PodLink<'_> {
@@ -240,7 +252,7 @@ fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Resul
     let name = pod.attachment.host_link();
     let (kind, bridge) = match pod.mode {
         Mode::Routed(kind) => (*kind, None),
-        Mode::Bridged(ranges) => (Pair::Veth, Some(bridge::ensure(node, ranges, pod.mtu)?)),
+        Mode::Bridged(ranges) => (Pair::Veth, Some(bridge::ensure(node, ranges, pod)?)),
     };
     let kind = kind.kind(pod.attachment.ifname(), Some(pod.mac), Some(namespace.as_fd()));
     let pair = NewLink {
@@ -266,6 +278,9 @@ fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Resul
         Err(error) => {
             // The kernel's word for a descriptor of something else is only "invalid argument".
             namespace.run(|| ()).map_err(WiringError::NotANamespace)?;
+            if *pod.mode == Mode::Routed(Pair::Netkit) && Pair::probe() == Pair::Veth {
+                return Err(WiringError::NoNetkit);
+            }
             Err(error.into())
         }
     }
@@ -291,6 +306,10 @@ fn connect(
     let limit = pod.bandwidth.ingress.as_ref();
     requests.extend(limit.map(|limit| shaping::bucket(link.index, limit).replace()));
     node.apply(requests)?;
+    if ends.bridge.is_none() {
+        // After the routes: see `bridge::ensure`.
+        bridge::answer_for(node, pod.addresses)?;
+    }
     if pod.on_loopback {
         let by = ends.bridge.map_or(link.name.as_str(), |_| BRIDGE);
         // Only answers come in by it: see the data plane's loopback-guard.
