@@ -51,9 +51,7 @@ impl Machine {
              done
              mount -t tmpfs run /run
              mkdir -p /etc/cni/net.d /opt/cni/bin
-             # What any Kubernetes node has; and no addresses that appear by and by.
-             echo 1 >/proc/sys/net/ipv4/ip_forward
-             echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+             # No addresses that appear by and by.
              echo 1 >/proc/sys/net/ipv6/conf/default/addr_gen_mode
              ip link set lo up
              ip link add eth0 type veth peer name far
@@ -126,7 +124,7 @@ END
         ))
     }
 
-    /// Links, addresses, routes, rules, neighbours, firewall, shaping, and every file written.
+    /// Links, addresses, routes, rules, neighbours, firewall, shaping, settings, and every file written.
     pub(crate) fn snapshot(&self) -> String {
         self.run(
             "for family in 4 6; do
@@ -139,9 +137,25 @@ END
              bridge fdb show | grep -v '33:33:\\|01:00:5e' || true
              tc qdisc show
              nft list ruleset
+             iptables-save | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'
+             ip6tables-save | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'
+             # All but what counts, and what is drawn by lot.
+             sysctl -a 2>/dev/null | grep '^net\\.' | grep -v -e nf_conntrack_count -e fastopen_key -e stable_secret
              find /run /media -path /media/.work -prune -o \\( -type f -o -type s \\) -print | grep -v \\
                  -e '^/run/\\(containerd\\|crun\\|netns\\|user\\)/' -e '^/media/var/lib/cni/' -e '/net.d/cni.lock$' || true",
         )
+    }
+
+    /// Panics with the lines that differ from an earlier snapshot.
+    pub(crate) fn assert_as(&self, before: &str) {
+        let now = self.snapshot();
+        let only = |these: &str, others: &str, sign| {
+            let others: Vec<String> = others.lines().map(str::to_owned).collect();
+            let only = these.lines().filter(|line| !others.contains(&(*line).to_owned()));
+            only.map(|line| format!("{sign} {line}\n")).collect::<String>()
+        };
+        let (gone, come) = (only(before, &now, '-'), only(&now, before, '+'));
+        assert!(before == now, "the machine is not as it was:\n{gone}{come}");
     }
 
     /// Runs a shell script.
