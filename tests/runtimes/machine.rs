@@ -51,7 +51,9 @@ impl Machine {
              done
              mount -t tmpfs run /run
              mkdir -p /etc/cni/net.d /opt/cni/bin
-             # No addresses that appear by and by.
+             # What any Kubernetes node has; and no addresses that appear by and by.
+             echo 1 >/proc/sys/net/ipv4/ip_forward
+             echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
              echo 1 >/proc/sys/net/ipv6/conf/default/addr_gen_mode
              ip link set lo up
              ip link add eth0 type veth peer name far
@@ -139,8 +141,9 @@ END
              nft list ruleset
              iptables-save | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'
              ip6tables-save | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'
-             # All but what counts, and what is drawn by lot.
-             sysctl -a 2>/dev/null | grep '^net\\.' | grep -v -e nf_conntrack_count -e fastopen_key -e stable_secret
+             # All but what counts or is drawn by lot, and two settings that the agent changes for good.
+             sysctl -a 2>/dev/null | grep '^net\\.' | grep -v -e nf_conntrack_count -e fastopen_key -e stable_secret \\
+                 -e tcp_be_liberal -e accept_ra
              find /run /media -path /media/.work -prune -o \\( -type f -o -type s \\) -print | grep -v \\
                  -e '^/run/\\(containerd\\|crun\\|netns\\|user\\)/' -e '^/media/var/lib/cni/' -e '/net.d/cni.lock$' || true",
         )

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use miette::miette;
 use podnet_dataplane::{Dataplane, Kernel};
-use podnet_linux::ledger::Ledger;
 
 use crate::cli::NodePaths;
 use crate::{cni_server, dropins, wiring};
@@ -40,7 +39,6 @@ pub fn run(args: Args) -> miette::Result<()> {
     sweep.pod_links();
     sweep.bridge();
     sweep.kernel();
-    sweep.settings(&Ledger::at(&args.paths.settings()));
     sweep.drop_ins(&args.paths.host_etc);
     for directory in [&args.paths.run_dir, &args.paths.state_dir] {
         sweep.directory(directory);
@@ -147,19 +145,6 @@ impl Sweep {
         }
     }
 
-    /// The kernel's settings become what they were, where nobody else has set them since.
-    fn settings(&mut self, ledger: &Ledger) {
-        for change in ledger.standing() {
-            let outcome = if self.dry_run { Ok(()) } else { change.undo() };
-            let what = format!(
-                "setting {} ({} again)",
-                change.key.replace('/', "."),
-                change.before
-            );
-            self.outcome(&what, outcome);
-        }
-    }
-
     fn drop_ins(&mut self, etc: &Path) {
         for file in dropins::installed(etc) {
             let outcome = if self.dry_run {
@@ -203,7 +188,6 @@ mod tests {
             node: "node1".into(),
             wiring: podnet_cni::WiringName::Bridge,
             allowed_sysctls: Vec::new(),
-            ledger: podnet_linux::ledger::Ledger::none(),
         };
         cni_server::install_from(&plugin, &bin, &conf, &config).unwrap();
         std::fs::write(conf.join("20-other.conflist"), "{}").unwrap();

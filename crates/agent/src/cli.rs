@@ -12,7 +12,6 @@ use podnet_cni::WiringName;
 use podnet_core::cluster::{ClusterConfig, NodeName, Routing, parse_range};
 use podnet_dataplane::Kernel;
 use podnet_dataplane::monitor::Monitor;
-use podnet_linux::ledger::Ledger;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -98,7 +97,7 @@ pub struct NodePaths {
     /// Address leases, which survive restarts
     #[arg(long, default_value = "/var/lib/podnet", value_name = "DIR")]
     pub(crate) state_dir: PathBuf,
-    /// Sockets, and what kernel settings were before podnet changed them
+    /// Sockets
     #[arg(long, default_value = "/run/podnet", value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
 }
@@ -107,11 +106,6 @@ impl NodePaths {
     /// Where the agent serves the CNI plugin.
     pub(crate) fn socket(&self) -> PathBuf {
         self.run_dir.join("cni.sock")
-    }
-
-    /// What kernel settings were before podnet changed them.
-    pub(crate) fn settings(&self) -> PathBuf {
-        self.run_dir.join("settings")
     }
 }
 
@@ -265,8 +259,7 @@ async fn agent(args: Args) -> miette::Result<()> {
     }
     let plugin = args.plugin()?;
     let (client, url) = client(&args.kubeconfig).await?;
-    let ledger = Ledger::at(&args.paths.settings());
-    let kernel = Kernel::open(args.underlay_interface.clone()).map(|kernel| kernel.noting(ledger.clone()));
+    let kernel = Kernel::open(args.underlay_interface.clone());
     let kernel = kernel
         .into_diagnostic()
         .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
@@ -278,7 +271,6 @@ async fn agent(args: Args) -> miette::Result<()> {
         node: args.node.to_string(),
         wiring: args.wiring,
         allowed_sysctls: args.allowed_unsafe_sysctls.clone(),
-        ledger,
     };
     let not_yet = Readiness::NotReady("the agent has not seen the cluster yet".into());
     let (readiness, ready) = watch::channel(not_yet);

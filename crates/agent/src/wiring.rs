@@ -22,7 +22,6 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podnet_cni::{Attachment, Bandwidth, HOST_LINK_PREFIX};
 use podnet_linux::MacAddr;
-use podnet_linux::ledger::Ledger;
 use podnet_linux::netlink::{
     Address, AddressFlags, Link, LinkChange, LinkKind, Neighbour, Netlink, NetlinkError, NewLink,
     NewLinkKind, Request, Route, RouteFilter, TokenBucket, VethPeer,
@@ -179,8 +178,6 @@ pub struct PodLink<'a> {
     pub routes: &'a [(IpNet, Option<IpAddr>)],
     /// Settings of its network namespace, by their paths below /proc/sys.
     pub sysctls: &'a BTreeMap<String, String>,
-    /// Where the node's own settings are noted that are changed for it.
-    pub ledger: &'a Ledger,
 }
 
 impl PodLink<'_> {
@@ -252,7 +249,7 @@ fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Resul
     let name = pod.attachment.host_link();
     let (kind, bridge) = match pod.mode {
         Mode::Routed(kind) => (*kind, None),
-        Mode::Bridged(ranges) => (Pair::Veth, Some(bridge::ensure(node, ranges, pod)?)),
+        Mode::Bridged(ranges) => (Pair::Veth, Some(bridge::ensure(node, ranges, pod.mtu)?)),
     };
     let kind = kind.kind(pod.attachment.ifname(), Some(pod.mac), Some(namespace.as_fd()));
     let pair = NewLink {

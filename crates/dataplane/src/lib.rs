@@ -13,7 +13,6 @@ use std::net::SocketAddr;
 
 use podnet_core::NodeState;
 use podnet_core::service::Frontend;
-use podnet_linux::ledger::Ledger;
 use podnet_linux::sysctl::SysctlError;
 
 use monitor::Monitor;
@@ -70,7 +69,6 @@ impl Applied {
 pub struct Kernel {
     routes: Routes,
     services: Nftables,
-    ledger: Ledger,
 }
 
 impl Kernel {
@@ -80,17 +78,7 @@ impl Kernel {
         Ok(Kernel {
             routes: Routes::open(underlay)?,
             services: Nftables::open()?,
-            ledger: Ledger::none(),
         })
-    }
-
-    /// The same, noting the kernel's settings that it changes.
-    pub fn noting(self, ledger: Ledger) -> Self {
-        Kernel {
-            routes: self.routes.noting(ledger.clone()),
-            ledger,
-            ..self
-        }
     }
 
     /// Hears of others' changes from now on, in the network namespace of the calling thread, which must be the one this
@@ -120,7 +108,7 @@ impl Dataplane for Kernel {
         let routes = self.routes.apply(&want.routing);
         let services = self.services.apply(want)?;
         // After the table, which loads connection tracking where it is a module.
-        let tracking = nftables::be_liberal(&self.ledger);
+        let tracking = nftables::be_liberal();
         let routes = routes?;
         Ok(Applied {
             route_changes: routes.changes,

@@ -10,7 +10,6 @@ pub mod bootid;
 pub mod datagram;
 pub mod enter;
 pub mod fdpass;
-pub mod ledger;
 mod mac;
 pub mod mount;
 pub mod netlink;

@@ -17,15 +17,6 @@ pub struct SysctlError {
 }
 
 impl SysctlError {
-    /// It was not changed, since what it was could not be noted.
-    pub(crate) fn unnoted(key: &str, source: io::Error) -> Self {
-        SysctlError {
-            verb: "note the value of",
-            key: key.into(),
-            source,
-        }
-    }
-
     /// The kernel has no such setting (an interface that is gone, or IPv6 switched off).
     pub fn is_not_found(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound

@@ -119,7 +119,6 @@ mod tests {
             node: "node1".into(),
             wiring: podnet_cni::WiringName::Bridge,
             allowed_sysctls: Vec::new(),
-            ledger: podnet_linux::ledger::Ledger::none(),
         };
         for _ in 0..2 {
             install_from(&plugin, &bin, &conf, &config).unwrap();

@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use podnet_cni::{AgentReply, AgentRequest, CniError, WiringName};
 use podnet_core::ipam::Addressing;
-use podnet_linux::ledger::Ledger;
 use podnet_linux::netlink::NetlinkError;
 use podnet_linux::ns::Namespace;
 use podnet_linux::{bootid, fdpass};
@@ -85,8 +84,6 @@ pub struct CniServerConfig {
     pub wiring: WiringName,
     /// Kernel settings that pods may ask for beside the safe ones.
     pub allowed_sysctls: Vec<AllowedSysctl>,
-    /// Where the node's own settings are noted that are changed.
-    pub ledger: Ledger,
 }
 
 /// Why the server cannot serve.
@@ -120,7 +117,6 @@ struct Server {
     host_ports: Arc<HostPorts>,
     wiring: WiringName,
     allowed_sysctls: Vec<AllowedSysctl>,
-    ledger: Ledger,
     reaper: Reaper,
     ready: watch::Receiver<Readiness>,
     node: String,
@@ -245,7 +241,6 @@ impl Server {
             host_ports,
             wiring: config.wiring,
             allowed_sysctls: config.allowed_sysctls.clone(),
-            ledger: config.ledger.clone(),
             reaper,
             ready,
             node: config.node.clone(),

@@ -137,7 +137,6 @@ impl Server {
             on_loopback: host_ports::is_on_loopback(&lease),
             routes: &routes.collect::<Vec<_>>(),
             sysctls: &sysctls,
-            ledger: &self.ledger,
         };
         if let Err(error) = wiring::attach(&pod, target.namespace) {
             if error.link_left {

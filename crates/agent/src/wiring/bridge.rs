@@ -39,12 +39,12 @@ pub(super) fn gateway(range: IpNet) -> Option<IpNet> {
 }
 
 /// The bridge, made where it is missing.
-pub(super) fn ensure(node: &mut Netlink, ranges: &[IpNet], pod: &PodLink<'_>) -> Result<Link, WiringError> {
+pub(super) fn ensure(node: &mut Netlink, ranges: &[IpNet], mtu: u32) -> Result<Link, WiringError> {
     let link = match node.link(BRIDGE)? {
         Some(link) if is_ours(&link) => link,
         Some(_) => return Err(WiringError::ForeignBridge),
         None => {
-            let bridge = create(node, pod)?;
+            let bridge = create(node, mtu)?;
             // Whoever is wired without it from now on sees the bridge.
             let routed: Vec<IpAddr> = routed(node, &[])?.into_iter().collect();
             node.apply(routed.iter().map(|address| proxy(&bridge, *address)))?;
@@ -92,18 +92,18 @@ fn is_ours(link: &Link) -> bool {
     link.kind == LinkKind::Bridge && link.mac == Some(MAC)
 }
 
-fn create(node: &mut Netlink, pod: &PodLink<'_>) -> Result<Link, WiringError> {
+fn create(node: &mut Netlink, mtu: u32) -> Result<Link, WiringError> {
     // What goes from pod to pod has to meet the rules of services and policies, too: an answer that went by on the
     // bridge would come from an address that nobody asked.
     for key in [
         "net/bridge/bridge-nf-call-iptables",
         "net/bridge/bridge-nf-call-ip6tables",
     ] {
-        pod.ledger.ensure(key, "1").map_err(explained)?;
+        sysctl::ensure(key, "1").map_err(explained)?;
     }
     let bridge = NewLink {
         mac: Some(MAC),
-        mtu: Some(pod.mtu),
+        mtu: Some(mtu),
         up: true,
         ..NewLink::new(BRIDGE, NewLinkKind::Bridge)
     };

@@ -41,7 +41,6 @@ fn serves_until_it_is_killed() {
         node: "node1".into(),
         wiring: WiringName::Ptp,
         allowed_sysctls: Vec::new(),
-        ledger: podnet_linux::ledger::Ledger::none(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

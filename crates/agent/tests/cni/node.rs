@@ -15,7 +15,6 @@ use podnet_cni::WiringName;
 use podnet_core::ipam::Addressing;
 use podnet_core::{Cluster, NodeName, compute};
 use podnet_dataplane::{Dataplane, Kernel};
-use podnet_linux::ledger::Ledger;
 use podnet_linux::netlink::{Address, Netlink, NewLink};
 use podnet_linux::ns::{Kind, Namespace};
 use podnet_linux::sysctl;
@@ -150,7 +149,6 @@ impl Node {
             node: "node1".into(),
             wiring: self.wiring,
             allowed_sysctls: vec!["net.core.*".parse().unwrap()],
-            ledger: Ledger::none(),
         }
     }
 

@@ -5,8 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use podnet_linux::ledger::Ledger;
-use podnet_linux::sysctl::SysctlError;
+use podnet_linux::sysctl::{self, SysctlError};
 
 use super::socket::{Message, Netfilter, NetfilterError, SUBSYSTEM_CONNTRACK};
 use super::wire::{Attributes, Reader, Received};
@@ -24,8 +23,12 @@ const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 /// As the kernel comes they would go on untranslated, and the client, which knows no connection to the endpoint's own
 /// address, would reset it (kubernetes/kubernetes#74839). Dropping them by a rule would cost every packet a look at it.
 /// Returns whether this changed anything.
-pub(crate) fn be_liberal(ledger: &Ledger) -> Result<bool, SysctlError> {
-    ledger.ensure(LIBERAL, "1")
+pub(crate) fn be_liberal() -> Result<bool, SysctlError> {
+    if sysctl::get(LIBERAL)? == "1" {
+        return Ok(false);
+    }
+    sysctl::set(LIBERAL, "1")?;
+    Ok(true)
 }
 
 /// Removes the UDP flows for which `stale(sent to, answered from)` holds; says how many there were.

@@ -13,7 +13,6 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
 use podnet_core::route::{Hop, Mac, RoutingState};
-use podnet_linux::ledger::Ledger;
 use podnet_linux::netlink::{
     Link, MAIN_TABLE, Netlink, NetlinkError, Request, Route, RouteFilter, RouteKind,
 };
@@ -74,7 +73,6 @@ pub struct RoutesApplied {
 pub struct Routes {
     netlink: Netlink,
     underlay: Option<String>,
-    ledger: Ledger,
 }
 
 /// What the kernel has of ours.
@@ -123,13 +121,7 @@ impl Routes {
         Ok(Routes {
             netlink: Netlink::open()?,
             underlay,
-            ledger: Ledger::none(),
         })
-    }
-
-    /// The same, noting the settings that it changes.
-    pub fn noting(self, ledger: Ledger) -> Self {
-        Routes { ledger, ..self }
     }
 
     /// Makes links and routes those of `want`.
@@ -173,14 +165,17 @@ impl Routes {
         applied: &mut RoutesApplied,
     ) -> Result<(), RouteError> {
         let mut ensure = |key: &str| -> Result<(), SysctlError> {
-            applied.changes += usize::from(self.ledger.ensure(key, "1")?);
+            if sysctl::get(key)? != "1" {
+                sysctl::set(key, "1")?;
+                applied.changes += 1;
+            }
             Ok(())
         };
         if want.pod_ranges.iter().any(|range| range.addr().is_ipv4()) {
             ensure("net/ipv4/ip_forward")?;
         }
         if want.pod_ranges.iter().any(|range| range.addr().is_ipv6()) {
-            listen_to_routers(&self.netlink.links()?, underlay, &self.ledger)?;
+            listen_to_routers(&self.netlink.links()?, underlay)?;
             ensure("net/ipv6/conf/all/forwarding")?;
         }
         Ok(())
@@ -277,7 +272,7 @@ impl Routes {
 
 /// A forwarding host stops listening to router advertisements, and so would lose its default route, unless told to
 /// listen all the same (2). That is for the links that listen until now, and for the underlay.
-fn listen_to_routers(links: &[Link], underlay: Option<&Link>, ledger: &Ledger) -> Result<(), SysctlError> {
+fn listen_to_routers(links: &[Link], underlay: Option<&Link>) -> Result<(), SysctlError> {
     for link in links {
         let is = |key: &str, wanted: &str| {
             sysctl::get(&format!("net/ipv6/conf/{}/{key}", link.name)).is_ok_and(|value| value == wanted)
@@ -285,7 +280,7 @@ fn listen_to_routers(links: &[Link], underlay: Option<&Link>, ledger: &Ledger) -
         let forwards = is("forwarding", "1");
         let is_underlay = underlay.is_some_and(|underlay| underlay.index == link.index);
         if is("accept_ra", "1") && (is_underlay || !forwards) {
-            ledger.ensure(&format!("net/ipv6/conf/{}/accept_ra", link.name), "2")?;
+            sysctl::set(&format!("net/ipv6/conf/{}/accept_ra", link.name), "2")?;
         }
     }
     Ok(())
