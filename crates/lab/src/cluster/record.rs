@@ -31,14 +31,19 @@ impl ProcessIdentity {
 
     /// Whether this very process still runs. A zombie does not; one that was killed does until it is one.
     pub fn is_alive(&self) -> bool {
-        start_time(self.pid).is_ok_and(|started| started == self.started)
+        self.stat().is_some_and(|stat| !stat.zombie)
+    }
+
+    /// What the kernel says of it, unless it is gone and its PID free or another's.
+    fn stat(&self) -> Option<Stat> {
+        let stat = Stat::read(self.pid).ok()?;
+        (stat.started == self.started).then_some(stat)
     }
 
     /// Whether it runs and will go on to. A killed init does not: the kernel ends all of its PID namespace before it is
     /// a zombie, and it serves nobody meanwhile.
     pub fn is_well(&self) -> bool {
-        let stat = Stat::read(self.pid);
-        stat.is_ok_and(|stat| stat.started == self.started && !stat.exiting)
+        self.stat().is_some_and(|stat| !stat.zombie && !stat.exiting)
     }
 
     /// Kills it and waits until it, and with it its PID namespace, is gone. Nothing to do is success.
@@ -51,8 +56,9 @@ impl ProcessIdentity {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        // Only now does the number surely mean what we hold open.
-        if !self.is_alive() {
+        // Only now does the number surely mean what we hold open. A zombie is waited for, too: a process that ends by
+        // itself is one as soon as its first thread is, while another of its threads still ends its PID namespace.
+        if self.stat().is_none() {
             return Ok(());
         }
         match pidfd_send_signal(&pidfd, Signal::KILL) {
@@ -75,14 +81,19 @@ impl ProcessIdentity {
 }
 
 fn start_time(pid: u32) -> io::Result<u64> {
-    Stat::read(pid).map(|stat| stat.started)
+    match Stat::read(pid)? {
+        Stat { zombie: true, .. } => Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended")),
+        stat => Ok(stat.started),
+    }
 }
 
-/// What /proc/PID/stat says of a process that is no zombie.
+/// What /proc/PID/stat says of a process.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     /// Field 22.
     started: u64,
+    /// Its first thread has ended: field 3. Others may not have.
+    zombie: bool,
     /// It is on its way out: PF_EXITING in its flags, field 9.
     exiting: bool,
 }
@@ -91,24 +102,24 @@ const PF_EXITING: u64 = 0x4;
 
 impl Stat {
     fn read(pid: u32) -> io::Result<Self> {
-        Stat::parse(&fs::read_to_string(format!("/proc/{pid}/stat"))?)?
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the process has ended"))
+        Stat::parse(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
     }
 
-    /// Nothing for a zombie.
-    fn parse(line: &str) -> io::Result<Option<Self>> {
+    fn parse(line: &str) -> io::Result<Self> {
         let unexpected = || io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat is not as expected");
         // The second field is the command in parentheses and may hold anything, so count from its end.
         let (_, rest) = line.rsplit_once(") ").ok_or_else(unexpected)?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         // The third field is the first of the rest.
         let number = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<u64>().ok());
-        if matches!(fields.first(), Some(&"Z" | &"X")) {
-            return Ok(None);
-        }
+        let zombie = matches!(fields.first(), Some(&"Z" | &"X"));
         let (flags, started) = number(9).zip(number(22)).ok_or_else(unexpected)?;
         let exiting = flags & PF_EXITING != 0;
-        Ok(Some(Stat { started, exiting }))
+        Ok(Stat {
+            started,
+            zombie,
+            exiting,
+        })
     }
 }
 
@@ -203,20 +214,38 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_waited_for_until_its_last_thread_has_ended() {
+        // Its first thread ends, another goes on.
+        let script = "import ctypes, threading, time\n\
+            threading.Thread(target=time.sleep, args=(60,)).start()\n\
+            ctypes.CDLL(None).pthread_exit(None)";
+        let mut child = std::process::Command::new("python3")
+            .args(["-c", script])
+            .spawn()
+            .unwrap();
+        let identity = ProcessIdentity::of(child.id()).unwrap();
+        while identity.is_alive() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(child.try_wait().unwrap().is_none(), "a thread of it still runs");
+        identity.kill_and_wait().unwrap();
+        assert!(child.try_wait().unwrap().is_some());
+    }
+
+    #[test]
     fn a_process_on_its_way_out_is_not_well() {
         let line = |state: &str, flags: u64| {
             format!("7 (a) b) {state} 1 7 7 0 -1 {flags} 1 0 0 0 3 4 0 0 20 0 1 0 4711 123 45")
         };
-        let running = |exiting| {
-            Some(Stat {
-                started: 4711,
-                exiting,
-            })
+        let stat = |zombie, exiting| Stat {
+            started: 4711,
+            zombie,
+            exiting,
         };
-        assert_eq!(Stat::parse(&line("S", 0x40_0100)).unwrap(), running(false));
+        assert_eq!(Stat::parse(&line("S", 0x40_0100)).unwrap(), stat(false, false));
         // PID 1 of a PID namespace sleeps while the others in it are ended.
-        assert_eq!(Stat::parse(&line("S", 0x40_0104)).unwrap(), running(true));
-        assert_eq!(Stat::parse(&line("Z", 0x40_0104)).unwrap(), None);
+        assert_eq!(Stat::parse(&line("S", 0x40_0104)).unwrap(), stat(false, true));
+        assert_eq!(Stat::parse(&line("Z", 0x40_0104)).unwrap(), stat(true, true));
         assert!(Stat::parse("7 (a) S 1").is_err() && Stat::parse("").is_err());
         let mine = ProcessIdentity::of(std::process::id()).unwrap();
         assert!(mine.is_alive() && mine.is_well());
