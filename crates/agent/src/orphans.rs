@@ -110,7 +110,10 @@ fn empty(leases: Vec<Lease>) -> Option<BTreeMap<u64, Lease>> {
 /// The network namespaces that some thread is in. An error if one of them cannot be told.
 fn namespaces_of_processes(proc: &Path) -> io::Result<BTreeSet<u64>> {
     let mut found = BTreeSet::new();
-    for process in numbered(proc)? {
+    let mut processes = numbered(proc)?;
+    // The first one is in no pod, and may be mightier than the agent, which then may not look at it.
+    processes.retain(|process| !process.ends_with("1"));
+    for process in processes {
         let threads = match numbered(&process.join("task")) {
             Err(error) if has_ended(&error) => continue,
             other => other?,

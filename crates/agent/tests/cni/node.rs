@@ -170,6 +170,8 @@ impl Node {
     }
 
     pub(crate) fn restart(&mut self) {
+        // It holds the leases of the server before.
+        self.reclaimer = None;
         let (stop, stopped) = oneshot::channel();
         let (config, ready) = (self.config(), self.ready.subscribe());
         let socket = config.socket.clone();
