@@ -138,7 +138,7 @@ END
              ip neighbour show nud permanent
              bridge fdb show | grep -v '33:33:\\|01:00:5e' || true
              tc qdisc show
-             nft list ruleset
+             nft list ruleset | sed 's/ counter packets [0-9]* bytes [0-9]*//'
              iptables-save | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'
              ip6tables-save | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'
              # All but what counts or is drawn by lot, and two settings that the agent changes for good.

@@ -113,7 +113,7 @@ fn debians_plugins_chain_before_and_behind() {
 /// The same without us: what Debian's plugins leave by themselves (chains, that the node forwards) is theirs.
 const WITHOUT_US: &str = r#"{
   "cniVersion": "1.0.0", "name": "theirs", "plugins": [
-    {"type": "ptp", "ipMasq": false, "ipam": {"type": "host-local", "ranges": [[{"subnet": "192.0.2.0/24"}]]}},
+    {"type": "ptp", "ipMasq": false, "ipam": {"type": "host-local", "ranges": [[{"subnet": "192.0.2.0/24"}], [{"subnet": "2001:db8::/64"}]]}},
     {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}},
     {"type": "bandwidth", "ingressRate": 100000000, "ingressBurst": 80000000},
     {"type": "firewall", "backend": "iptables"},
