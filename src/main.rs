@@ -22,6 +22,8 @@ struct Cli {
 enum Command {
     /// The node agent: watches the API and keeps this node's network as it should be
     Agent(podnet_agent::cli::Args),
+    /// What this node's agent says of itself and of the paths to other nodes
+    Status(podnet_agent::status::Args),
     /// Takes everything of podnet off this node
     Cleanup(podnet_agent::cleanup::Args),
     /// What network policies allow, worked out from files
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
     }
     let outcome = match cli.command {
         Command::Agent(args) => podnet_agent::cli::run(args),
+        Command::Status(args) => podnet_agent::status::run(args),
         Command::Cleanup(args) => podnet_agent::cleanup::run(args),
         Command::Policy(args) => return podnet_agent::policy::run(args),
         Command::Apiserver(args) => podnet_apiserver::cli::run(args),

@@ -9,6 +9,9 @@ use podnet_dataplane::{Dataplane, Kernel};
 use crate::cli::NodePaths;
 use crate::{cni_server, dropins, wiring};
 
+/// In the state directory: what settings of the node were before the agent changed them.
+pub(crate) const SETTINGS: &str = "settings";
+
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -38,10 +41,12 @@ pub fn run(args: Args) -> miette::Result<()> {
     sweep.plugin(&args.paths.cni_bin_dir, &args.paths.cni_conf_dir);
     sweep.pod_links();
     sweep.bridge();
-    sweep.kernel();
+    let put_back = sweep.kernel(&args.paths.state_dir);
     sweep.drop_ins(&args.paths.host_etc);
-    for directory in [&args.paths.run_dir, &args.paths.state_dir] {
-        sweep.directory(directory);
+    sweep.directory(&args.paths.run_dir);
+    // What settings were before is kept for as long as they are not put back.
+    if put_back {
+        sweep.directory(&args.paths.state_dir);
     }
     if sweep.removed == 0 && sweep.failures.is_empty() {
         println!("there is nothing of podnet here");
@@ -156,14 +161,18 @@ impl Sweep {
         }
     }
 
-    fn kernel(&mut self) {
+    /// Whether nothing of it is left.
+    fn kernel(&mut self, state_dir: &Path) -> bool {
         let dry_run = self.dry_run;
-        let swept = Kernel::open(None);
-        let swept = swept.and_then(|mut kernel| if dry_run { kernel.present() } else { kernel.clean() });
-        match swept {
+        let swept = Kernel::open(None).and_then(|mut kernel| {
+            kernel.keep_settings_in(&state_dir.join(SETTINGS))?;
+            if dry_run { kernel.present() } else { kernel.clean() }
+        });
+        match &swept {
             Ok(removed) => removed.iter().for_each(|what| self.say(what)),
             Err(error) => self.failures.push(error.to_string()),
         }
+        swept.is_ok()
     }
 }
 

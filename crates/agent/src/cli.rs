@@ -10,6 +10,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_cni::WiringName;
 use podnet_core::cluster::{ClusterConfig, NodeName, Routing, parse_range};
+use podnet_core::path;
 use podnet_dataplane::Kernel;
 use podnet_dataplane::monitor::Monitor;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,8 +24,9 @@ use crate::host_ports::HostPorts;
 use crate::metrics::{self, Metrics};
 use crate::node::{NodeConfig, NodeLoop};
 use crate::orphans;
-use crate::report;
+use crate::paths::{self, Paths};
 use crate::sysctls::AllowedSysctl;
+use crate::{report, status};
 
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
@@ -41,6 +43,9 @@ pub struct Args {
     /// How packets get from node to node
     #[arg(long, default_value = "vxlan", value_name = "vxlan|direct")]
     routing: Routing,
+    /// With --routing vxlan: use the tunnel only between subnets (CrossSubnet)
+    #[arg(long)]
+    cross_subnet: bool,
     /// Ranges of all pods' addresses, at most one per IP family
     #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6", value_parser = parse_range)]
     cluster_cidr: Vec<IpNet>,
@@ -77,6 +82,9 @@ pub struct Args {
     /// The link between nodes [default: the one that has the node's InternalIP]
     #[arg(long, value_name = "NAME")]
     underlay_interface: Option<String>,
+    /// How often to probe the path to each other node (less often with more than 200 paths)
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    path_probe_interval: u64,
     /// Where to serve /metrics and /healthz; "off" for nowhere
     #[arg(long, default_value = "127.0.0.1:9980", value_name = "ADDR:PORT|off")]
     metrics_address: MetricsAddress,
@@ -185,6 +193,13 @@ impl Args {
                 ));
             }
         }
+        if self.cross_subnet && self.routing == Routing::Direct {
+            return Err(miette!(
+                help =
+                    "direct routes use no tunnel at all: leave --cross-subnet out, or take --routing vxlan",
+                "--cross-subnet needs --routing vxlan"
+            ));
+        }
         let overlap = |a: &&IpNet| {
             self.service_cidr
                 .iter()
@@ -260,11 +275,15 @@ async fn agent(args: Args) -> miette::Result<()> {
     let plugin = args.plugin()?;
     let (client, url) = client(&args.kubeconfig).await?;
     let kernel = Kernel::open(args.underlay_interface.clone());
-    let kernel = kernel
+    let mut kernel = kernel
         .into_diagnostic()
         .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
     // Not before it is sure that this agent can start: a mistyped call changes nothing on the machine.
     leave_us_alone(&args.paths.host_etc);
+    kernel
+        .keep_settings_in(&args.paths.state_dir.join(crate::cleanup::SETTINGS))
+        .into_diagnostic()
+        .wrap_err("the node's settings could not be put back later")?;
     let cni = CniServerConfig {
         socket: args.paths.socket(),
         state_dir: args.paths.state_dir.clone(),
@@ -274,7 +293,12 @@ async fn agent(args: Args) -> miette::Result<()> {
     };
     let not_yet = Readiness::NotReady("the agent has not seen the cluster yet".into());
     let (readiness, ready) = watch::channel(not_yet);
-    let metrics = Arc::new(Metrics::default());
+    let paths = Paths::start(path::Settings {
+        interval: std::time::Duration::from_secs(args.path_probe_interval),
+        ..path::Settings::default()
+    });
+    let paths = paths.into_diagnostic().wrap_err("cannot start a thread")?;
+    let metrics = Arc::new(Metrics::default().with_paths(paths.reports.clone()));
     let mut tasks = JoinSet::new();
     serve_metrics(&args, &metrics, &mut tasks).await;
     tracing::info!(node = %args.node, api = url, routing = %args.routing, "podnet agent");
@@ -283,6 +307,12 @@ async fn agent(args: Args) -> miette::Result<()> {
     crate::watch::start(&client, updates, &mut tasks);
     let (problems, reported) = watch::channel(Default::default());
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
+    let reports = paths.reports.clone();
+    tasks.spawn(paths::report::publish(
+        client.clone(),
+        args.node.clone(),
+        reports.clone(),
+    ));
     // The only task that ends by itself.
     tokio::spawn(greet(client.clone(), url, args.kubeconfig.clone()));
     // It listens before the loop can install the plugin's configuration.
@@ -296,6 +326,9 @@ async fn agent(args: Args) -> miette::Result<()> {
     tasks.spawn(blocks::run(client, args.node.clone(), server.leases(), ready));
     // A task of its own: requests are accepted while the loop waits for the kernel.
     tasks.spawn(server.run());
+    let status = status::listen(&args.paths.run_dir)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot listen in {}", args.paths.run_dir.display()))?;
     let masquerade = args.masquerade();
     let config = NodeConfig {
         name: args.node,
@@ -304,6 +337,7 @@ async fn agent(args: Args) -> miette::Result<()> {
             cluster_cidrs: args.cluster_cidr,
             service_cidrs: args.service_cidr,
             routing: args.routing,
+            cross_subnet: args.cross_subnet,
             // Nothing serves the names yet.
             dns: None,
         },
@@ -314,7 +348,8 @@ async fn agent(args: Args) -> miette::Result<()> {
         plugin,
     };
     let disturbed = disturbances(kernel.monitor());
-    let node = NodeLoop::new(config, kernel, metrics, host_ports, readiness, problems);
+    let node = NodeLoop::new(config, kernel, metrics, host_ports, readiness, problems).probing(paths);
+    tasks.spawn(status::serve(status, node.status(), reports));
     let (mut interrupt, mut terminate) = (
         stopped(SignalKind::interrupt())?,
         stopped(SignalKind::terminate())?,

@@ -1,6 +1,7 @@
 //! What Prometheus may ask.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,14 +13,19 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use podnet_core::ipam::Usage;
+use podnet_core::path::{Checksums, Reach, Report};
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::ipam::Leases;
 
@@ -117,7 +123,65 @@ impl Default for Metrics {
     }
 }
 
+/// The paths to other nodes, as they are when somebody asks.
+#[derive(Debug)]
+struct Paths(watch::Receiver<Arc<Vec<Report>>>);
+
+/// What a report has to say in a figure, if anything.
+type Figure = fn(&Report) -> Option<f64>;
+
+const PATH_FIGURES: [(&str, &str, Figure); 4] = [
+    (
+        "path_reachable",
+        "Whether packets arrive at the other node's pods (1) or not (0)",
+        |report| match report.reach {
+            Reach::Unknown => None,
+            reach => Some(f64::from(u8::from(reach != Reach::Unreachable))),
+        },
+    ),
+    (
+        "path_latency_seconds",
+        "Time of a small packet there and back, smoothed",
+        |report| report.latency.map(|latency| latency.as_secs_f64()),
+    ),
+    ("path_mtu_bytes", "The largest packet that arrives", |report| {
+        report.mtu.map(f64::from)
+    }),
+    (
+        "path_checksums_right",
+        "Whether checksums that are left to the network device arrive right (1) or wrong (0)",
+        |report| match report.checksums {
+            Checksums::Unknown => None,
+            checksums => Some(f64::from(u8::from(checksums == Checksums::Right))),
+        },
+    ),
+];
+
+impl Collector for Paths {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let reports = self.0.borrow().clone();
+        for (name, help, figure) in PATH_FIGURES {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for report in reports.iter() {
+                let Some(value) = figure(report) else {
+                    continue;
+                };
+                let (peer, range) = (report.key.peer.to_string(), report.key.range.to_string());
+                let labels = [("peer", peer.as_str()), ("range", range.as_str())];
+                ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Metrics {
+    /// With the figures of these paths.
+    pub fn with_paths(mut self, reports: watch::Receiver<Arc<Vec<Report>>>) -> Self {
+        self.registry.register_collector(Box::new(Paths(reports)));
+        self
+    }
+
     /// These are the leases that pools are used by.
     pub fn watch(&self, leases: Arc<Leases>) {
         // There is one agent in a process.

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podnet_cni::WiringName;
+use podnet_core::path::targets;
+use podnet_core::route::is_whole;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, ClusterConfig, NodeName, NodeState, compute};
 use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
@@ -16,8 +18,10 @@ use tokio::sync::{mpsc, watch};
 use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
 use crate::host_ports::HostPorts;
 use crate::metrics::Metrics;
+use crate::paths::{Findings, Paths};
 use crate::report;
 use crate::settings;
+use crate::status::NodeStatus;
 use crate::watch::{Synced, Update};
 
 /// So often the kernel is compared with what it should have, though nothing is known to have changed.
@@ -59,6 +63,9 @@ pub struct NodeLoop {
     told: BTreeSet<Problem>,
     refused: Vec<String>,
     installed: bool,
+    /// What probes the paths to other nodes.
+    paths: Option<Paths>,
+    status: watch::Sender<NodeStatus>,
     /// Largest packet of a pod, as the last application found it.
     pod_mtu: Option<u32>,
     /// Settings of the machine that are known to be wrong.
@@ -109,10 +116,31 @@ impl NodeLoop {
             told: BTreeSet::new(),
             refused: Vec::new(),
             installed: false,
+            paths: None,
+            status: watch::channel(NodeStatus::default()).0,
             pod_mtu: None,
             wrong_settings: Vec::new(),
             failed: false,
         }
+    }
+
+    /// Probes the paths to other nodes, and takes into account what is found. Goes on with what the last agent found.
+    pub fn probing(mut self, paths: Paths) -> Self {
+        match self.kernel.path_mtu() {
+            Ok(known) => self.cluster.local.path_mtu = known,
+            Err(error) => tracing::warn!("cannot read what is known of paths: {error}"),
+        }
+        match self.kernel.checksum_offload() {
+            Ok(offload) => self.cluster.local.broken_checksums = offload == Some(false),
+            Err(error) => tracing::warn!("cannot read what is known of checksums: {error}"),
+        }
+        self.paths = Some(paths);
+        self
+    }
+
+    /// What has come of it all, kept up to date.
+    pub fn status(&self) -> watch::Receiver<NodeStatus> {
+        self.status.subscribe()
     }
 
     /// Turns until `updates` ends. `disturbed` tells that somebody else changed the kernel's tables.
@@ -123,6 +151,7 @@ impl NodeLoop {
     ) {
         let mut wait = RETRY;
         let mut due = tokio::time::Instant::now() + RESYNC;
+        let mut findings = self.paths.as_ref().map(|paths| paths.findings.clone());
         loop {
             let cause = tokio::select! {
                 update = updates.recv() => {
@@ -132,6 +161,10 @@ impl NodeLoop {
                 }
                 () = self.host_ports.changed() => Cause::Objects,
                 Some(()) = disturbed.recv() => Cause::Kernel,
+                found = found(&mut findings) => {
+                    self.take_in(found);
+                    Cause::Objects
+                }
                 () = tokio::time::sleep_until(due) => Cause::Kernel,
             };
             let begin = Instant::now();
@@ -160,6 +193,7 @@ impl NodeLoop {
 
     /// Computes and applies.
     fn turn(&mut self, cause: Cause, begin: Instant) -> Turn {
+        self.look_around();
         let (version, host_ports) = self.host_ports.wanted();
         self.cluster.host_ports = host_ports;
         let state = compute(&self.cluster, &self.config.name);
@@ -174,6 +208,7 @@ impl NodeLoop {
                 let generation = self.applied.as_ref().map_or(0, |applied| applied.generation);
                 self.applied = Some(state.numbered(generation));
             }
+            self.say();
             return Turn::Nothing;
         }
         let before = self.applied.as_ref().map_or(0, |applied| applied.generation);
@@ -186,6 +221,7 @@ impl NodeLoop {
                 self.pod_mtu = applied.pod_mtu;
                 self.check_settings(&state);
                 let installed = self.publish(&state);
+                self.probe(&state, &applied);
                 self.applied = Some(state);
                 !installed || !applied.refused.is_empty()
             }
@@ -195,7 +231,74 @@ impl NodeLoop {
                 true
             }
         };
+        self.say();
         if unfinished { Turn::Again } else { Turn::Done }
+    }
+
+    fn take_in(&mut self, found: Findings) {
+        let local = &mut self.cluster.local;
+        local.path_mtu = found.narrow;
+        if found.broken_checksums && !local.broken_checksums {
+            // For good: what does not leave checksums to the device cannot tell whether it would get them right now.
+            local.broken_checksums = true;
+            tracing::warn!("checksums arrive wrong; checksum offload of the tunnel is switched off");
+        }
+    }
+
+    /// Has the paths of this state probed, and says what is in force.
+    fn probe(&self, state: &NodeState, applied: &Applied) {
+        if let (Some(paths), Some(pod_mtu)) = (&self.paths, applied.pod_mtu) {
+            paths.set(targets(&state.routing, pod_mtu));
+        }
+        self.status.send_modify(|status| {
+            status.generation = Some(state.generation);
+            status.pod_mtu = applied.pod_mtu;
+            status.checksum_offload = state
+                .routing
+                .tunnel
+                .as_ref()
+                .is_none_or(|tunnel| tunnel.checksum_offload);
+        });
+    }
+
+    /// Says what is left out and what failed.
+    fn say(&self) {
+        let NodeConfig { name, cluster, .. } = &self.config;
+        self.status.send_modify(|status| {
+            status.node = name.to_string();
+            status.version = env!("CARGO_PKG_VERSION").into();
+            status.routing = cluster.routing.to_string();
+            if cluster.cross_subnet {
+                status.routing.push_str(" between subnets");
+            }
+            status.failures.clone_from(&self.refused);
+            status.problems = self.told.iter().map(Problem::to_string).collect();
+        });
+    }
+
+    /// Takes in what this node knows by itself.
+    fn look_around(&mut self) {
+        let me = &self.config.name;
+        if let Some(node) = self.cluster.node(me).filter(|node| is_whole(node)) {
+            self.cluster.local.node = Some(node.clone());
+        }
+        let own = self.cluster.local.node.as_ref();
+        let local = own.and_then(|node| node.address(node.primary?));
+        // Who goes without the tunnel is told by them; and what can be no peer's range, where no cluster's range tells.
+        let ClusterConfig {
+            cross_subnet,
+            cluster_cidrs,
+            ..
+        } = &self.config.cluster;
+        let all_families = cluster_cidrs.len() == 2;
+        if local.is_none() || (all_families && !cross_subnet) {
+            return;
+        }
+        match self.kernel.subnets(local) {
+            Ok(subnets) => self.cluster.local.subnets = subnets,
+            // Applying says why; until then the subnets are those of before.
+            Err(error) => tracing::debug!(%error, "cannot see the node's subnets"),
+        }
     }
 
     fn log(&mut self, state: &NodeState, applied: &Applied, same: bool, took: Duration) {
@@ -259,6 +362,16 @@ impl NodeLoop {
     /// should be tried again.
     fn publish(&mut self, state: &NodeState) -> bool {
         let readiness = match self.pod_mtu {
+            _ if self.cluster.node(&state.node).is_none() && !state.routing.known => {
+                Readiness::NotReady(format!(
+                    "there is no usable Node object called {}: is that this node's name (--node)?",
+                    state.node
+                ))
+            }
+            _ if self.cluster.node(&state.node).is_none() => Readiness::NotReady(format!(
+                "the Node object called {} is gone: its pods go on, new ones wait until it is registered again",
+                state.node
+            )),
             _ if state.routing.pod_ranges.is_empty() => Readiness::NotReady(format!(
                 "node {} has no spec.podCIDRs yet: the cluster's controller manager must give it a range",
                 state.node
@@ -332,5 +445,21 @@ impl NodeLoop {
             changed
         });
         self.told = now;
+    }
+}
+
+/// The next findings; never, when nothing is probed.
+async fn found(findings: &mut Option<watch::Receiver<Option<Findings>>>) -> Findings {
+    loop {
+        let Some(receiver) = findings else {
+            return std::future::pending().await;
+        };
+        if receiver.changed().await.is_err() {
+            *findings = None;
+            continue;
+        }
+        if let Some(found) = receiver.borrow_and_update().clone() {
+            return found;
+        }
     }
 }

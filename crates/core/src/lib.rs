@@ -8,6 +8,7 @@ pub mod ipam;
 pub mod masquerade;
 pub mod names;
 pub mod oracle;
+pub mod path;
 pub mod policy;
 pub mod quantity;
 pub mod route;

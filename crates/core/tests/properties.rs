@@ -164,6 +164,7 @@ fn empty(routing: Routing) -> Cluster {
         routing,
         masquerade: Some(vec!["192.168.0.0/16".parse().unwrap()]),
         dns: Some(DnsConfig::default()),
+        ..ClusterConfig::default()
     })
 }
 

@@ -38,6 +38,12 @@ impl<'a, K: Ord, V, W> Delta<'a, K, V, W> {
         delta
     }
 
+    /// What is to be there that is not yet, or not so.
+    pub fn set(&self) -> impl Iterator<Item = (&'a K, &'a V)> {
+        let changed = self.change.iter().map(|(key, wanted, _)| (*key, *wanted));
+        self.add.iter().copied().chain(changed)
+    }
+
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

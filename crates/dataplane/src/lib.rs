@@ -7,17 +7,22 @@ pub mod delta;
 pub mod monitor;
 pub mod nftables;
 pub mod route;
+mod settings;
 
-use std::fmt;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::{fmt, io};
 
+use ipnet::IpNet;
 use podnet_core::NodeState;
 use podnet_core::service::Frontend;
-use podnet_linux::sysctl::SysctlError;
 
 use monitor::Monitor;
 use nftables::{NetfilterError, Nftables, Services, Target};
 use route::{Installed, RouteError, Routes};
+pub use settings::SettingError;
+use settings::Settings;
 
 /// What turns states into a kernel's tables. It keeps nothing that it could not read back: a new one goes on where
 /// another ended.
@@ -41,7 +46,10 @@ pub enum ApplyError {
     Services(#[from] NetfilterError),
     /// How strict connection tracking is.
     #[error("{0}; without it a segment that comes late can end a connection to a service")]
-    Tracking(#[from] SysctlError),
+    Tracking(SettingError),
+    /// What settings of the node were before.
+    #[error("cannot put the node's settings back: {0}")]
+    Settings(SettingError),
 }
 
 /// What an application did.
@@ -69,6 +77,7 @@ impl Applied {
 pub struct Kernel {
     routes: Routes,
     services: Nftables,
+    settings: Settings,
 }
 
 impl Kernel {
@@ -78,13 +87,35 @@ impl Kernel {
         Ok(Kernel {
             routes: Routes::open(underlay)?,
             services: Nftables::open()?,
+            settings: Settings::default(),
         })
+    }
+
+    /// Writes down in `file` what settings of the node were before they are changed, so that cleaning can put them back.
+    pub fn keep_settings_in(&mut self, file: &Path) -> Result<(), ApplyError> {
+        self.settings = Settings::kept_in(file).map_err(ApplyError::Settings)?;
+        Ok(())
+    }
+
+    /// The subnets that the link between nodes is on, where `local` is the node's address.
+    pub fn subnets(&mut self, local: Option<IpAddr>) -> Result<BTreeSet<IpNet>, ApplyError> {
+        Ok(self.routes.subnets(local)?)
+    }
+
+    /// Whether the tunnel's device leaves checksums to the hardware; none while there is no such device.
+    pub fn checksum_offload(&mut self) -> Result<Option<bool>, ApplyError> {
+        Ok(self.routes.checksum_offload()?)
+    }
+
+    /// The largest packets on routes of ours, in bytes, where that is less than their links take.
+    pub fn path_mtu(&mut self) -> Result<BTreeMap<IpNet, u32>, ApplyError> {
+        Ok(self.routes.dump()?.path_mtu)
     }
 
     /// Hears of others' changes from now on, in the network namespace of the calling thread, which must be the one this
     /// was opened in.
-    pub fn monitor(&self) -> std::io::Result<Monitor> {
-        Monitor::open(self.services.port())
+    pub fn monitor(&self) -> io::Result<Monitor> {
+        Monitor::open(self.services.port(), self.routes.underlay_index())
     }
 
     /// What [`Dataplane::clean`] would remove.
@@ -93,6 +124,7 @@ impl Kernel {
         if self.services.exists()? {
             present.push(table());
         }
+        present.extend(self.settings.restore(false).map_err(ApplyError::Settings)?);
         Ok(present)
     }
 }
@@ -105,14 +137,14 @@ impl Dataplane for Kernel {
     fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
         // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
         // nothing.
-        let routes = self.routes.apply(&want.routing);
+        let routes = self.routes.apply(&want.routing, &mut self.settings);
         let services = self.services.apply(want)?;
         // After the table, which loads connection tracking where it is a module.
-        let tracking = nftables::be_liberal();
+        let tracking = nftables::be_liberal(&mut self.settings);
         let routes = routes?;
         Ok(Applied {
             route_changes: routes.changes,
-            service_changes: services.changes() + usize::from(tracking?),
+            service_changes: services.changes() + usize::from(tracking.map_err(ApplyError::Tracking)?),
             pod_mtu: routes.pod_mtu,
             refused: routes.refused,
         })
@@ -126,12 +158,15 @@ impl Dataplane for Kernel {
     }
 
     fn clean(&mut self) -> Result<Vec<String>, ApplyError> {
-        // Both are tried; the first failure is told.
+        // All are tried; the first failure is told.
         let services = self.services.clean();
-        let mut removed = self.routes.clean(true)?;
+        let routes = self.routes.clean(true);
+        let settings = self.settings.restore(true).map_err(ApplyError::Settings);
+        let mut removed = routes?;
         if services? {
             removed.push(table());
         }
+        removed.extend(settings?);
         Ok(removed)
     }
 }
@@ -152,9 +187,16 @@ impl fmt::Display for Dump {
             writeln!(f, "tunnel {tunnel}")?;
         }
         routing
-            .routes
+            .host_addresses
             .iter()
-            .try_for_each(|(destination, hop)| writeln!(f, "route {destination} {hop}"))?;
+            .try_for_each(|address| writeln!(f, "address {address}"))?;
+        for (destination, hop) in &routing.routes {
+            write!(f, "route {destination} {hop}")?;
+            if let Some(mtu) = routing.path_mtu.get(destination) {
+                write!(f, " mtu {mtu}")?;
+            }
+            writeln!(f)?;
+        }
         routing
             .neighbours
             .iter()

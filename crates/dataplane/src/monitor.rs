@@ -8,23 +8,31 @@ use netlink_sys::{
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::nftables::wire::{self, Reader};
 use crate::route::{ROUTE_PROTOCOL, SINK_LINK, TUNNEL_LINK};
 
 const NFNLGRP_NFTABLES: u32 = 7;
 const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV4_ADDRESS: u32 = 5;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
+const RTNLGRP_IPV6_ADDRESS: u32 = 9;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
 /// NFT_MSG_NEWGEN of nftables' subsystem: a transaction is through.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 const NEW_LINK: u16 = 16;
 const DELETE_LINK: u16 = 17;
+const NEW_ADDRESS: u16 = 20;
+const DELETE_ADDRESS: u16 = 21;
 const DELETE_ROUTE: u16 = 25;
 const IFLA_IFNAME: u16 = 3;
 /// Lengths of `struct ifinfomsg` and the place of the protocol in `struct rtmsg`.
 const LINK_HEADER: usize = 16;
 const ROUTE_PROTOCOL_AT: usize = 5;
+/// The place of the link's index in both `struct ifinfomsg` and `struct ifaddrmsg`.
+const INDEX_AT: std::ops::Range<usize> = 4..8;
 
 /// Waits for changes. It belongs to the network namespace of the thread that opened it.
 pub struct Monitor {
@@ -33,6 +41,8 @@ pub struct Monitor {
     /// The netfilter socket whose changes are our own. A process ID would not do: the kernel announces the one of its
     /// first PID namespace, which we do not know inside another.
     own: u32,
+    /// Index of the link between nodes; 0 while it is not known.
+    underlay: Arc<AtomicU32>,
     buffer: Vec<u8>,
 }
 
@@ -44,7 +54,7 @@ impl std::fmt::Debug for Monitor {
 
 impl Monitor {
     /// Hears what happens from now on; what the netfilter socket of port `own` changes is no disturbance.
-    pub(crate) fn open(own: u32) -> io::Result<Self> {
+    pub(crate) fn open(own: u32, underlay: Arc<AtomicU32>) -> io::Result<Self> {
         let open = |protocol, groups: &[u32]| {
             let mut socket = Socket::new(protocol)?;
             socket.bind(&SocketAddr::new(0, 0))?;
@@ -58,15 +68,23 @@ impl Monitor {
             nftables: open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?,
             routes: open(
                 NETLINK_ROUTE,
-                &[RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE],
+                &[
+                    RTNLGRP_LINK,
+                    RTNLGRP_IPV4_ADDRESS,
+                    RTNLGRP_IPV6_ADDRESS,
+                    RTNLGRP_IPV4_ROUTE,
+                    RTNLGRP_IPV6_ROUTE,
+                ],
             )?,
             own,
+            underlay,
             buffer: vec![0; 64 << 10],
         })
     }
 
-    /// Returns when something was changed that may be ours: somebody else changed nftables, a route with our protocol
-    /// number went, a link of ours changed, or so much happened that some of it was lost.
+    /// Returns when something was changed that may be ours or concern it: somebody else changed nftables, a route with our
+    /// protocol number went, the tunnel's link changed, the link between nodes or its addresses did (the kernel takes
+    /// routes along with them and does not say so), or so much happened that some of it was lost.
     pub fn wait(&mut self) -> io::Result<()> {
         loop {
             let mut sockets = [
@@ -81,7 +99,9 @@ impl Monitor {
             let foreign =
                 |message: &wire::Received<'_>| message.kind == NEW_GENERATION && message.port != own;
             let nftables = drain(&self.nftables, &mut self.buffer, foreign)?;
-            let routes = drain(&self.routes, &mut self.buffer, routes_disturbed)?;
+            let underlay = self.underlay.load(Ordering::Relaxed);
+            let disturbed = |message: &wire::Received<'_>| routes_disturbed(message, underlay);
+            let routes = drain(&self.routes, &mut self.buffer, disturbed)?;
             if nftables || routes {
                 return Ok(());
             }
@@ -110,13 +130,20 @@ fn drain(
 
 const ENOBUFS: i32 = 105;
 
-fn routes_disturbed(message: &wire::Received<'_>) -> bool {
+fn routes_disturbed(message: &wire::Received<'_>, underlay: u32) -> bool {
+    let index = message
+        .payload
+        .get(INDEX_AT)
+        .and_then(|bytes| bytes.try_into().ok());
+    // A link that is not there yet may be any.
+    let of_underlay = underlay == 0 || index.map(u32::from_ne_bytes) == Some(underlay);
     match message.kind {
         DELETE_ROUTE => message.payload.get(ROUTE_PROTOCOL_AT) == Some(&ROUTE_PROTOCOL),
+        NEW_ADDRESS | DELETE_ADDRESS => of_underlay,
         NEW_LINK | DELETE_LINK => {
             let attributes = Reader::new(message.payload.get(LINK_HEADER..).unwrap_or_default());
             let name = attributes.text(IFLA_IFNAME);
-            name.is_some_and(|name| [TUNNEL_LINK, SINK_LINK].contains(&name.as_str()))
+            of_underlay || name.is_some_and(|name| [TUNNEL_LINK, SINK_LINK].contains(&name.as_str()))
         }
         _ => false,
     }

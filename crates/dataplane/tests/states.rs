@@ -14,6 +14,7 @@ use podnet_core::compute;
 use podnet_core::service::{Backend, Frontend};
 use podnet_dataplane::{Dataplane, Dump, Kernel};
 use podnet_fuzz::Random;
+use podnet_linux::sysctl;
 
 /// A cluster of up to four nodes and some services, either routing mode.
 fn shuffle(lab: &mut Lab, all: &Cluster, dice: &mut Random) {
@@ -262,4 +263,53 @@ fn thousands_of_services_go_in_at_once() {
                 .is_nothing()
         );
     }
+}
+
+#[test]
+fn settings_are_put_back() {
+    let lab = Lab::new(1, Routing::default(), Family::V4, 1500);
+    let state = compute(&lab.cluster, &node_name(0));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("state/settings");
+    let keys = [
+        "net/ipv4/ip_forward",
+        "net/ipv6/conf/all/forwarding",
+        "net/ipv6/conf/eth0/forwarding",
+        "net/ipv6/conf/eth0/accept_ra",
+        "net/ipv6/conf/lo/forwarding",
+        "net/netfilter/nf_conntrack_tcp_be_liberal",
+    ];
+    let settings = || keys.map(|key| sysctl::get(key).unwrap());
+    lab.nodes[0].run(|| {
+        // One link forwarded already.
+        sysctl::set("net/ipv6/conf/lo/forwarding", "1").unwrap();
+        let before = settings();
+        assert_eq!(before, ["0", "0", "0", "1", "1", "0"]);
+        let open = || {
+            let mut kernel = Kernel::open(None).unwrap();
+            kernel.keep_settings_in(&file).unwrap();
+            kernel
+        };
+        open().apply(&state).unwrap();
+        assert_eq!(settings(), ["1", "1", "1", "2", "1", "1"]);
+        // Another agent finds what the first has written, and does not take it for what was before.
+        open().apply(&state).unwrap();
+        let present = open().present().unwrap();
+        for text in [
+            "setting net/ipv4/ip_forward = 1, which was 0",
+            "setting net/ipv6/conf/all/forwarding = 1, which was 0",
+            "setting net/ipv6/conf/eth0/accept_ra = 2, which was 1",
+            "setting net/netfilter/nf_conntrack_tcp_be_liberal = 1, which was 0",
+        ] {
+            assert!(present.contains(&text.to_owned()), "{present:?}");
+        }
+        open().clean().unwrap();
+        assert_eq!(settings(), before);
+        assert_eq!(open().clean().unwrap(), Vec::<String>::new());
+        // What somebody else has changed since is theirs.
+        open().apply(&state).unwrap();
+        sysctl::set("net/ipv6/conf/eth0/accept_ra", "0").unwrap();
+        open().clean().unwrap();
+        assert_eq!(settings(), ["0", "0", "0", "0", "1", "0"]);
+    });
 }

@@ -95,6 +95,9 @@ struct Up {
     /// How pods' packets cross nodes
     #[arg(long, value_enum, default_value_t = Routing::Vxlan)]
     routing: Routing,
+    /// With --routing vxlan: use the tunnel only between subnets
+    #[arg(long)]
+    cross_subnet: bool,
     /// Address families of pods and services
     #[arg(long, value_enum, default_value_t = IpFamily::Dual)]
     ip_family: IpFamily,
@@ -240,6 +243,10 @@ fn up(args: Up) -> miette::Result<ExitCode> {
         );
         return Ok(ExitCode::from(2));
     }
+    if args.cross_subnet && args.routing == Routing::Direct {
+        eprintln!("error: --cross-subnet needs --routing vxlan: direct routes use no tunnel at all");
+        return Ok(ExitCode::from(2));
+    }
     let request = Request {
         name: args.lab.name,
         nodes: args.nodes,
@@ -247,6 +254,7 @@ fn up(args: Up) -> miette::Result<ExitCode> {
         zones: args.zones,
         dataplane: args.dataplane,
         routing: args.routing,
+        cross_subnet: args.cross_subnet,
         ip_family: args.ip_family,
         datastore: args.datastore,
         api_port: args.api_port,

@@ -9,11 +9,13 @@
 pub mod bootid;
 pub mod datagram;
 pub mod enter;
+pub mod ethtool;
 pub mod fdpass;
 mod mac;
 pub mod mount;
 pub mod netlink;
 pub mod ns;
+pub mod probe;
 pub mod process;
 pub mod sysctl;
 

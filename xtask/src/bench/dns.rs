@@ -1,8 +1,5 @@
 //! What answering the cluster's names costs, without the sockets.
 
-use std::process::{Command, Stdio};
-
-use miette::{Context, IntoDiagnostic, miette};
 use serde::{Deserialize, Serialize};
 
 /// What `questions` of the crate `dns` prints.
@@ -23,26 +20,5 @@ pub(super) struct Rate {
 
 /// Measures on that CPU.
 pub(super) fn measure(cpu: usize, seconds: f64) -> miette::Result<Figures> {
-    let build = [
-        "--quiet",
-        "--release",
-        "--package",
-        "podnet-dns",
-        "--example",
-        "questions",
-    ];
-    let output = Command::new("taskset")
-        .args(["-c", &cpu.to_string(), "cargo", "run"])
-        .args(build)
-        .args(["--", &seconds.to_string()])
-        .stderr(Stdio::inherit())
-        .output()
-        .into_diagnostic()
-        .wrap_err("cannot run taskset and cargo")?;
-    if !output.status.success() {
-        return Err(miette!("the measurement of DNS failed: {}", output.status));
-    }
-    serde_json::from_slice(&output.stdout)
-        .into_diagnostic()
-        .wrap_err("the measurement of DNS says something new")
+    super::example::run("podnet-dns", "questions", cpu, &[seconds.to_string()])
 }

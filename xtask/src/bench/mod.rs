@@ -5,7 +5,9 @@
 
 mod bare;
 mod dns;
+mod example;
 mod lab;
+mod peers;
 mod plugin;
 mod report;
 pub(crate) mod verbs;
@@ -40,7 +42,7 @@ pub(crate) struct Args {
     /// How often to time ADD and DEL; 0 leaves it out
     #[arg(long, default_value_t = 30)]
     verb_runs: u16,
-    /// Only paths whose name contains this ("dns" for DNS alone)
+    /// Only paths whose name contains this ("dns", "peers" or "plugin" for that alone)
     #[arg(long, default_value = "")]
     only: String,
     /// The executable to measure
@@ -99,6 +101,10 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         .contains(&args.only)
         .then(|| dns::measure(cpu, args.seconds))
         .transpose()?;
+    let peers = "peers"
+        .contains(&args.only)
+        .then(|| peers::measure(cpu))
+        .transpose()?;
     let plugin = "plugin"
         .contains(&args.only)
         .then(|| plugin::measure(&args.podnet))
@@ -129,6 +135,7 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         up,
         verbs,
         dns,
+        peers,
         plugin,
         paths: series,
     };

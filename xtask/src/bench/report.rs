@@ -9,6 +9,7 @@ use miette::{Context, IntoDiagnostic};
 use serde::Serialize;
 
 use super::dns::Figures;
+use super::peers;
 use super::plugin::PluginStart;
 use super::verbs::VerbTimes;
 use crate::netperf::{Sample, Test};
@@ -22,6 +23,7 @@ pub(super) struct Report {
     pub(super) up: Option<UpTimes>,
     pub(super) verbs: Option<VerbTimes>,
     pub(super) dns: Option<Figures>,
+    pub(super) peers: Option<peers::Times>,
     pub(super) plugin: Option<PluginStart>,
     pub(super) paths: Vec<Series>,
 }
@@ -207,6 +209,9 @@ impl fmt::Display for Report {
                 plugin.p50, plugin.p99
             )?;
         }
+        if let Some(peers) = &self.peers {
+            write!(f, "{peers}")?;
+        }
         if let Some(dns) = &self.dns {
             writeln!(
                 f,
@@ -255,6 +260,7 @@ mod tests {
             up: None,
             verbs: None,
             plugin: None,
+            peers: None,
             dns: None,
             paths: vec![series("limit", None, 1.0), series("ours", Some("limit"), 2.0)],
         };

@@ -34,6 +34,11 @@ fn parse(name: &NodeName, object: &api::Node) -> Result<Node, String> {
             parsed.map_err(|_| format!("status.addresses: {:?} is no IP address", address.address))
         });
     let mut node = Node::new(name.clone(), &internal.collect::<Result<Vec<_>, _>>()?, ranges);
+    node.created = object
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|time| time.0.as_second());
     // Host names and DNS names are none.
     node.all_addresses = addresses
         .iter()

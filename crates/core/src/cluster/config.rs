@@ -16,6 +16,9 @@ pub struct ClusterConfig {
     pub service_cidrs: Vec<IpNet>,
     /// How packets for pods get from node to node.
     pub routing: Routing,
+    /// With [`Routing::Vxlan`]: packets to nodes on one's own subnet go as they are, and only those to other subnets
+    /// through the tunnel.
+    pub cross_subnet: bool,
     /// Destinations beyond the cluster that pods reach with their own address; all others see the node's. None if
     /// pods always keep theirs, because the world around the cluster knows the way back to them.
     pub masquerade: Option<Vec<IpNet>>,

@@ -6,6 +6,7 @@
 mod config;
 mod dns;
 pub(crate) mod domain;
+mod local;
 mod names;
 mod node;
 mod pod;
@@ -22,6 +23,7 @@ use std::net::SocketAddr;
 pub use config::{ClusterConfig, ConfigError, Routing, Vxlan, parse_range};
 pub use dns::{DnsConfig, PodRecords};
 pub use domain::{DomainName, DomainNameError};
+pub use local::Local;
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
 pub use pod::{NamedPort, Namespace, Pod};
@@ -157,6 +159,8 @@ pub struct Cluster {
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
     /// IP pools by name; none where their kind is not installed.
     pub ip_pools: BTreeMap<String, Parsed<IpPool>>,
+    /// What this node knows by itself.
+    pub local: Local,
     /// Host ports that pods of this node have, as its container runtime asked for them.
     pub host_ports: BTreeMap<HostPort, SocketAddr>,
     /// Namespaces by name.

@@ -24,6 +24,8 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// Whether its Ready condition is True. Routes do not depend on it: a node that is not Ready may well serve.
     pub ready: bool,
+    /// When the object was created, in seconds since 1970: of two nodes that claim the same, the older one has it.
+    pub created: Option<i64>,
 }
 
 /// An IP family.
@@ -119,6 +121,7 @@ impl Node {
             all_addresses: internal.iter().copied().collect(),
             labels: BTreeMap::new(),
             ready: false,
+            created: None,
         };
         for &address in internal.iter().filter(|address| !is_unroutable(**address)) {
             node.primary.get_or_insert(Family::of(address));

@@ -5,10 +5,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use podnet_linux::sysctl::{self, SysctlError};
-
 use super::socket::{Message, Netfilter, NetfilterError, SUBSYSTEM_CONNTRACK};
 use super::wire::{Attributes, Reader, Received};
+use crate::settings::{SettingError, Settings};
 
 const GET: u16 = 1;
 const DELETE: u16 = 2;
@@ -17,18 +16,12 @@ const REPLY: u16 = 2;
 const ZONE: u16 = 18;
 const UDP: u8 = 17;
 
-const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
-
 /// Has segments outside a connection's window translated like all others, so that the socket they are for judges them.
 /// As the kernel comes they would go on untranslated, and the client, which knows no connection to the endpoint's own
 /// address, would reset it (kubernetes/kubernetes#74839). Dropping them by a rule would cost every packet a look at it.
 /// Returns whether this changed anything.
-pub(crate) fn be_liberal() -> Result<bool, SysctlError> {
-    if sysctl::get(LIBERAL)? == "1" {
-        return Ok(false);
-    }
-    sysctl::set(LIBERAL, "1")?;
-    Ok(true)
+pub(crate) fn be_liberal(settings: &mut Settings) -> Result<bool, SettingError> {
+    settings.ensure("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
 }
 
 /// Removes the UDP flows for which `stale(sent to, answered from)` holds; says how many there were.

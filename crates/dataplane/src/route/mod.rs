@@ -4,31 +4,31 @@
 //! ever changed; a destination that somebody else has a route for is reported and left alone. Links and routes of
 //! pods are the wiring's, under another protocol number.
 
+mod hosts;
 mod sink;
 mod tunnel;
+mod way;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
-use podnet_core::cluster::Family;
 use podnet_core::route::{Hop, Mac, RoutingState};
-use podnet_linux::netlink::{
-    Link, MAIN_TABLE, Netlink, NetlinkError, Request, Route, RouteFilter, RouteKind,
-};
-use podnet_linux::sysctl::{self, SysctlError};
+use podnet_linux::netlink::{Address, Link, MAIN_TABLE, Netlink, NetlinkError, Request, RouteFilter};
+use podnet_linux::sysctl;
 
 use crate::delta::Delta;
+use crate::settings::{SettingError, Settings};
 pub use sink::SINK_LINK;
+use way::{Links, RouteKey, Way};
 
 /// The name of the VXLAN link.
 pub const TUNNEL_LINK: &str = "podnet.vxlan";
 /// The protocol number of our routes to other nodes.
 pub const ROUTE_PROTOCOL: u8 = 112;
-/// Metric of the routes for addresses nobody has: any route to one of them is better.
-const UNREACHABLE_METRIC: u32 = 8192;
-/// What the kernel gives IPv6 routes that ask for none.
-const DEFAULT_METRIC_V6: u32 = 1024;
 
 /// Why a node's routes could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -36,9 +36,12 @@ pub enum RouteError {
     /// Talking to the kernel failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// The tunnel's device would not compute checksums.
+    #[error("cannot see to checksum offload of {TUNNEL_LINK}: {0}")]
+    Offload(io::Error),
     /// Forwarding could not be switched on.
     #[error("{0}; the node cannot forward packets of pods without it")]
-    Sysctl(#[from] SysctlError),
+    Forwarding(#[from] SettingError),
     /// The node's address is on none of its links.
     #[error(
         "the node's address {0} is on none of its links: compare `ip address` with the InternalIP in the Node's status"
@@ -72,7 +75,9 @@ pub struct RoutesApplied {
 #[derive(Debug)]
 pub struct Routes {
     netlink: Netlink,
-    underlay: Option<String>,
+    chosen: Option<String>,
+    /// Index of the underlay link, for who listens to its changes; 0 while it is not known.
+    underlay: Arc<AtomicU32>,
 }
 
 /// What the kernel has of ours.
@@ -80,38 +85,24 @@ pub struct Routes {
 pub struct Installed {
     /// The tunnel, in words.
     pub tunnel: Option<String>,
+    /// Without a tunnel: this node's own addresses among its pods'.
+    pub host_addresses: BTreeSet<IpNet>,
     /// Routes by destination.
     pub routes: BTreeMap<IpNet, Hop>,
+    /// The largest packet on a route, where that is less than its link allows.
+    pub path_mtu: BTreeMap<IpNet, u32>,
     /// The tunnel's neighbours.
     pub neighbours: BTreeMap<IpAddr, Mac>,
     /// The tunnel's forwarding entries.
     pub forwarding: BTreeMap<Mac, IpAddr>,
 }
 
-/// Destination and metric: what makes a route the same route to the kernel.
-type RouteKey = (IpNet, u32);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Way {
-    Via {
-        gateway: IpAddr,
-        tunnel: Option<u32>,
-    },
-    Unreachable,
-    Sink {
-        link: u32,
-        /// The source of what this node sends itself.
-        source: Option<IpAddr>,
-    },
-    /// Not as we would make it.
-    Strange(Box<Route>),
-}
-
-/// The links of ours that routes lead to, by index.
-#[derive(Debug, Clone, Copy, Default)]
-struct Links {
-    tunnel: Option<u32>,
-    sink: Option<u32>,
+/// What is to be set before what is to go, whichever table it is in: so that no path breaks which is there before and
+/// after.
+#[derive(Default)]
+struct Changes {
+    set: Vec<Request<'static>>,
+    gone: Vec<Request<'static>>,
 }
 
 impl Routes {
@@ -120,41 +111,106 @@ impl Routes {
     pub fn open(underlay: Option<String>) -> Result<Self, RouteError> {
         Ok(Routes {
             netlink: Netlink::open()?,
-            underlay,
+            chosen: underlay,
+            underlay: Arc::default(),
         })
     }
 
+    /// Where the index of the underlay link is found.
+    pub(crate) fn underlay_index(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.underlay)
+    }
+
     /// Makes links and routes those of `want`.
-    pub fn apply(&mut self, want: &RoutingState) -> Result<RoutesApplied, RouteError> {
+    pub(crate) fn apply(
+        &mut self,
+        want: &RoutingState,
+        settings: &mut Settings,
+    ) -> Result<RoutesApplied, RouteError> {
         let mut applied = RoutesApplied::default();
-        let underlay = self.underlay(want)?;
-        self.forward(want, underlay.as_ref(), &mut applied)?;
-        let tunnel = tunnel::apply(&mut self.netlink, want, underlay.as_ref(), &mut applied)?;
+        if !want.known {
+            return Ok(applied);
+        }
+        let local = want.tunnel.as_ref().map(|tunnel| tunnel.local);
+        let underlay = self.underlay(local.or_else(|| want.node_addresses.first().copied()));
+        let index = underlay
+            .as_ref()
+            .ok()
+            .and_then(Option::as_ref)
+            .map_or(0, |(link, _)| link.index);
+        self.underlay.store(index, Ordering::Relaxed);
+        let underlay = underlay?.map(|(link, _)| link);
+        self.forward(want, underlay.as_ref(), settings, &mut applied)?;
+        let mut changes = Changes::default();
+        let tunnel = tunnel::apply(
+            &mut self.netlink,
+            want,
+            underlay.as_ref(),
+            &mut changes,
+            &mut applied,
+        )?;
+        let stale = hosts::apply(&mut self.netlink, want, &mut applied)?;
         let overhead = want.tunnel.as_ref().map_or(0, |tunnel| tunnel.overhead());
         applied.pod_mtu = underlay.map(|link| link.mtu.saturating_sub(overhead));
         let sink = sink::apply(&mut self.netlink, want, applied.pod_mtu, &mut applied)?;
-        self.routes(want, Links { tunnel, sink }, &mut applied)?;
+        self.routes(want, Links { tunnel, sink }, &mut changes)?;
+        // Backwards: a route goes before what it leads through.
+        changes.gone.reverse();
+        changes.send(&mut self.netlink, &mut applied)?;
+        self.last(want, stale, &mut applied)?;
         Ok(applied)
     }
 
-    /// The link packets between nodes go by; `None` while the node has no address.
-    fn underlay(&mut self, want: &RoutingState) -> Result<Option<Link>, RouteError> {
-        if let Some(name) = self.underlay.clone() {
-            let link = self.netlink.link(&name)?;
-            return link.map(Some).ok_or(RouteError::NoSuchLink(name));
+    /// Takes away what routes led through.
+    fn last(
+        &mut self,
+        want: &RoutingState,
+        stale: Vec<Request<'static>>,
+        applied: &mut RoutesApplied,
+    ) -> Result<(), RouteError> {
+        applied.changes += stale.len();
+        self.netlink.apply(stale)?;
+        if want.tunnel.is_none()
+            && let Some(link) = self.netlink.link(TUNNEL_LINK)?
+        {
+            self.netlink.request(link.delete())?;
+            applied.changes += 1;
         }
-        let local = want.tunnel.as_ref().map(|tunnel| tunnel.local);
-        let Some(local) = local.or_else(|| want.node_addresses.first().copied()) else {
+        Ok(())
+    }
+
+    /// The link packets between nodes go by, and the addresses on it; `None` while the node has no address.
+    fn underlay(&mut self, local: Option<IpAddr>) -> Result<Option<(Link, Vec<Address>)>, RouteError> {
+        if let Some(name) = self.chosen.clone() {
+            let link = self.netlink.link(&name)?;
+            let link = link.ok_or(RouteError::NoSuchLink(name))?;
+            let addresses = self.netlink.addresses(Some(link.index))?;
+            return Ok(Some((link, addresses)));
+        }
+        let Some(local) = local else {
             return Ok(None);
         };
-        let addresses = self.netlink.addresses(None)?;
+        let mut addresses = self.netlink.addresses(None)?;
         let on = addresses.iter().find(|address| address.net.addr() == local);
         let index = on.ok_or(RouteError::NoUnderlay(local))?.link;
-        Ok(Some(
-            self.netlink
-                .link_by_index(index)?
-                .ok_or(RouteError::NoUnderlay(local))?,
-        ))
+        let link = self.netlink.link_by_index(index)?;
+        let link = link.ok_or(RouteError::NoUnderlay(local))?;
+        addresses.retain(|address| address.link == index);
+        Ok(Some((link, addresses)))
+    }
+
+    /// The subnets that the underlay link is on, where `local` is the node's address: whoever has an address in one of
+    /// them is reached without a router.
+    pub fn subnets(&mut self, local: Option<IpAddr>) -> Result<BTreeSet<IpNet>, RouteError> {
+        let addresses = self
+            .underlay(local)?
+            .map_or_else(Vec::new, |(_, addresses)| addresses);
+        let nets = addresses.into_iter().map(|address| address.net);
+        let link_local = |net: &IpNet| matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
+        Ok(nets
+            .filter(|net| net.prefix_len() < net.max_prefix_len() && !link_local(net))
+            .map(|net| net.trunc())
+            .collect())
     }
 
     /// Switches on forwarding for the families that pods have.
@@ -162,47 +218,37 @@ impl Routes {
         &mut self,
         want: &RoutingState,
         underlay: Option<&Link>,
+        settings: &mut Settings,
         applied: &mut RoutesApplied,
     ) -> Result<(), RouteError> {
-        let mut ensure = |key: &str| -> Result<(), SysctlError> {
-            if sysctl::get(key)? != "1" {
-                sysctl::set(key, "1")?;
-                applied.changes += 1;
-            }
-            Ok(())
-        };
+        const ALL_V6: &str = "net/ipv6/conf/all/forwarding";
         if want.pod_ranges.iter().any(|range| range.addr().is_ipv4()) {
-            ensure("net/ipv4/ip_forward")?;
+            applied.changes += usize::from(settings.ensure("net/ipv4/ip_forward", "1")?);
         }
         if want.pod_ranges.iter().any(|range| range.addr().is_ipv6()) {
-            listen_to_routers(&self.netlink.links()?, underlay)?;
-            ensure("net/ipv6/conf/all/forwarding")?;
+            let links = self.netlink.links()?;
+            listen_to_routers(settings, &links, underlay)?;
+            if sysctl::get(ALL_V6).map_err(SettingError::from)? != "1" {
+                note_forwarding_links(settings, &links)?;
+            }
+            applied.changes += usize::from(settings.ensure(ALL_V6, "1")?);
         }
         Ok(())
     }
 
-    fn routes(
-        &mut self,
-        want: &RoutingState,
-        links: Links,
-        applied: &mut RoutesApplied,
-    ) -> Result<(), RouteError> {
-        let wanted = wanted_routes(want, links);
+    fn routes(&mut self, want: &RoutingState, links: Links, changes: &mut Changes) -> Result<(), RouteError> {
+        let wanted = way::wanted(want, links);
         let have = self.our_routes()?;
         let delta = Delta::between(&wanted, &have);
-        // New ways before old ones go. Adding refuses what somebody else has; replacing is for what is ours.
-        let additions = delta.add.iter().map(|(key, way)| route(**key, way).add());
-        let changes = delta
-            .change
-            .iter()
-            .flat_map(|(key, way, old)| change(**key, way, old));
-        let removals = delta.remove.iter().map(|(key, way)| route(**key, way).delete());
-        each(
-            &mut self.netlink,
-            additions.chain(changes).collect(),
-            removals.collect(),
-            applied,
-        )
+        // Adding refuses what somebody else has; replacing is for what is ours.
+        let additions = delta.add.iter().map(|(key, way)| way.route(**key).add());
+        changes.set.extend(additions);
+        for (key, way, old) in &delta.change {
+            changes.set.extend(way::change(**key, way, old));
+        }
+        let removals = delta.remove.iter().map(|(key, way)| way.route(**key).delete());
+        changes.gone.extend(removals);
+        Ok(())
     }
 
     fn our_routes(&mut self) -> Result<BTreeMap<RouteKey, Way>, NetlinkError> {
@@ -219,23 +265,40 @@ impl Routes {
         let routes = self.netlink.routes(filter)?.into_iter();
         let ours = routes.filter(|route| route.protocol == ROUTE_PROTOCOL && route.table == MAIN_TABLE);
         Ok(ours
-            .map(|found| ((found.destination, found.metric.unwrap_or(0)), way(found, links)))
+            .map(|found| {
+                (
+                    (found.destination, found.metric.unwrap_or(0)),
+                    Way::of(found, links),
+                )
+            })
             .collect())
+    }
+
+    /// Whether the tunnel's device leaves checksums to the hardware; none while there is no such device.
+    pub fn checksum_offload(&mut self) -> Result<Option<bool>, RouteError> {
+        match self.netlink.link(TUNNEL_LINK)? {
+            Some(_) => tunnel::checksum_offload().map(Some),
+            None => Ok(None),
+        }
     }
 
     /// What the kernel has of ours.
     pub fn dump(&mut self) -> Result<Installed, RouteError> {
         let mut installed = tunnel::dump(&mut self.netlink)?;
+        installed.host_addresses = hosts::present(&mut self.netlink)?
+            .iter()
+            .map(|address| address.net)
+            .collect();
         for ((destination, _), way) in self.our_routes()? {
             let hop = match way {
-                Way::Via {
-                    gateway,
-                    tunnel: Some(_),
-                } => Hop::Tunnel(gateway),
-                Way::Via {
-                    gateway,
-                    tunnel: None,
-                } => Hop::Via(gateway),
+                Way::Via { gateway, tunnel, mtu } => {
+                    installed.path_mtu.extend(mtu.map(|mtu| (destination, mtu)));
+                    if tunnel.is_some() {
+                        Hop::Tunnel(gateway)
+                    } else {
+                        Hop::Via(gateway)
+                    }
+                }
                 Way::Unreachable => Hop::Unreachable,
                 Way::Sink { .. } => Hop::Sink,
                 Way::Strange(_) => continue,
@@ -249,9 +312,14 @@ impl Routes {
     pub fn clean(&mut self, really: bool) -> Result<Vec<String>, RouteError> {
         let mut removed = Vec::new();
         let mut requests = Vec::new();
+        // They are known by our routes.
+        for address in hosts::present(&mut self.netlink)? {
+            removed.push(format!("address {} of lo", address.net));
+            requests.push(address.delete());
+        }
         for (key, way) in self.our_routes()? {
             removed.push(format!("route {}", key.0));
-            requests.push(route(key, &way).delete());
+            requests.push(way.route(key).delete());
         }
         for name in [TUNNEL_LINK, SINK_LINK] {
             if let Some(link) = self.netlink.link(name)? {
@@ -270,9 +338,31 @@ impl Routes {
     }
 }
 
+impl Changes {
+    /// Sends them. What is refused hurts itself only; what is gone already is no refusal.
+    fn send(self, netlink: &mut Netlink, applied: &mut RoutesApplied) -> Result<(), RouteError> {
+        applied.changes += self.set.len() + self.gone.len();
+        let first_gone = self.set.len();
+        let outcomes = netlink.apply_each(self.set.into_iter().chain(self.gone))?;
+        for (index, outcome) in outcomes.into_iter().enumerate() {
+            match outcome {
+                Err(error) if index < first_gone || !error.is_not_found() => {
+                    applied.refused.push(error.to_string())
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A forwarding host stops listening to router advertisements, and so would lose its default route, unless told to
 /// listen all the same (2). That is for the links that listen until now, and for the underlay.
-fn listen_to_routers(links: &[Link], underlay: Option<&Link>) -> Result<(), SysctlError> {
+fn listen_to_routers(
+    settings: &mut Settings,
+    links: &[Link],
+    underlay: Option<&Link>,
+) -> Result<(), SettingError> {
     for link in links {
         let is = |key: &str, wanted: &str| {
             sysctl::get(&format!("net/ipv6/conf/{}/{key}", link.name)).is_ok_and(|value| value == wanted)
@@ -280,133 +370,26 @@ fn listen_to_routers(links: &[Link], underlay: Option<&Link>) -> Result<(), Sysc
         let forwards = is("forwarding", "1");
         let is_underlay = underlay.is_some_and(|underlay| underlay.index == link.index);
         if is("accept_ra", "1") && (is_underlay || !forwards) {
-            sysctl::set(&format!("net/ipv6/conf/{}/accept_ra", link.name), "2")?;
+            settings.ensure(&format!("net/ipv6/conf/{}/accept_ra", link.name), "2")?;
         }
+    }
+    Ok(())
+}
+
+/// The setting for all links sets every link's own, so that switching it off again would take those along that forwarded
+/// before.
+fn note_forwarding_links(settings: &mut Settings, links: &[Link]) -> Result<(), SettingError> {
+    let keys = links
+        .iter()
+        .map(|link| format!("net/ipv6/conf/{}/forwarding", link.name));
+    for key in keys.filter(|key| sysctl::get(key).is_ok_and(|value| value == "1")) {
+        settings.note(&key, "1", "1")?;
     }
     Ok(())
 }
 
 fn is_gone(outcome: &Result<(), NetlinkError>) -> bool {
     outcome.as_ref().is_err_and(NetlinkError::is_not_found)
-}
-
-/// Sends what is to be set, then what is to go. What is refused hurts itself only; what is gone already is no refusal.
-fn each(
-    netlink: &mut Netlink,
-    set: Vec<Request<'static>>,
-    gone: Vec<Request<'static>>,
-    applied: &mut RoutesApplied,
-) -> Result<(), RouteError> {
-    applied.changes += set.len() + gone.len();
-    let first_gone = set.len();
-    let outcomes = netlink.apply_each(set.into_iter().chain(gone))?;
-    for (index, outcome) in outcomes.into_iter().enumerate() {
-        match outcome {
-            Err(error) if index < first_gone || !error.is_not_found() => {
-                applied.refused.push(error.to_string())
-            }
-            Ok(()) | Err(_) => {}
-        }
-    }
-    Ok(())
-}
-
-/// From one way to another. IPv6 looks its next hop up by the very route that is to be replaced, and refuses it if that
-/// leads to another link: so into the tunnel, and out of it, the old way goes first.
-fn change(key: RouteKey, way: &Way, old: &Way) -> Vec<Request<'static>> {
-    let link = |way: &Way| match way {
-        Way::Via { tunnel, .. } => *tunnel,
-        Way::Sink { link, .. } => Some(*link),
-        Way::Unreachable | Way::Strange(_) => None,
-    };
-    if link(way) == link(old) {
-        return vec![route(key, way).replace()];
-    }
-    vec![route(key, old).delete(), route(key, way).add()]
-}
-
-fn wanted_routes(want: &RoutingState, links: Links) -> BTreeMap<RouteKey, Way> {
-    let mut wanted = BTreeMap::new();
-    for (destination, hop) in &want.routes {
-        let metric = match (hop, Family::of(destination.addr())) {
-            (Hop::Unreachable, _) => UNREACHABLE_METRIC,
-            (_, Family::V4) => 0,
-            (_, Family::V6) => DEFAULT_METRIC_V6,
-        };
-        let way = match hop {
-            Hop::Unreachable => Way::Unreachable,
-            Hop::Via(gateway) => Way::Via {
-                gateway: *gateway,
-                tunnel: None,
-            },
-            Hop::Tunnel(gateway) if links.tunnel.is_some() => Way::Via {
-                gateway: *gateway,
-                tunnel: links.tunnel,
-            },
-            // No tunnel, no route into it.
-            Hop::Tunnel(_) => continue,
-            Hop::Sink => match links.sink {
-                Some(link) => Way::Sink {
-                    link,
-                    source: want.address(Family::of(destination.addr())),
-                },
-                None => continue,
-            },
-        };
-        wanted.insert((*destination, metric), way);
-    }
-    wanted
-}
-
-fn route((destination, metric): RouteKey, way: &Way) -> Route {
-    let plain = Route::new(destination, ROUTE_PROTOCOL);
-    let metric = (metric != 0).then_some(metric);
-    match way {
-        Way::Via { gateway, tunnel } => Route {
-            metric,
-            onlink: tunnel.is_some(),
-            ..Route::via(destination, *gateway, *tunnel, ROUTE_PROTOCOL)
-        },
-        Way::Unreachable => Route {
-            metric,
-            kind: RouteKind::Unreachable,
-            ..plain
-        },
-        Way::Sink { link, source } => {
-            let router = sink::router(Family::of(destination.addr()));
-            Route {
-                metric,
-                onlink: true,
-                source: *source,
-                ..Route::via(destination, router, Some(*link), ROUTE_PROTOCOL)
-            }
-        }
-        Way::Strange(route) => (**route).clone(),
-    }
-}
-
-fn way(route: Route, Links { tunnel, sink }: Links) -> Way {
-    match (route.kind, route.via) {
-        (RouteKind::Unreachable, _) => Way::Unreachable,
-        (RouteKind::Unicast, Some(gateway))
-            if sink.is_some()
-                && route.link == sink
-                && gateway == sink::router(Family::of(route.destination.addr())) =>
-        {
-            Way::Sink {
-                link: sink.unwrap_or_default(),
-                source: route.source,
-            }
-        }
-        (RouteKind::Unicast, Some(gateway)) if tunnel.is_some() && route.link == tunnel => {
-            Way::Via { gateway, tunnel }
-        }
-        (RouteKind::Unicast, Some(gateway)) => Way::Via {
-            gateway,
-            tunnel: None,
-        },
-        _ => Way::Strange(Box::new(route)),
-    }
 }
 
 #[cfg(test)]
@@ -428,18 +411,19 @@ mod tests {
                     .unwrap();
                 sysctl::set("net/ipv6/conf/deaf/accept_ra", "0").unwrap();
                 let want = RoutingState {
+                    known: true,
                     pod_ranges: ["fd00:10:244::/64".parse().unwrap()].into(),
                     ..RoutingState::default()
                 };
-                let mut routes = Routes::open(None).unwrap();
-                routes.apply(&want).unwrap();
+                let (mut routes, mut settings) = (Routes::open(None).unwrap(), Settings::default());
+                routes.apply(&want, &mut settings).unwrap();
                 assert_eq!(sysctl::get("net/ipv6/conf/all/forwarding").unwrap(), "1");
                 assert_eq!((accepts("uplink"), accepts("deaf")), ("2".into(), "0".into()));
                 // A link that comes later forwards from the start, and never listened.
                 netlink
                     .apply([NewLink::veth("later", "latest", None).create()])
                     .unwrap();
-                routes.apply(&want).unwrap();
+                routes.apply(&want, &mut settings).unwrap();
                 assert_eq!(accepts("later"), "1");
             })
             .unwrap();

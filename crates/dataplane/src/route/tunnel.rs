@@ -5,32 +5,30 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podnet_core::route::{Mac, RoutingState, Tunnel};
+use podnet_linux::ethtool;
 use podnet_linux::netlink::{
     Address, AddressFlags, FdbEntry, Link, LinkKind, MacAddr, Neighbour, Netlink, NetlinkError, NewLink,
     NewLinkKind, Vxlan,
 };
 
-use super::{Installed, RouteError, RoutesApplied, TUNNEL_LINK, each};
+use super::{Changes, Installed, RouteError, RoutesApplied, TUNNEL_LINK};
 use crate::delta::Delta;
 
 /// What IPv6 asks of every link (RFC 8200 section 5).
 pub(super) const LEAST_MTU: u32 = 1280;
 
-/// Makes the tunnel the wanted one, and returns its index; where none is wanted, takes it away.
+/// Makes the tunnel the wanted one, and returns its index. One that is not wanted is left to its routes' end.
 pub(super) fn apply(
     netlink: &mut Netlink,
     want: &RoutingState,
     underlay: Option<&Link>,
+    changes: &mut Changes,
     applied: &mut RoutesApplied,
 ) -> Result<Option<u32>, RouteError> {
-    let have = netlink.link(TUNNEL_LINK)?;
     let (Some(tunnel), Some(underlay)) = (&want.tunnel, underlay) else {
-        if let Some(link) = have {
-            netlink.request(link.delete())?;
-            applied.changes += 1;
-        }
         return Ok(None);
     };
+    let have = netlink.link(TUNNEL_LINK)?;
     let mtu = underlay.mtu.saturating_sub(tunnel.overhead());
     if mtu < LEAST_MTU && tunnel.addresses.iter().any(|address| address.addr().is_ipv6()) {
         return Err(RouteError::MtuTooSmall {
@@ -40,8 +38,17 @@ pub(super) fn apply(
     }
     let link = link(netlink, have, tunnel, mtu, applied)?;
     addresses(netlink, &link, tunnel, applied)?;
-    entries(netlink, &link, want, applied)?;
+    if !tunnel.checksum_offload && checksum_offload()? {
+        ethtool::set_tx_checksum(TUNNEL_LINK, false).map_err(RouteError::Offload)?;
+        applied.changes += 1;
+    }
+    entries(netlink, &link, want, changes)?;
     Ok(Some(link.index))
+}
+
+/// Whether the device leaves checksums to the hardware.
+pub(super) fn checksum_offload() -> Result<bool, RouteError> {
+    ethtool::tx_checksum(TUNNEL_LINK).map_err(RouteError::Offload)
 }
 
 /// The link, reused when only its address or size differ: taking it away would take every route along.
@@ -54,15 +61,14 @@ fn link(
 ) -> Result<Link, RouteError> {
     let mac = MacAddr(tunnel.mac.0);
     let vxlan = Vxlan::new(tunnel.vxlan.vni, tunnel.vxlan.port, tunnel.local);
-    let fits = |link: &Link| match &link.kind {
-        LinkKind::Vxlan(found) => {
-            (found.vni, found.port, found.local, found.learning)
-                == (vxlan.vni, vxlan.port, vxlan.local, false)
-        }
-        _ => false,
-    };
     if let Some(link) = have {
-        if fits(&link) {
+        if let LinkKind::Vxlan(found) = &link.kind
+            && can_become(found, &vxlan)
+        {
+            if found.local != vxlan.local {
+                netlink.request(link.change().vxlan_local(tunnel.local).apply())?;
+                applied.changes += 1;
+            }
             if (link.mtu, link.mac, link.up) != (mtu, Some(mac), true) {
                 netlink.request(link.change().mtu(mtu).mac(mac).up(true).apply())?;
                 applied.changes += 1;
@@ -85,6 +91,13 @@ fn link(
     netlink.request(link.change().without_link_local().apply())?;
     netlink.request(link.change().up(true).apply())?;
     Ok(link)
+}
+
+/// Whether a tunnel can be changed into the wanted one: all but its address, within one family, is for good.
+fn can_become(found: &Vxlan, wanted: &Vxlan) -> bool {
+    let family = |vxlan: &Vxlan| vxlan.local.map(|local| local.is_ipv4());
+    (found.vni, found.port, found.learning, family(found))
+        == (wanted.vni, wanted.port, wanted.learning, family(wanted))
 }
 
 fn addresses(
@@ -114,44 +127,38 @@ fn addresses(
     Ok(netlink.apply(requests)?)
 }
 
-/// Neighbours and forwarding entries. Both come before the routes that need them, and stale ones stay until the end of
-/// nobody's need: they are unreachable once their route is gone.
+/// Forwarding entries, then the neighbours that lead to them; both come before the routes that need them, and go after.
 fn entries(
     netlink: &mut Netlink,
     link: &Link,
     want: &RoutingState,
-    applied: &mut RoutesApplied,
+    changes: &mut Changes,
 ) -> Result<(), RouteError> {
     let index = link.index;
-    let have = neighbours(netlink, index)?;
-    let delta = Delta::between(&want.neighbours, &have);
-    let neighbour = |address: &IpAddr, mac: &Mac| Neighbour::permanent(index, *address, MacAddr(mac.0));
-    let set = delta
-        .add
-        .iter()
-        .copied()
-        .chain(delta.change.iter().map(|(address, mac, _)| (*address, *mac)));
-    let set = set.map(|(address, mac)| neighbour(address, mac).replace());
-    let gone = delta
-        .remove
-        .iter()
-        .map(|(address, mac)| neighbour(address, mac).delete());
-    each(netlink, set.collect(), gone.collect(), applied)?;
-
     let have = forwarding(netlink, index)?;
-    let delta = Delta::between(&want.forwarding, &have);
     let entry = |mac: &Mac, remote: &IpAddr| FdbEntry::vxlan(index, MacAddr(mac.0), *remote);
-    let set = delta
-        .add
-        .iter()
-        .copied()
-        .chain(delta.change.iter().map(|(mac, remote, _)| (*mac, *remote)));
-    let set = set.map(|(mac, remote)| entry(mac, remote).replace());
+    let delta = Delta::between(&want.forwarding, &have);
+    let set = delta.set().map(|(mac, remote)| entry(mac, remote).replace());
+    changes.set.extend(set);
     let gone = delta
         .remove
         .iter()
         .map(|(mac, remote)| entry(mac, remote).delete());
-    each(netlink, set.collect(), gone.collect(), applied)
+    changes.gone.extend(gone);
+
+    let have = neighbours(netlink, index)?;
+    let neighbour = |address: &IpAddr, mac: &Mac| Neighbour::permanent(index, *address, MacAddr(mac.0));
+    let delta = Delta::between(&want.neighbours, &have);
+    let set = delta
+        .set()
+        .map(|(address, mac)| neighbour(address, mac).replace());
+    changes.set.extend(set);
+    let gone = delta
+        .remove
+        .iter()
+        .map(|(address, mac)| neighbour(address, mac).delete());
+    changes.gone.extend(gone);
+    Ok(())
 }
 
 fn neighbours(netlink: &mut Netlink, index: u32) -> Result<BTreeMap<IpAddr, Mac>, NetlinkError> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use podnet_core::cluster::{
     AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, Node, NodeName,
-    ObjectName, PodRanges, Protocol, Routing, Service, ServicePort,
+    ObjectName, Parsed, PodRanges, Protocol, Routing, Service, ServicePort,
 };
 use podnet_core::compute;
 use podnet_dataplane::{Applied, Dataplane, Dump, Kernel};
@@ -178,6 +178,23 @@ pub(crate) struct Lab {
 
 pub(crate) fn node_name(index: usize) -> NodeName {
     NodeName::new(format!("node{}", index + 1)).unwrap()
+}
+
+/// So many other nodes, each with an address and a range of either family. There may be up to 1,000.
+pub(crate) fn peers(count: u16) -> impl Iterator<Item = (NodeName, Parsed<Node>)> {
+    (0..count).map(|number| {
+        let name = NodeName::new(format!("peer{number}")).unwrap();
+        let [high, low] = (number + 1).to_be_bytes();
+        // From 10.244.4.0 on, 64 addresses each.
+        let v4 = 0x0af4_0400 + 64 * u32::from(number);
+        let ranges = [
+            format!("{}/26", Ipv4Addr::from_bits(v4)),
+            format!("fd00:10:244:ff:{number:x}::/80"),
+        ];
+        let ranges = PodRanges::new(ranges.iter().map(|text| text.parse().unwrap())).unwrap();
+        let address = IpAddr::from([172, 31, high, low]);
+        (name.clone(), Ok(Node::new(name, &[address], ranges)))
+    })
 }
 
 impl Lab {

@@ -361,10 +361,11 @@ fn runtime(dir: &LabDir, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -> m
 
 /// The agent sees nothing but its node, as on a real one.
 fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -> miette::Result<Service> {
+    let cross_subnet = request.cross_subnet.then(|| "--cross-subnet".to_owned());
     Ok(Service {
         name: format!("{}-agent", node.name),
         program: node::EXECUTABLE.into(),
-        args: vec![
+        args: [
             "agent".into(),
             "--node".into(),
             node.name.clone(),
@@ -374,7 +375,10 @@ fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -
             format!("--cluster-cidr={}", comma(&plan.cluster_cidrs)),
             format!("--service-cidr={}", comma(&plan.service_cidrs)),
             format!("--cluster-dns={}", comma(&plan.cluster_dns())),
-        ],
+        ]
+        .into_iter()
+        .chain(cross_subnet)
+        .collect(),
         namespaces: vec![
             Arc::clone(&spaces.net),
             Arc::clone(&spaces.uts),

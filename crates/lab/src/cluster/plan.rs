@@ -129,6 +129,9 @@ pub struct Request {
     pub dataplane: String,
     /// `--routing` of the agents.
     pub routing: Routing,
+    /// `--cross-subnet` of the agents.
+    #[serde(default)]
+    pub cross_subnet: bool,
     /// Address families of pods and services.
     pub ip_family: IpFamily,
     /// Where the API server stores.
@@ -298,6 +301,7 @@ mod tests {
             zones: 2,
             dataplane: "auto".into(),
             routing: Routing::Vxlan,
+            cross_subnet: false,
             ip_family,
             datastore: Datastore::Memory,
             api_port: 0,

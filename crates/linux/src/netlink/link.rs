@@ -463,6 +463,19 @@ impl<'fd> LinkChange<'fd> {
         ])]))
     }
 
+    /// Sets the source address of a VXLAN tunnel's outer packets. Only to one of the same family, and only for a change
+    /// begun with [`LinkChange::of`].
+    pub fn vxlan_local(self, local: IpAddr) -> Self {
+        let local = match local {
+            IpAddr::V4(local) => InfoVxlan::Local(local),
+            IpAddr::V6(local) => InfoVxlan::Local6(local),
+        };
+        self.with(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![local])),
+        ]))
+    }
+
     /// The change as a request.
     pub fn apply(self) -> Request<'fd> {
         Request::new(

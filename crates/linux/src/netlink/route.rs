@@ -120,6 +120,8 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// Largest packet in bytes.
     pub mtu: Option<u32>,
+    /// The size holds for forwarded IPv6 packets too, and for IPv4 it forbids path MTU discovery.
+    pub mtu_lock: bool,
 }
 
 // Attribute numbers of include/uapi/linux/rtnetlink.h.
@@ -132,6 +134,7 @@ const RTA_METRICS: u16 = 8;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
+const RTAX_LOCK: u16 = 1;
 const RTAX_MTU: u16 = 2;
 const RTM_F_CLONED: u32 = 0x200;
 /// Length of `struct rtmsg`.
@@ -165,6 +168,7 @@ impl Route {
             metric: None,
             source: None,
             mtu: None,
+            mtu_lock: false,
         }
     }
 
@@ -258,9 +262,11 @@ impl Route {
             self.source
                 .map(|source| RouteAttribute::PrefSource(source.into())),
         );
+        let lock = self.mtu_lock.then_some(RouteMetric::Lock(1 << RTAX_MTU));
         attributes.extend(
-            self.mtu
-                .map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])),
+            self.mtu.map(|mtu| {
+                RouteAttribute::Metrics([RouteMetric::Mtu(mtu)].into_iter().chain(lock).collect())
+            }),
         );
         message
     }
@@ -296,9 +302,13 @@ impl Route {
                 RTA_TABLE => route.table = wire::word(value)?,
                 RTA_MULTIPATH => next_hops = value,
                 RTA_METRICS => {
-                    route.mtu = wire::attributes(value, 0)
-                        .find(|(kind, _)| *kind == RTAX_MTU)
-                        .and_then(|(_, mtu)| wire::word(mtu));
+                    let metric = |wanted: u16| {
+                        wire::attributes(value, 0)
+                            .find(|(kind, _)| *kind == wanted)
+                            .and_then(|(_, metric)| wire::word(metric))
+                    };
+                    route.mtu = metric(RTAX_MTU);
+                    route.mtu_lock = metric(RTAX_LOCK).is_some_and(|locked| locked & 1 << RTAX_MTU != 0);
                 }
                 _ => route.read_next_hop(kind, value),
             }

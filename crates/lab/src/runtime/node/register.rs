@@ -16,6 +16,8 @@ use super::object::{NodeFacts, labels, node_object, node_status};
 const LEASES: &str = "kube-node-lease";
 /// How often the lease is renewed.
 const RENEW: Duration = Duration::from_secs(10);
+/// How often the node looks whether its object is still there, as kubelet does with every status.
+const LOOK: Duration = Duration::from_secs(10);
 /// How long the lease holds.
 const LEASE_SECONDS: i32 = 40;
 /// How often the status is written although nothing in it changed.
@@ -87,6 +89,14 @@ impl NodeApi {
         }
     }
 
+    /// Registers again when somebody has deleted the Node; then returns the new one's UID.
+    async fn ensure(&self, network: &NetworkState) -> kube::Result<Option<String>> {
+        match self.nodes.get_metadata_opt(&self.facts.name).await? {
+            Some(_) => Ok(None),
+            None => self.register(network).await,
+        }
+    }
+
     async fn renew(&self, owner: Option<&str>) -> kube::Result<()> {
         let now = MicroTime(Timestamp::now());
         let patch = Patch::Merge(json!({"spec": {"renewTime": now, "holderIdentity": self.facts.name}}));
@@ -132,7 +142,7 @@ impl NodeApi {
 /// and every 5 minutes. An API server that is away is tried again and again.
 pub async fn heartbeat(node: NodeApi, mut network: watch::Receiver<NetworkState>) {
     let mut pause = Duration::from_millis(50);
-    let owner = loop {
+    let mut owner = loop {
         let state = network.borrow_and_update().clone();
         match node.register(&state).await {
             Ok(uid) => break uid,
@@ -143,6 +153,7 @@ pub async fn heartbeat(node: NodeApi, mut network: watch::Receiver<NetworkState>
     };
     tracing::info!(node = node.facts.name, "registered");
     let mut renew = tokio::time::interval(RENEW);
+    let mut look = tokio::time::interval(LOOK);
     let mut report = tokio::time::interval_at(tokio::time::Instant::now() + REPORT, REPORT);
     let mut unreported = false;
     loop {
@@ -150,6 +161,17 @@ pub async fn heartbeat(node: NodeApi, mut network: watch::Receiver<NetworkState>
             _ = renew.tick() => {
                 if let Err(error) = node.renew(owner.as_deref()).await {
                     tracing::warn!(%error, "renewing the node's lease");
+                }
+            }
+            _ = look.tick() => {
+                let state = network.borrow().clone();
+                match node.ensure(&state).await {
+                    Ok(Some(uid)) => {
+                        tracing::info!(node = node.facts.name, "its Node was deleted; registered again");
+                        owner = Some(uid);
+                    }
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!(%error, "looking at the node's object"),
                 }
             }
             changed = network.changed() => {

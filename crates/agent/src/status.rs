@@ -1,0 +1,299 @@
+//! `podnet status`: what the agent of this node says of itself and of the paths to other nodes.
+//!
+//! The agent answers whoever connects to `status.sock` in its run directory with one JSON document.
+
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use miette::{Context, IntoDiagnostic, miette};
+use podnet_core::path::Report;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+/// The socket's name in the run directory.
+pub const SOCKET: &str = "status.sock";
+/// The agent answers at once; one that does not is stuck.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the node loop has come to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The node.
+    pub node: String,
+    /// The agent's version.
+    pub version: String,
+    /// Number of the state in force; none before the first.
+    pub generation: Option<u64>,
+    /// How packets get from node to node.
+    pub routing: String,
+    /// Largest packet of a new pod, in bytes.
+    pub pod_mtu: Option<u32>,
+    /// The tunnel's device may leave checksums to the hardware.
+    pub checksum_offload: bool,
+    /// What could not be applied.
+    pub failures: Vec<String>,
+    /// Objects that are left out, and why.
+    pub problems: Vec<String>,
+}
+
+/// One path.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// The other node.
+    pub peer: String,
+    /// Its range.
+    pub range: String,
+    /// Its address among its pods.
+    pub address: String,
+    /// `tunnel` or `direct`.
+    pub via: String,
+    /// `reachable`, `unreachable`, `no agent` or `unknown`.
+    pub reach: String,
+    /// There and back.
+    pub latency_ms: Option<f64>,
+    /// Largest packet that passes, in bytes.
+    pub mtu: Option<u32>,
+    /// Largest that this node's link takes.
+    pub link_mtu: u32,
+    /// `right`, `wrong` or `unknown`.
+    pub checksums: String,
+    /// Probes that arrived changed although their checksums were right.
+    pub corrupt: u64,
+}
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The node.
+    #[serde(flatten)]
+    pub node: NodeStatus,
+    /// The paths to other nodes.
+    pub paths: Vec<PathStatus>,
+}
+
+impl From<&Report> for PathStatus {
+    fn from(report: &Report) -> Self {
+        PathStatus {
+            peer: report.key.peer.to_string(),
+            range: report.key.range.to_string(),
+            address: report.to.to_string(),
+            via: if report.tunnel { "tunnel" } else { "direct" }.into(),
+            reach: report.reach.to_string(),
+            latency_ms: report.latency.map(|latency| latency.as_secs_f64() * 1000.0),
+            mtu: report.mtu,
+            link_mtu: report.link_mtu,
+            checksums: report.checksums.to_string(),
+            corrupt: report.corrupt,
+        }
+    }
+}
+
+/// Answers until the task ends.
+pub async fn serve(
+    listener: UnixListener,
+    node: watch::Receiver<NodeStatus>,
+    reports: watch::Receiver<Arc<Vec<Report>>>,
+) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let status = Status {
+            node: node.borrow().clone(),
+            paths: reports.borrow().iter().map(PathStatus::from).collect(),
+        };
+        tokio::spawn(async move {
+            let text = serde_json::to_vec(&status).unwrap_or_default();
+            // Who asks and goes away is no concern of ours.
+            let _ = stream.write_all(&text).await;
+            let _ = stream.shutdown().await;
+        });
+    }
+}
+
+/// Listens in the run directory, in place of an agent that has ended.
+pub fn listen(run_dir: &Path) -> std::io::Result<UnixListener> {
+    std::fs::create_dir_all(run_dir)?;
+    let path = run_dir.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Command-line arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the agent's sockets are
+    #[arg(long, default_value = "/run/podnet", value_name = "DIR")]
+    run_dir: PathBuf,
+    /// How to print
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+/// Asks the agent of this node and prints what it says.
+pub fn run(args: Args) -> miette::Result<()> {
+    let status = ask(&args.run_dir)?;
+    match args.output {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&status).into_diagnostic()?),
+        Format::Table => print!("{status}"),
+    }
+    Ok(())
+}
+
+fn ask(run_dir: &Path) -> miette::Result<Status> {
+    let path = run_dir.join(SOCKET);
+    let stream = UnixStream::connect(&path).map_err(|error| {
+        miette!(
+            help = "run it as root on a node whose `podnet agent` is running; --run-dir says where that has its sockets",
+            "no agent answers at {}: {error}",
+            path.display()
+        )
+    })?;
+    let mut text = String::new();
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .and_then(|()| (&stream).read_to_string(&mut text))
+        .into_diagnostic()
+        .wrap_err("the agent does not answer")?;
+    serde_json::from_str(&text)
+        .into_diagnostic()
+        .wrap_err("the agent's answer is not understood: is it of another version?")
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let NodeStatus {
+            node,
+            version,
+            generation,
+            routing,
+            pod_mtu,
+            checksum_offload,
+            failures,
+            problems,
+        } = &self.node;
+        let or = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_owned());
+        let generation = or(
+            generation.map(|number| format!("generation {number}")),
+            "nothing applied yet",
+        );
+        let mtu = or(pod_mtu.map(|mtu| format!("{mtu} bytes")), "not known yet");
+        writeln!(
+            f,
+            "node {node}: podnet {version}, {generation}, routing {routing}, MTU of pods {mtu}"
+        )?;
+        if !checksum_offload {
+            writeln!(
+                f,
+                "checksum offload of the tunnel is switched off, because checksums arrived wrong or by somebody else"
+            )?;
+        }
+        failures
+            .iter()
+            .try_for_each(|failure| writeln!(f, "not applied: {failure}"))?;
+        problems
+            .iter()
+            .try_for_each(|problem| writeln!(f, "left out: {problem}"))?;
+        if self.paths.is_empty() {
+            return writeln!(f, "there is no path to another node");
+        }
+        let header = ["PEER", "RANGE", "VIA", "REACH", "LATENCY", "MTU", "CHECKSUMS"].map(str::to_owned);
+        let rows: Vec<[String; 7]> = std::iter::once(header)
+            .chain(self.paths.iter().map(PathStatus::row))
+            .collect();
+        writeln!(f)?;
+        for row in &rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let width = rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+                line.push_str(&format!("{cell:width$}   "));
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+impl PathStatus {
+    fn row(&self) -> [String; 7] {
+        let latency = self
+            .latency_ms
+            .map_or_else(|| "-".into(), |ms| format!("{ms:.2} ms"));
+        let mtu = match self.mtu {
+            None => "-".into(),
+            Some(mtu) if mtu < self.link_mtu => format!("{mtu} of {}", self.link_mtu),
+            Some(mtu) => mtu.to_string(),
+        };
+        [
+            self.peer.clone(),
+            self.range.clone(),
+            self.via.clone(),
+            self.reach.clone(),
+            latency,
+            mtu,
+            self.checksums.clone(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_what_is_wrong_and_reads_what_it_writes() {
+        let path = PathStatus {
+            peer: "node2".into(),
+            range: "10.244.1.0/24".into(),
+            address: "10.244.1.0".into(),
+            via: "tunnel".into(),
+            reach: "reachable".into(),
+            latency_ms: Some(0.1234),
+            mtu: Some(1350),
+            link_mtu: 1450,
+            checksums: "right".into(),
+            corrupt: 0,
+        };
+        let status = Status {
+            node: NodeStatus {
+                node: "node1".into(),
+                version: "1".into(),
+                generation: Some(4),
+                routing: "vxlan".into(),
+                pod_mtu: Some(1450),
+                checksum_offload: false,
+                failures: vec!["no".into()],
+                problems: vec!["Node node9: odd".into()],
+            },
+            paths: vec![path],
+        };
+        let text = status.to_string();
+        let expected = "node node1: podnet 1, generation 4, routing vxlan, MTU of pods 1450 bytes\n\
+            checksum offload of the tunnel is switched off, because checksums arrived wrong or by somebody else\n\
+            not applied: no\n\
+            left out: Node node9: odd\n\n\
+            PEER    RANGE           VIA      REACH       LATENCY   MTU            CHECKSUMS\n\
+            node2   10.244.1.0/24   tunnel   reachable   0.12 ms   1350 of 1450   right\n";
+        assert_eq!(text, expected);
+        let json = serde_json::to_string(&status).unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+    }
+}
