@@ -126,7 +126,7 @@ END
         ))
     }
 
-    /// Links, addresses, routes, rules, neighbours, firewall, shaping, and every file written.
+    /// Links, addresses, routes, rules, neighbours, firewall, shaping, settings, and every file written.
     pub(crate) fn snapshot(&self) -> String {
         self.run(
             "for family in 4 6; do
@@ -138,10 +138,27 @@ END
              ip neighbour show nud permanent
              bridge fdb show | grep -v '33:33:\\|01:00:5e' || true
              tc qdisc show
-             nft list ruleset
+             nft list ruleset | sed 's/ counter packets [0-9]* bytes [0-9]*//'
+             iptables-save | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'
+             ip6tables-save | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'
+             # All but what counts or is drawn by lot, and two settings that the agent changes for good.
+             sysctl -a 2>/dev/null | grep '^net\\.' | grep -v -e nf_conntrack_count -e fastopen_key -e stable_secret \\
+                 -e tcp_be_liberal -e accept_ra
              find /run /media -path /media/.work -prune -o \\( -type f -o -type s \\) -print | grep -v \\
                  -e '^/run/\\(containerd\\|crun\\|netns\\|user\\)/' -e '^/media/var/lib/cni/' -e '/net.d/cni.lock$' || true",
         )
+    }
+
+    /// Panics with the lines that differ from an earlier snapshot.
+    pub(crate) fn assert_as(&self, before: &str) {
+        let now = self.snapshot();
+        let only = |these: &str, others: &str, sign| {
+            let others: Vec<String> = others.lines().map(str::to_owned).collect();
+            let only = these.lines().filter(|line| !others.contains(&(*line).to_owned()));
+            only.map(|line| format!("{sign} {line}\n")).collect::<String>()
+        };
+        let (gone, come) = (only(before, &now, '-'), only(&now, before, '+'));
+        assert!(before == now, "the machine is not as it was:\n{gone}{come}");
     }
 
     /// Runs a shell script.

@@ -110,9 +110,27 @@ fn debians_plugins_chain_before_and_behind() {
     leaves_nothing(&lab, "node1", &before);
 }
 
+/// The same without us: what Debian's plugins leave by themselves (chains, that the node forwards) is theirs.
+const WITHOUT_US: &str = r#"{
+  "cniVersion": "1.0.0", "name": "theirs", "plugins": [
+    {"type": "ptp", "ipMasq": false, "ipam": {"type": "host-local", "ranges": [[{"subnet": "192.0.2.0/24"}], [{"subnet": "2001:db8::/64"}]]}},
+    {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}},
+    {"type": "bandwidth", "ingressRate": 100000000, "ingressBurst": 80000000},
+    {"type": "firewall", "backend": "iptables"},
+    {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}
+  ]}"#;
+
 #[test]
-fn cleanup_leaves_the_machine_as_it_was() {
+fn cleanup_after_containerd_podman_and_chained_plugins_leaves_the_machine_as_it_was() {
     let machine = Machine::start();
+    let shell = |script: &str| machine.shell(script);
+    let runtimes = Runtimes::start(&shell);
+    runtimes.run(&format!(
+        "cp /usr/lib/cni/* /opt/cni/bin/ && echo '{WITHOUT_US}' >/etc/cni/net.d/30-theirs.conflist
+         echo '{CHAIN}' >/etc/cni/net.d/20-chained.conflist"
+    ));
+    let theirs = runtimes.start_echo(Runtime::Podman, "theirs", "theirs", "-p 8087:8080");
+    theirs.remove();
     let before = machine.snapshot();
     machine.start_agent();
     assert_ne!(
@@ -120,20 +138,22 @@ fn cleanup_leaves_the_machine_as_it_was() {
         before,
         "the snapshot sees what the agent does"
     );
-    let shell = |script: &str| machine.shell(script);
-    let runtimes = Runtimes::start(&shell);
     let one = runtimes.start_echo(Runtime::Containerd, "one", "podnet", "");
     let two = runtimes.start_echo(Runtime::Podman, "two", "podnet", "");
-    for family in 0..2 {
-        let (from, to) = (&one.addresses()[family], &two.addresses()[family]);
-        let seen = one.ask(&format!("http://{}:8080/", bracketed(to)));
-        assert_eq!(host(&seen["client"]), *from);
+    let three = runtimes.start_echo(Runtime::Podman, "three", "chained", "-p 8088:8080");
+    for to in [&two, &three] {
+        for family in 0..2 {
+            let (from, to) = (&one.addresses()[family], &to.addresses()[family]);
+            let seen = one.ask(&format!("http://{}:8080/", bracketed(to)));
+            assert_eq!(host(&seen["client"]), *from);
+        }
     }
+    three.remove();
     one.remove();
     // The other one is still there when everything of podnet's is taken away.
     let removed = machine.clean_up();
     assert!(removed.contains("removed link podnet"), "{removed}");
-    assert_eq!(machine.snapshot(), before);
+    machine.assert_as(&before);
     drop(runtimes);
     assert!(
         machine

@@ -195,7 +195,8 @@ mod tests {
             socket: "/run/podnet/cni.sock".into(),
             state_dir: "/var/lib/podnet".into(),
             node: "node1".into(),
-            wiring: cni_server::Wiring::Bridged,
+            wiring: podnet_cni::WiringName::Bridge,
+            allowed_sysctls: Vec::new(),
         };
         cni_server::install_from(&plugin, &bin, &conf, &config).unwrap();
         std::fs::write(conf.join("20-other.conflist"), "{}").unwrap();

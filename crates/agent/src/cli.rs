@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use miette::{IntoDiagnostic, WrapErr, miette};
+use podnet_cni::WiringName;
 use podnet_core::cluster::{ClusterConfig, NodeName, Routing, parse_range};
 use podnet_core::path;
 use podnet_dataplane::Kernel;
@@ -17,14 +18,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::blocks;
-use crate::cni_server::{self, CniServerConfig, Readiness, Wiring};
+use crate::cni_server::{self, CniServerConfig, Readiness};
 use crate::dropins;
 use crate::health_checks::{self, Health};
 use crate::host_ports::HostPorts;
 use crate::metrics::{self, Metrics};
 use crate::node::{NodeConfig, NodeLoop};
+use crate::orphans;
 use crate::paths::{self, Paths};
-use crate::wiring::Pair;
+use crate::sysctls::AllowedSysctl;
 use crate::{report, status};
 
 /// Command-line arguments.
@@ -58,6 +60,9 @@ pub struct Args {
     /// it; bridge, all on the bridge cbr0
     #[arg(long, default_value = "ptp", value_name = "auto|ptp|netkit|bridge")]
     wiring: WiringName,
+    /// Kernel settings that pods may ask for by annotation beside those that Kubernetes calls safe; a name may end with *
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    allowed_unsafe_sysctls: Vec<AllowedSysctl>,
     /// Whether what pods send beyond the cluster gets their node's address; off where the world knows the way to pods
     #[arg(long, default_value = "on", value_name = "on|off")]
     masquerade: Switch,
@@ -130,26 +135,6 @@ impl FromStr for DataplaneName {
                 "data plane {text:?} is not supported by this version; choose auto or nftables"
             )),
             _ => Err(format!("{text:?} is no data plane; choose auto or nftables")),
-        }
-    }
-}
-
-/// A way to wire pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum WiringName {
-    Auto,
-    Ptp,
-    Netkit,
-    Bridge,
-}
-
-impl WiringName {
-    fn resolve(self) -> Wiring {
-        match self {
-            WiringName::Auto => Wiring::Routed(Pair::probe()),
-            WiringName::Ptp => Wiring::Routed(Pair::Veth),
-            WiringName::Netkit => Wiring::Routed(Pair::Netkit),
-            WiringName::Bridge => Wiring::Bridged,
         }
     }
 }
@@ -307,7 +292,8 @@ async fn agent(args: Args) -> miette::Result<()> {
         socket: args.paths.socket(),
         state_dir: args.paths.state_dir.clone(),
         node: args.node.to_string(),
-        wiring: args.wiring.resolve(),
+        wiring: args.wiring,
+        allowed_sysctls: args.allowed_unsafe_sysctls.clone(),
     };
     let not_yet = Readiness::NotReady("the agent has not seen the cluster yet".into());
     let (readiness, ready) = watch::channel(not_yet);
@@ -342,6 +328,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         .into_diagnostic()
         .wrap_err("cannot serve the CNI plugin")?;
     metrics.watch(server.leases());
+    tasks.spawn(orphans::run(client.clone(), server.reclaimer()));
     tasks.spawn(blocks::run(client, args.node.clone(), server.leases(), ready));
     // A task of its own: requests are accepted while the loop waits for the kernel.
     tasks.spawn(server.run());

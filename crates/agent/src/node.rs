@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use podnet_cni::WiringName;
 use podnet_core::path::targets;
 use podnet_core::route::is_whole;
 use podnet_core::state::Problem;
@@ -350,7 +351,7 @@ impl NodeLoop {
 
     /// Says which of the settings that are the administrator's to make keep packets from getting through.
     fn check_settings(&mut self, state: &NodeState) {
-        let bridged = self.config.cni.wiring == cni_server::Wiring::Bridged;
+        let bridged = self.config.cni.wiring == WiringName::Bridge;
         let links = settings::underlay(state);
         let wrong = settings::wrong(state, &links, bridged, |key| sysctl::get(key).ok());
         if wrong == self.wrong_settings {

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -67,6 +68,11 @@ pub enum WiringError {
         "the kernel has no net.bridge settings, without which services fail between pods of one bridge; load the module br_netfilter"
     )]
     NoBridgeNetfilter,
+    /// Links of a kind that the kernel does not have.
+    #[error(
+        "the kernel has no netkit links, which are of Linux 6.7 and CONFIG_NETKIT; choose the wiring ptp or auto"
+    )]
+    NoNetkit,
     /// A range of one or two addresses.
     #[error("the range {0} has no room for a bridge's gateway; choose --wiring ptp or a larger range")]
     NoRoomForGateway(IpNet),
@@ -121,13 +127,16 @@ pub enum Pair {
 }
 
 impl Pair {
-    /// Netkit where this kernel has it: tried in a namespace that is gone at once.
+    /// Netkit where this kernel has it: tried once, in a namespace that is gone at once.
     pub fn probe() -> Pair {
-        let tried = Namespace::create(Kind::Net).ok().and_then(|scratch| {
-            let pair = NewLink::new("a", Pair::Netkit.kind("b", None, None));
-            Netlink::open_in(&scratch).ok()?.request(pair.create()).ok()
-        });
-        if tried.is_some() { Pair::Netkit } else { Pair::Veth }
+        static FOUND: OnceLock<Pair> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            let tried = Namespace::create(Kind::Net).ok().and_then(|scratch| {
+                let pair = NewLink::new("a", Pair::Netkit.kind("b", None, None));
+                Netlink::open_in(&scratch).ok()?.request(pair.create()).ok()
+            });
+            if tried.is_some() { Pair::Netkit } else { Pair::Veth }
+        })
     }
 
     fn kind<'fd>(
@@ -266,6 +275,9 @@ fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Resul
         Err(error) => {
             // The kernel's word for a descriptor of something else is only "invalid argument".
             namespace.run(|| ()).map_err(WiringError::NotANamespace)?;
+            if *pod.mode == Mode::Routed(Pair::Netkit) && Pair::probe() == Pair::Veth {
+                return Err(WiringError::NoNetkit);
+            }
             Err(error.into())
         }
     }
@@ -291,6 +303,10 @@ fn connect(
     let limit = pod.bandwidth.ingress.as_ref();
     requests.extend(limit.map(|limit| shaping::bucket(link.index, limit).replace()));
     node.apply(requests)?;
+    if ends.bridge.is_none() {
+        // After the routes: see `bridge::ensure`.
+        bridge::answer_for(node, pod.addresses)?;
+    }
     if pod.on_loopback {
         let by = ends.bridge.map_or(link.name.as_str(), |_| BRIDGE);
         // Only answers come in by it: see the data plane's loopback-guard.

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use podnet_agent::ipam::{Ask, Lease, Leases, LinksInKernel};
 use podnet_cni::{Attachment, PodReference};
 use podnet_core::ipam::Addressing;
+use podnet_fuzz::Random;
 
 const ROUNDS: usize = 60;
 const RANGES: [&str; 2] = ["10.0.0.0/27", "fd00::/122"];
@@ -58,18 +59,6 @@ fn end(dir: &Path, leases: &Leases, lease: &Lease) {
     leases.forget(lease);
 }
 
-/// A sequence of numbers that looks random (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
-
 /// Run as a process of its own by the test below; alone it does nothing.
 #[test]
 fn leases_and_releases_until_it_is_killed() {
@@ -88,7 +77,7 @@ fn leases_and_releases_until_it_is_killed() {
         for thread in 0..3u64 {
             let (leases, linking) = (&leases, &linking);
             scope.spawn(move || {
-                let mut random = Random(seed ^ (thread + 1) << 32 | 1);
+                let mut random = Random::new(seed ^ (thread + 1) << 32);
                 loop {
                     // Each thread has containers of its own, as each has one runtime.
                     let id = format!("t{thread}-{}", random.below(14));
@@ -159,7 +148,7 @@ fn judge(dir: &Path) {
 #[test]
 fn sigkill_at_any_moment_neither_doubles_nor_loses_an_address() {
     let dir = tempfile::tempdir().unwrap();
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(1);
     let mut leases_seen = 0;
     for _ in 0..ROUNDS {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -170,7 +159,7 @@ fn sigkill_at_any_moment_neither_doubles_nor_loses_an_address() {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().contains("ready")));
-        std::thread::sleep(Duration::from_micros(random.below(20_000)));
+        std::thread::sleep(Duration::from_micros(random.below(20_000) as u64));
         child.kill().unwrap();
         let status = child.wait().unwrap();
         assert_eq!(status.code(), None, "the process ended by itself: {status}");

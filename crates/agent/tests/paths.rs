@@ -8,14 +8,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podnet_agent::cni_server::{CniServerConfig, Readiness, Wiring};
+use podnet_agent::cni_server::{CniServerConfig, Readiness};
 use podnet_agent::host_ports::HostPorts;
 use podnet_agent::metrics::Metrics;
 use podnet_agent::node::{NodeConfig, NodeLoop};
 use podnet_agent::paths::Paths;
 use podnet_agent::status::NodeStatus;
 use podnet_agent::watch::{Change, Update};
-use podnet_agent::wiring::Pair;
+use podnet_cni::WiringName;
 use podnet_core::cluster::{ClusterConfig, Family, Node, NodeName, PodRanges, Routing};
 use podnet_core::path::{Checksums, Reach, Report, Settings};
 use podnet_dataplane::{Dataplane, Kernel};
@@ -168,7 +168,8 @@ impl World {
                 socket: path("cni.sock"),
                 state_dir: path("state"),
                 node: node_name(index).to_string(),
-                wiring: Wiring::Routed(Pair::Veth),
+                wiring: WiringName::Ptp,
+                allowed_sysctls: Vec::new(),
             },
             plugin: path("podnet-cni"),
         };

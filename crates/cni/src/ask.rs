@@ -12,8 +12,8 @@ use podnet_linux::fdpass;
 use serde::{Deserialize, Serialize};
 
 use crate::attachment::Attachment;
+use crate::cni_args::PodReference;
 use crate::error::CniError;
-use crate::invocation::PodReference;
 use crate::pod_settings::PodSettings;
 use crate::result::AddResult;
 use crate::runtime_config::RuntimeConfig;

@@ -1,13 +1,16 @@
 //! CHECK: is the pod still as ADD left it? Only the kernel is asked, so that it works without an agent.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::path::Path;
 
 use podnet_linux::netlink::{Address, Link, Netlink, Route, RouteFilter};
 use podnet_linux::ns::Namespace;
+use podnet_linux::sysctl;
 
 use crate::attachment::Attachment;
 use crate::error::{CniError, Code};
+use crate::pod_settings::PodSettings;
 use crate::result::{AddResult, Interface, IpConfig, RouteConfig};
 
 /// The links, addresses and routes of one namespace.
@@ -63,9 +66,15 @@ fn unreadable(what: &str, error: impl Display) -> CniError {
     CniError::new(Code::Io, format!("cannot look into {what}")).with_details(error.to_string())
 }
 
-/// Compares the kernel with the result of the ADD: our links, their addresses, and the routes through our gateways.
-/// What other plugins of a chain added to the result is theirs to check.
-pub fn check(netns: &Path, attachment: &Attachment, previous: &AddResult) -> Result<(), CniError> {
+/// Compares the kernel with the result of the ADD: our links, their addresses, and the routes through our gateways; and
+/// with what the network and the pod's annotation set beyond. What other plugins of a chain added to the result is theirs
+/// to check.
+pub fn check(
+    netns: &Path,
+    attachment: &Attachment,
+    previous: &AddResult,
+    settings: &PodSettings,
+) -> Result<(), CniError> {
     let namespace = Namespace::open(netns).map_err(|error| {
         CniError::new(
             Code::UnknownContainer,
@@ -75,10 +84,13 @@ pub fn check(netns: &Path, attachment: &Attachment, previous: &AddResult) -> Res
     })?;
     let ours = Ours::find(attachment, previous)?;
     let node = Observed::read().map_err(|error| unreadable("the node's network", error))?;
-    let pod = namespace
-        .run(Observed::read)
-        .map_err(|error| unreadable("the container's network namespace", error))?
-        .map_err(|error| unreadable("the container's network namespace", error))?;
+    let inside = |error: &dyn Display| unreadable("the container's network namespace", error);
+    let (pod, changed) = namespace
+        .run(|| {
+            let pod = Observed::read().map_err(|error| inside(&error))?;
+            Ok::<_, CniError>((pod, changed_setting(settings, attachment)))
+        })
+        .map_err(|error| inside(&error))??;
     if let Some(host_end) = ours.host_end {
         node.link(host_end, "on the node")?;
     }
@@ -101,7 +113,35 @@ pub fn check(netns: &Path, attachment: &Attachment, previous: &AddResult) -> Res
             return Err(differs(format!("the container has no route to {}", wanted.dst)));
         }
     }
-    Ok(())
+    for wanted in &settings.routes {
+        let family = |ip: &IpAddr| ip.is_ipv4() == wanted.dst.addr().is_ipv4();
+        let gateway = wanted.gw.or(gateways.iter().copied().find(family));
+        let is_there = |route: &Route| route.destination == wanted.dst && route.via == gateway;
+        // A pod without an address of the family has none of its routes.
+        if gateways.iter().any(family) && !pod.routes.iter().any(is_there) {
+            return Err(differs(format!("the container has no route to {}", wanted.dst)));
+        }
+    }
+    match changed {
+        None => Ok(()),
+        Some(what) => Err(differs(what)),
+    }
+}
+
+/// A setting of the container that is not as ADD made it, with what it is. To be called in its network namespace.
+fn changed_setting(settings: &PodSettings, attachment: &Attachment) -> Option<String> {
+    // The kernel writes lists of numbers with tabs.
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    settings
+        .sysctls_of(attachment.ifname())
+        .into_iter()
+        .find_map(|(path, wanted)| match sysctl::get(&path) {
+            Ok(found) if words(&found) == words(&wanted) => None,
+            Ok(found) => Some(format!(
+                "the container's {path} is {found:?}, ADD set it to {wanted:?}"
+            )),
+            Err(error) => Some(error.to_string()),
+        })
 }
 
 /// What of a result is ours.

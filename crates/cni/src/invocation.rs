@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 use crate::attachment::Attachment;
+use crate::cni_args::CniArgs;
 use crate::error::{CniError, Code};
 
 /// What the runtime asks for, with what it must say for that.
@@ -39,27 +38,13 @@ pub enum Command {
     Version,
 }
 
-/// The pod a container belongs to, as Kubernetes' runtimes say in `CNI_ARGS`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct PodReference {
-    /// Its namespace.
-    #[serde(default)]
-    pub namespace: String,
-    /// Its name.
-    #[serde(default)]
-    pub name: String,
-    /// Its unique identifier.
-    #[serde(default)]
-    pub uid: String,
-}
-
 /// The whole environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invocation {
     /// What is asked for.
     pub command: Command,
-    /// For which pod.
-    pub pod: PodReference,
+    /// For which pod, and what else a runtime says of it.
+    pub args: CniArgs,
 }
 
 impl Invocation {
@@ -100,11 +85,16 @@ impl Invocation {
                 )));
             }
         };
-        let pod = get("CNI_ARGS")
-            .map(|args| pod(&args))
-            .transpose()?
-            .unwrap_or_default();
-        Ok(Invocation { command, pod })
+        let args = get("CNI_ARGS").map(|text| CniArgs::parse(&text)).transpose();
+        let args = match command {
+            Command::Add { .. } | Command::Check { .. } => args?,
+            // The others need nothing of it: what is wrong in it must keep no pod from being deleted.
+            _ => args.unwrap_or_default(),
+        };
+        Ok(Invocation {
+            command,
+            args: args.unwrap_or_default(),
+        })
     }
 }
 
@@ -112,25 +102,8 @@ fn missing(name: &str) -> CniError {
     wrong(format!("the environment variable {name} is missing"))
 }
 
-fn wrong(msg: String) -> CniError {
+pub(crate) fn wrong(msg: String) -> CniError {
     CniError::new(Code::InvalidEnvironment, msg)
-}
-
-/// `CNI_ARGS` are pairs `KEY=VALUE` between semicolons. Keys we do not know are somebody else's.
-fn pod(args: &str) -> Result<PodReference, CniError> {
-    let mut pod = PodReference::default();
-    for pair in args.split(';').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair
-            .split_once('=')
-            .ok_or_else(|| wrong(format!("CNI_ARGS has {pair:?} where KEY=VALUE was expected")))?;
-        match key {
-            "K8S_POD_NAMESPACE" => pod.namespace = value.into(),
-            "K8S_POD_NAME" => pod.name = value.into(),
-            "K8S_POD_UID" => pod.uid = value.into(),
-            _ => {}
-        }
-    }
-    Ok(pod)
 }
 
 #[cfg(test)]
@@ -165,7 +138,10 @@ mod tests {
         assert_eq!((attachment.container_id(), attachment.ifname()), ("abc", "eth0"));
         assert_eq!(netns.to_str(), Some("/proc/7/ns/net"));
         assert_eq!(
-            (invocation.pod.name.as_str(), invocation.pod.uid.as_str()),
+            (
+                invocation.args.pod.name.as_str(),
+                invocation.args.pod.uid.as_str()
+            ),
             ("web", "1-2")
         );
     }
@@ -215,5 +191,8 @@ mod tests {
         let mut pairs = base.to_vec();
         pairs.push(("CNI_ARGS", "nonsense"));
         assert!(read(&pairs).unwrap_err().msg.contains("CNI_ARGS"));
+        // A pod that was never added is deleted all the same.
+        pairs[0].1 = "DEL";
+        assert_eq!(read(&pairs).unwrap().args, CniArgs::default());
     }
 }

@@ -7,6 +7,7 @@
 mod ask;
 mod attachment;
 mod check;
+mod cni_args;
 mod config;
 mod error;
 mod invocation;
@@ -16,15 +17,18 @@ mod release;
 mod result;
 mod runtime_config;
 mod version;
+mod wiring;
 
 pub use ask::{AgentReply, AgentRequest, AskError, Verb, ask};
 pub use attachment::{Attachment, AttachmentError, HOST_LINK_PREFIX};
 pub use check::check;
+pub use cni_args::{CniArgs, PodReference};
 pub use config::NetworkConfig;
 pub use error::{CniError, Code};
-pub use invocation::{Command, Invocation, PodReference};
-pub use pod_settings::{ExtraRoute, PodSettings};
+pub use invocation::{Command, Invocation};
+pub use pod_settings::{ExtraRoute, PodSettings, SYSCTLS_ANNOTATION};
 pub use release::{LEASES, RELEASED, note_release};
 pub use result::{AddResult, Dns, Interface, IpConfig, RouteConfig};
 pub use runtime_config::{Bandwidth, Capability, IpRange, PortMapping, Rate, RuntimeConfig};
 pub use version::CniVersion;
+pub use wiring::WiringName;

@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use crate::ask::{AgentReply, AgentRequest, AskError, Verb, ask};
 use crate::attachment::Attachment;
 use crate::check::check;
+use crate::cni_args::{CniArgs, PodReference};
 use crate::config::{NetworkConfig, json_object};
 use crate::error::{CniError, Code};
-use crate::invocation::{Command, Invocation, PodReference};
+use crate::invocation::{Command, Invocation};
 use crate::release::note_release;
 use crate::result::AddResult;
 use crate::version::CniVersion;
@@ -30,15 +31,15 @@ fn serve(variable: impl Fn(&str) -> Option<String>, document: &[u8]) -> Result<O
         return versions(document).map(Some);
     }
     let config = NetworkConfig::parse(document)?;
-    let pod = invocation.pod;
+    let args = invocation.args;
     match invocation.command {
         Command::Version => versions(document).map(Some),
         Command::Add { attachment, netns } => {
-            let result = add(&config, attachment, &netns, pod)?;
+            let result = add(&config, attachment, &netns, args)?;
             Ok(Some(result.to_json(config.version)))
         }
         Command::Del { attachment, netns } => {
-            del(&config, attachment, netns.as_deref(), pod)?;
+            del(&config, attachment, netns.as_deref(), &args)?;
             Ok(None)
         }
         Command::Check { attachment, netns } => {
@@ -46,7 +47,7 @@ fn serve(variable: impl Fn(&str) -> Option<String>, document: &[u8]) -> Result<O
             if config.check_disabled {
                 return Ok(None);
             }
-            check_attachment(&config, attachment, &netns, pod)?;
+            check_attachment(&config, attachment, &netns, args)?;
             Ok(None)
         }
         Command::Status => {
@@ -122,7 +123,7 @@ fn add(
     config: &NetworkConfig,
     attachment: Attachment,
     netns: &Path,
-    pod: PodReference,
+    args: CniArgs,
 ) -> Result<AddResult, CniError> {
     let namespace = Namespace::open(netns).map_err(|error| {
         CniError::new(
@@ -137,10 +138,10 @@ fn add(
     let verb = Verb::Add {
         attachment,
         netns: netns.to_string_lossy().into_owned(),
-        runtime_config: Box::new(config.runtime_config()?),
+        runtime_config: Box::new(config.runtime_config()?.with(&args)?),
         pod_settings: Box::new(config.pod_settings()?),
     };
-    let request = question(config, verb, pod);
+    let request = question(config, verb, args.pod);
     let reply = ask(&config.socket, &request, Some(namespace.as_fd()))
         .map_err(|error| no_agent(&error, Code::TryAgainLater))?;
     let result = accept(reply)?.ok_or_else(|| {
@@ -160,24 +161,29 @@ fn del(
     config: &NetworkConfig,
     attachment: Attachment,
     netns: Option<&Path>,
-    pod: PodReference,
+    args: &CniArgs,
 ) -> Result<(), CniError> {
     let request = question(
         config,
         Verb::Del {
             attachment: attachment.clone(),
         },
-        pod,
+        args.pod.clone(),
     );
     match ask(&config.socket, &request, None) {
         Ok(reply) => accept(reply).map(drop),
-        Err(_) => del_alone(config, &attachment, netns),
+        Err(_) => del_alone(config, &attachment, netns, args),
     }
 }
 
 /// A DEL without an agent. The note comes first: from then on the agent finishes what is left, whatever
 /// happens here.
-fn del_alone(config: &NetworkConfig, attachment: &Attachment, netns: Option<&Path>) -> Result<(), CniError> {
+fn del_alone(
+    config: &NetworkConfig,
+    attachment: &Attachment,
+    netns: Option<&Path>,
+    args: &CniArgs,
+) -> Result<(), CniError> {
     if let Err(error) = note_release(&config.state_dir, attachment) {
         // The agent also sees that the link is gone, when it next looks. That is no reason to keep the pod.
         eprintln!(
@@ -188,7 +194,8 @@ fn del_alone(config: &NetworkConfig, attachment: &Attachment, netns: Option<&Pat
         match netns.map(Namespace::open) {
             // The pair is gone, or the node's end is not where we can see it.
             Some(Ok(namespace)) if !found => {
-                let wish = config.runtime_config().ok().and_then(|wishes| wishes.mac);
+                let wishes = config.runtime_config().and_then(|wishes| wishes.with(args));
+                let wish = wishes.ok().and_then(|wishes| wishes.mac);
                 remove_in(&namespace, attachment, wish.unwrap_or(attachment.pod_mac()))
             }
             _ => Ok(()),
@@ -226,7 +233,7 @@ fn check_attachment(
     config: &NetworkConfig,
     attachment: Attachment,
     netns: &Path,
-    pod: PodReference,
+    args: CniArgs,
 ) -> Result<(), CniError> {
     let previous = config.previous()?.ok_or_else(|| {
         CniError::new(
@@ -235,13 +242,15 @@ fn check_attachment(
         )
         .with_details("CHECK compares the container with the result of its ADD")
     })?;
-    check(netns, &attachment, &previous)?;
+    let wishes = config.runtime_config()?;
+    let settings = config.pod_settings()?.and(&wishes.sysctls);
+    check(netns, &attachment, &previous, &settings)?;
     let verb = Verb::Check {
         attachment,
         previous: Box::new(previous),
-        runtime_config: Box::new(config.runtime_config()?),
+        runtime_config: Box::new(wishes),
     };
-    let request = question(config, verb, pod);
+    let request = question(config, verb, args.pod);
     let namespace = Namespace::open(netns).ok();
     match ask(&config.socket, &request, namespace.as_ref().map(AsFd::as_fd)) {
         Ok(reply) => accept(reply).map(drop),

@@ -3,12 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use podnet_cni::{
-    AddResult, AgentRequest, Attachment, CniError, CniVersion, NetworkConfig, PodReference, Verb,
+    AddResult, AgentRequest, Attachment, CniArgs, CniError, CniVersion, Code, NetworkConfig, PodReference,
+    Verb,
 };
 use podnet_linux::fdpass;
 use serde_json::{Value, json};
 
-const SEEDS: [&[u8]; 6] = [
+const SEEDS: [&[u8]; 7] = [
     br#"{"cniVersion":"1.1.0","name":"podnet","type":"podnet-cni","socket":"/s","stateDir":"/d","disableGC":true}"#,
     br#"{"cniVersion":"0.4.0","cniVersions":["0.4.0","1.0.0"],"name":"n","disableCheck":"true","prevResult":{
         "cniVersion":"0.4.0","interfaces":[{"name":"lo","mac":"00:00:00:00:00:00","sandbox":"/n"}],
@@ -21,11 +22,15 @@ const SEEDS: [&[u8]; 6] = [
         "portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":"10.0.0.1"}],
         "bandwidth":{"ingressRate":1000,"ingressBurst":2000,"egressRate":1000,"egressBurst":2000},
         "io.kubernetes.cri.pod-annotations":{"kubernetes.io/ingress-bandwidth":"10M"}}}"#,
+    br#"{"cniVersion":"1.0.0","name":"n","wiring":"bridge","sysctl":{"net.core.somaxconn":"500"},
+        "routes":[{"dst":"192.0.2.0/24","gw":"10.0.0.1"}],
+        "args":{"cni":{"ips":["10.0.0.7"],"mac":"02:00:00:00:00:01","sysctl":{"net.ipv4.conf.IFNAME.arp_filter":"1"}}},
+        "runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"podnet.io/sysctls":"net.ipv4.tcp_rmem=1 2 3"}}}"#,
     br#"{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]}"#,
     b"{",
 ];
 
-const WORDS: [&str; 40] = [
+const WORDS: [&str; 48] = [
     "cniVersion",
     "cniVersions",
     "name",
@@ -56,6 +61,14 @@ const WORDS: [&str; 40] = [
     "hostIP",
     "bandwidth",
     "infinibandGUID",
+    "args",
+    "cni",
+    "wiring",
+    "netkit",
+    "sysctl",
+    "podnet.io/sysctls",
+    "net.core.somaxconn=1,net.ipv4.tcp_rmem=1",
+    "net/../kernel/panic",
     "0.3.0",
     "1.1.0",
     "10.0.0.255/32",
@@ -88,8 +101,15 @@ fn understand(document: &[u8]) -> Result<String, CniError> {
     if let Some(previous) = &previous {
         passes_on(document, previous);
     }
-    let runtime_config = config.runtime_config()?;
+    let runtime_config = config.runtime_config()?.with(&CniArgs::default())?;
     let wishes = runtime_config.wishes();
+    let of_family = |ipv4: bool| runtime_config.ips.iter().filter(move |ip| ip.is_ipv4() == ipv4);
+    assert!(of_family(true).count() <= 1 && of_family(false).count() <= 1);
+    let settings = config.pod_settings()?.and(&runtime_config.sysctls);
+    for path in settings.sysctls_of("eth0").keys() {
+        let inside = path.starts_with("net/") && path.split('/').all(|part| !["", ".", ".."].contains(&part));
+        assert!(inside, "{path} is not below net");
+    }
     for mapping in &runtime_config.port_mappings {
         let colliding = runtime_config
             .port_mappings
@@ -101,7 +121,7 @@ fn understand(document: &[u8]) -> Result<String, CniError> {
         attachment: attachment.clone(),
         netns: "/n".into(),
         runtime_config: Box::new(runtime_config.clone()),
-        pod_settings: Box::new(config.pod_settings()?),
+        pod_settings: Box::new(settings),
     };
     reaches_the_agent(&config, add);
     let check = Verb::Check {
@@ -186,6 +206,49 @@ fn refused(document: &[u8], error: &CniError) -> String {
         .take(80)
         .collect();
     format!("{code} {kind}")
+}
+
+#[test]
+fn fuzz_cni_args() {
+    let seeds: [&[u8]; 3] = [
+        b"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=a;K8S_POD_UID=1-2",
+        b"IP=10.0.0.7/24;MAC=0a:58:0a:00:00:07",
+        b";;OTHER=x;=",
+    ];
+    let words = [
+        "IgnoreUnknown",
+        "true",
+        "0",
+        "IP",
+        "MAC",
+        "fd00::7",
+        "::",
+        "ff:ff:ff:ff:ff:ff",
+        ";",
+        "=",
+    ];
+    podnet_fuzz::run("cni-args", &seeds, &words, |document| {
+        let text = String::from_utf8_lossy(document);
+        match CniArgs::parse(&text) {
+            Ok(args) => {
+                assert!(
+                    args.ip
+                        .is_none_or(|ip| !ip.is_unspecified() && !ip.is_multicast())
+                );
+                format!("{} {}", args.ip.is_some(), args.mac.is_some())
+            }
+            Err(error) => {
+                assert_eq!(error.code, Code::InvalidEnvironment);
+                assert!(error.msg.starts_with("CNI_ARGS has "), "{error}");
+                error
+                    .msg
+                    .chars()
+                    .filter(|c| c.is_ascii_alphabetic())
+                    .take(30)
+                    .collect()
+            }
+        }
+    });
 }
 
 /// What the agent reads from its socket: a stranger's bytes are no request, and nothing worse.

@@ -10,6 +10,7 @@ pub mod names;
 pub mod oracle;
 pub mod path;
 pub mod policy;
+pub mod quantity;
 pub mod route;
 pub mod service;
 pub mod state;

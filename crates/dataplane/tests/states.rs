@@ -13,39 +13,26 @@ use podnet_core::cluster::{Cluster, Family, ObjectName, Protocol, Routing};
 use podnet_core::compute;
 use podnet_core::service::{Backend, Entry, Frontend, PortName};
 use podnet_dataplane::{Dataplane, Dump, Kernel};
+use podnet_fuzz::Random;
 use podnet_linux::sysctl;
 
-/// Small numbers that look random, the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-}
-
 /// A cluster of up to four nodes and some services, either routing mode.
-fn shuffle(lab: &mut Lab, all: &Cluster, dice: &mut Dice) {
+fn shuffle(lab: &mut Lab, all: &Cluster, dice: &mut Random) {
     lab.cluster = Cluster::new(all.config.clone());
-    lab.cluster.config.routing = if dice.roll(3) == 0 {
+    lab.cluster.config.routing = if dice.below(3) == 0 {
         Routing::Direct
     } else {
         Routing::default()
     };
     for (index, (name, node)) in all.nodes.iter().enumerate() {
-        if index == 0 || dice.roll(2) == 0 {
+        if index == 0 || dice.below(2) == 0 {
             lab.cluster.nodes.insert(name.clone(), node.clone());
         }
     }
     for host in 1..6 {
-        if dice.roll(3) > 0 {
-            let count = dice.roll(5);
-            let pods: Vec<(usize, u8)> = (0..count)
-                .map(|pod| (dice.roll(4) as usize, 2 + pod as u8))
-                .collect();
+        if dice.below(3) > 0 {
+            let count = dice.below(5);
+            let pods: Vec<(usize, u8)> = (0..count).map(|pod| (dice.below(4), 2 + pod as u8)).collect();
             lab.service(host, &pods);
         }
     }
@@ -67,7 +54,7 @@ fn fresh(lab: &Lab) -> Dump {
 fn any_state_becomes_any_other_and_is_what_a_fresh_start_makes() {
     let mut lab = Lab::new(4, Routing::default(), Family::V4, 1500);
     let all = lab.cluster.clone();
-    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut dice = Random::new(1);
     let mut kernel = lab.nodes[0].run(|| Kernel::open(None).unwrap());
     for step in 0..40 {
         shuffle(&mut lab, &all, &mut dice);

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use mutate::Mutator;
-use random::Random;
+pub use random::Random;
 
 /// How long to run, in seconds, in place of [`ORDINARY_RUN`] documents.
 pub const SECONDS: &str = "PODNET_FUZZ_SECONDS";

@@ -117,7 +117,8 @@ mod tests {
             socket: "/run/podnet/cni.sock".into(),
             state_dir: "/var/lib/podnet".into(),
             node: "node1".into(),
-            wiring: crate::cni_server::Wiring::Bridged,
+            wiring: podnet_cni::WiringName::Bridge,
+            allowed_sysctls: Vec::new(),
         };
         for _ in 0..2 {
             install_from(&plugin, &bin, &conf, &config).unwrap();

@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use podnet_cni::{AgentReply, AgentRequest};
+use podnet_cni::{AgentReply, AgentRequest, CniError, WiringName};
 use podnet_core::ipam::Addressing;
 use podnet_linux::netlink::NetlinkError;
 use podnet_linux::ns::Namespace;
@@ -24,8 +24,9 @@ use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::host_ports::HostPorts;
-use crate::ipam::{LeaseError, Leases};
-use crate::wiring::{self, Pair};
+use crate::ipam::{Lease, LeaseError, Leases};
+use crate::sysctls::AllowedSysctl;
+use crate::wiring;
 
 pub use install::{PLUGIN, install, install_from, installed, uninstall};
 use reaper::Reaper;
@@ -79,17 +80,10 @@ pub struct CniServerConfig {
     pub state_dir: PathBuf,
     /// The node's name, for messages.
     pub node: String,
-    /// How pods are wired.
-    pub wiring: Wiring,
-}
-
-/// How the pods of a node are wired.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wiring {
-    /// Each by a pair of links of its own.
-    Routed(Pair),
-    /// All on a bridge.
-    Bridged,
+    /// How pods are wired whose network does not say.
+    pub wiring: WiringName,
+    /// Kernel settings that pods may ask for beside the safe ones.
+    pub allowed_sysctls: Vec<AllowedSysctl>,
 }
 
 /// Why the server cannot serve.
@@ -121,10 +115,32 @@ pub enum CniServerError {
 struct Server {
     leases: Arc<Leases>,
     host_ports: Arc<HostPorts>,
-    wiring: Wiring,
+    wiring: WiringName,
+    allowed_sysctls: Vec<AllowedSysctl>,
     reaper: Reaper,
     ready: watch::Receiver<Readiness>,
     node: String,
+}
+
+/// Ends leases that nobody else will end.
+#[derive(Clone)]
+pub struct Reclaimer {
+    server: Arc<Server>,
+}
+
+impl Reclaimer {
+    /// All leases that have not ended.
+    pub fn leases(&self) -> Vec<Lease> {
+        self.server.leases.all()
+    }
+
+    /// Ends a lease as a DEL does, unless it has ended meanwhile.
+    pub fn free(&self, lease: &Lease) -> Result<(), CniError> {
+        match self.server.leases.get(&lease.attachment) {
+            Some(now) if now.sequence == lease.sequence => self.server.del(&lease.attachment),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A server that listens: a plugin that connects now waits for its answer.
@@ -161,6 +177,13 @@ impl CniServer {
     /// The leases that it keeps.
     pub fn leases(&self) -> Arc<Leases> {
         Arc::clone(&self.server.leases)
+    }
+
+    /// What ends leases that nobody else will end.
+    pub fn reclaimer(&self) -> Reclaimer {
+        Reclaimer {
+            server: Arc::clone(&self.server),
+        }
     }
 
     /// Answers, until it is dropped.
@@ -217,6 +240,7 @@ impl Server {
             leases,
             host_ports,
             wiring: config.wiring,
+            allowed_sysctls: config.allowed_sysctls.clone(),
             reaper,
             ready,
             node: config.node.clone(),

@@ -1,12 +1,13 @@
 //! The verbs.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podnet_cni::{
     AddResult, AgentReply, AgentRequest, Attachment, Capability, CniError, Code, Dns, Interface, IpConfig,
-    IpRange, PodSettings, RouteConfig, RuntimeConfig, Verb,
+    IpRange, PodSettings, RouteConfig, RuntimeConfig, SYSCTLS_ANNOTATION, Verb, WiringName,
 };
 use podnet_core::ipam::{Bounds, PoolId, Refused, hosts, static_addresses};
 use podnet_core::service::HostPort;
@@ -15,10 +16,11 @@ use podnet_linux::ns::Namespace;
 use serde_json::Map;
 
 use super::install::NETWORK;
-use super::{PodNetwork, Readiness, Server, Wiring};
+use super::{PodNetwork, Readiness, Server};
 use crate::host_ports::{self, Clash};
 use crate::ipam::{Ask, Lease, LeaseError};
-use crate::wiring::{self, Mode, PodLink, WiringError};
+use crate::sysctls;
+use crate::wiring::{self, Mode, Pair, PodLink, WiringError};
 
 /// What the agent does for a pod when it is asked, as the network's configuration declares it.
 pub(super) const ENFORCED: &[Capability] = &[
@@ -116,16 +118,14 @@ impl Server {
     fn add(&self, request: &AgentRequest, target: &Target<'_>) -> Result<AddResult, CniError> {
         let attachment = target.attachment;
         let network = self.network(Code::TryAgainLater)?;
+        let sysctls = self.sysctls(target)?;
         let mut lease = self
             .leases
             .lease(&ask(request, target)?)
             .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
         let claimed = self.claim(&mut lease, target.wishes);
         let claimed = claimed.inspect_err(|_| self.give_up(&lease))?;
-        let mode = match self.wiring {
-            Wiring::Routed(pair) => Mode::Routed(pair),
-            Wiring::Bridged => Mode::Bridged(network.addressing.node_ranges()),
-        };
+        let mode = mode(target.settings.wiring.unwrap_or(self.wiring), &network);
         let routes = target.settings.routes.iter().map(|route| (route.dst, route.gw));
         let pod = PodLink {
             attachment,
@@ -136,7 +136,7 @@ impl Server {
             bandwidth: lease.bandwidth,
             on_loopback: host_ports::is_on_loopback(&lease),
             routes: &routes.collect::<Vec<_>>(),
-            sysctls: &target.settings.sysctls_of(attachment.ifname()),
+            sysctls: &sysctls,
         };
         if let Err(error) = wiring::attach(&pod, target.namespace) {
             if error.link_left {
@@ -154,6 +154,28 @@ impl Server {
         }
         self.leases.wired(&lease);
         Ok(result(&pod, &network, target))
+    }
+
+    /// The kernel settings of a pod: the network's, and over them those that its annotation asks for and may.
+    fn sysctls(&self, target: &Target<'_>) -> Result<BTreeMap<String, String>, CniError> {
+        let ifname = target.attachment.ifname();
+        let own = PodSettings::default()
+            .and(&target.wishes.sysctls)
+            .sysctls_of(ifname);
+        let refused = own
+            .keys()
+            .find(|path| !sysctls::may_set(path, &self.allowed_sysctls));
+        if let Some(path) = refused {
+            let name = path.replace('/', ".");
+            let msg = format!("the pod's annotation {SYSCTLS_ANNOTATION} sets {name}, which pods may not");
+            return Err(CniError::new(Code::InvalidConfig, msg).with_details(format!(
+                "start the node's agent with --allowed-unsafe-sysctls {name}, or set it for all pods of the network with \
+                 \"sysctl\" in its configuration"
+            )));
+        }
+        let mut all = target.settings.sysctls_of(ifname);
+        all.extend(own);
+        Ok(all)
     }
 
     /// Notes what is to be done for the pod beside its link, and has its host ports opened meanwhile.
@@ -190,7 +212,7 @@ impl Server {
         }
     }
 
-    fn del(&self, attachment: &Attachment) -> Result<(), CniError> {
+    pub(super) fn del(&self, attachment: &Attachment) -> Result<(), CniError> {
         let ended = self
             .leases
             .release(attachment)
@@ -363,6 +385,7 @@ fn wiring_error(error: &WiringError, attachment: &Attachment) -> CniError {
         | WiringError::Sysctl(_)
         | WiringError::ForeignBridge
         | WiringError::NoBridgeNetfilter
+        | WiringError::NoNetkit
         | WiringError::NoRoomForGateway(_)
         | WiringError::NotOnBridge(_) => Code::Wiring,
     };
@@ -390,8 +413,18 @@ fn ask<'a>(request: &'a AgentRequest, target: &Target<'a>) -> Result<Ask<'a>, Cn
     Ok(Ask {
         addresses,
         within: sets.map(|set| set.iter().map(bounds).collect()).collect(),
+        netns: target.namespace.inode().unwrap_or_default(),
         ..Ask::any(target.attachment, &request.network, &request.pod)
     })
+}
+
+fn mode(name: WiringName, network: &PodNetwork) -> Mode {
+    match name {
+        WiringName::Auto => Mode::Routed(Pair::probe()),
+        WiringName::Ptp => Mode::Routed(Pair::Veth),
+        WiringName::Netkit => Mode::Routed(Pair::Netkit),
+        WiringName::Bridge => Mode::Bridged(network.addressing.node_ranges()),
+    }
 }
 
 /// What the runtime is told.

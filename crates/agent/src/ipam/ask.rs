@@ -19,6 +19,8 @@ pub struct Ask<'a> {
     pub addresses: Vec<IpAddr>,
     /// One address out of each of these is asked for.
     pub within: Vec<Vec<Bounds>>,
+    /// The number of its network namespace; 0 if that is not known.
+    pub netns: u64,
 }
 
 impl<'a> Ask<'a> {
@@ -30,6 +32,7 @@ impl<'a> Ask<'a> {
             pod,
             addresses: Vec::new(),
             within: Vec::new(),
+            netns: 0,
         }
     }
 

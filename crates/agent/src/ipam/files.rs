@@ -257,6 +257,7 @@ impl Directory {
             pod: PodReference::default(),
             port_mappings: Vec::new(),
             bandwidth: podnet_cni::Bandwidth::default(),
+            netns: 0,
             boot_id: boot_id.into(),
             sequence: 0,
         };

@@ -23,6 +23,7 @@ fn seed(container: &str, host: u8, sequence: u64) -> String {
         pod: PodReference::default(),
         port_mappings: Vec::new(),
         bandwidth: Bandwidth::default(),
+        netns: 7,
         boot_id: "boot".into(),
         sequence,
     };

@@ -62,6 +62,9 @@ pub struct Lease {
     /// Limits on its traffic.
     #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
+    /// The number of its network namespace; 0 if that is not known.
+    #[serde(default)]
+    pub netns: u64,
     /// The boot in which it was given.
     #[serde(default)]
     pub boot_id: String,
@@ -251,6 +254,7 @@ impl Leases {
             pod: ask.pod.clone(),
             port_mappings: Vec::new(),
             bandwidth: Bandwidth::default(),
+            netns: ask.netns,
             boot_id: self.boot_id.clone(),
             sequence: inner.sequence,
         };

@@ -10,25 +10,15 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use podnet_fuzz::Random;
+
 use super::*;
 
 const STEPS: usize = 10_000;
 const RANGES: [&str; 2] = ["10.0.0.0/28", "fd00::/124"];
 /// Addresses of the smaller range that a pod can have.
 const CAPACITY: usize = 13;
-const CONTAINERS: u64 = 40;
-
-/// Numbers that look random (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
+const CONTAINERS: usize = 40;
 
 /// A disk that does so many more steps and then nothing; the write at which it ends is left half done.
 #[derive(Clone)]
@@ -92,7 +82,7 @@ impl World {
             boot: 0,
             fuse: Fuse(Arc::new(AtomicI64::new(i64::MAX))),
             leases: None,
-            random: Random(seed),
+            random: Random::new(seed),
             seen: BTreeMap::new(),
         };
         world.start();
@@ -254,7 +244,7 @@ impl World {
         for directory in [podnet_cni::LEASES, podnet_cni::RELEASED] {
             let path = self.dir.path().join(directory).join(attachment.file_name());
             if let Ok(bytes) = fs::read(&path) {
-                let length = self.random.below(bytes.len() as u64 + 1) as usize;
+                let length = self.random.below(bytes.len() + 1);
                 fs::write(&path, &bytes[..length]).unwrap();
                 self.note("torn");
             }

@@ -208,6 +208,22 @@ fn only_one_agent_keeps_the_leases() {
 }
 
 #[test]
+fn a_state_directory_that_cannot_be_one_is_named() {
+    for part in ["leases", "released", "resting", "leases.lock"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(part);
+        match part {
+            "leases.lock" => fs::create_dir(&path).unwrap(),
+            _ => fs::write(&path, "no directory").unwrap(),
+        }
+        let error = Leases::open(dir.path(), BOOT, &LinksInKernel::new())
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    }
+}
+
+#[test]
 fn exhaustion_names_the_pool_and_who_holds_it() {
     let dir = tempfile::tempdir().unwrap();
     let leases = open(dir.path(), &LinksInKernel::new());

@@ -3,6 +3,9 @@
 //!
 //! Each port has a forwarding entry, and the node knows each pod's Ethernet address as a neighbour on the bridge: the
 //! two together say whose address is whose, as the routes do without a bridge.
+//!
+//! A network, or an agent that was told another way since, may have wired other pods of the node without the bridge. To
+//! pods on the bridge their addresses look as if they were on it, too: there the node answers for them.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,11 +14,11 @@ use ipnet::IpNet;
 use podnet_linux::MacAddr;
 use podnet_linux::netlink::{
     Address, AddressFlags, FdbEntry, Link, LinkChange, LinkKind, Neighbour, Netlink, NetlinkError, NewLink,
-    NewLinkKind, Request,
+    NewLinkKind, Request, RouteFilter,
 };
 use podnet_linux::sysctl::{self, SysctlError};
 
-use super::{PodLink, WiringError};
+use super::{POD_ROUTE_PROTOCOL, PodLink, WiringError};
 use crate::ipam::LinksInKernel;
 
 /// The bridge's name, as Kubernetes' own had it.
@@ -40,7 +43,13 @@ pub(super) fn ensure(node: &mut Netlink, ranges: &[IpNet], mtu: u32) -> Result<L
     let link = match node.link(BRIDGE)? {
         Some(link) if is_ours(&link) => link,
         Some(_) => return Err(WiringError::ForeignBridge),
-        None => create(node, mtu)?,
+        None => {
+            let bridge = create(node, mtu)?;
+            // Whoever is wired without it from now on sees the bridge.
+            let routed: Vec<IpAddr> = routed(node, &[])?.into_iter().collect();
+            node.apply(routed.iter().map(|address| proxy(&bridge, *address)))?;
+            bridge
+        }
     };
     let mut gateways = Vec::new();
     for range in ranges {
@@ -54,6 +63,29 @@ pub(super) fn ensure(node: &mut Netlink, ranges: &[IpNet], mtu: u32) -> Result<L
     }
     node.apply(gateways)?;
     Ok(link)
+}
+
+/// Answers on the bridge for a pod that is not on it, if there is one.
+pub(super) fn answer_for(node: &mut Netlink, addresses: &[IpAddr]) -> Result<(), NetlinkError> {
+    let Some(bridge) = node.link(BRIDGE)?.filter(is_ours) else {
+        return Ok(());
+    };
+    node.apply(addresses.iter().map(|address| proxy(&bridge, *address)))
+}
+
+fn proxy(bridge: &Link, address: IpAddr) -> Request<'static> {
+    Neighbour::proxy(bridge.index, address).replace()
+}
+
+/// The addresses of pods that are wired without the bridge, less those whose links are going.
+fn routed(node: &mut Netlink, going: &[u32]) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    let filter = RouteFilter {
+        protocol: Some(POD_ROUTE_PROTOCOL),
+        ..RouteFilter::default()
+    };
+    let routes = node.routes(filter)?.into_iter();
+    let staying = routes.filter(|route| route.link.is_some_and(|link| !going.contains(&link)));
+    Ok(staying.map(|route| route.destination.addr()).collect())
 }
 
 fn is_ours(link: &Link) -> bool {
@@ -75,11 +107,20 @@ fn create(node: &mut Netlink, mtu: u32) -> Result<Link, WiringError> {
         up: true,
         ..NewLink::new(BRIDGE, NewLinkKind::Bridge)
     };
-    match node.apply_and_get([bridge.create()], BRIDGE) {
+    let link = match node.apply_and_get([bridge.create()], BRIDGE) {
         // Another ADD was quicker.
-        Err(error) if error.is_exists() => Ok(node.apply_and_get([], BRIDGE)?),
-        other => Ok(other?),
+        Err(error) if error.is_exists() => node.apply_and_get([], BRIDGE)?,
+        other => other?,
+    };
+    // At once, where the node answers for pods that are not on the bridge.
+    sysctl::ensure(&format!("net/ipv4/neigh/{BRIDGE}/proxy_delay"), "0")?;
+    for (key, value) in [("neigh/cbr0/proxy_delay", "0"), ("conf/cbr0/proxy_ndp", "1")] {
+        match sysctl::ensure(&format!("net/ipv6/{key}"), value) {
+            Err(error) if error.is_not_found() => {}
+            other => other?,
+        }
     }
+    Ok(link)
 }
 
 fn explained(error: SysctlError) -> WiringError {
@@ -135,12 +176,14 @@ pub(super) fn strays(node: &mut Netlink, going: &[String]) -> Result<Vec<Request
     let Some(bridge) = node.link(BRIDGE)?.filter(is_ours) else {
         return Ok(Vec::new());
     };
-    // In this order: an ADD that is at work makes the forwarding entry first.
+    // In this order: an ADD that is at work makes the forwarding entry first, and the route.
     let neighbours = node.neighbours(Some(bridge.index))?;
-    let mut going_ports = BTreeSet::new();
+    let proxies = node.proxy_neighbours(Some(bridge.index))?;
+    let mut going_ports = Vec::new();
     for name in going {
         going_ports.extend(node.link(name)?.map(|link| link.index));
     }
+    let routed = routed(node, &going_ports)?;
     let staying = node
         .fdb(None)?
         .into_iter()
@@ -148,11 +191,9 @@ pub(super) fn strays(node: &mut Netlink, going: &[String]) -> Result<Vec<Request
     let staying: Vec<MacAddr> = staying.map(|entry| entry.mac).collect();
     let is_stray =
         |known: &&Neighbour| known.permanent && known.mac.is_some_and(|mac| !staying.contains(&mac));
-    Ok(neighbours
-        .iter()
-        .filter(is_stray)
-        .map(Neighbour::delete)
-        .collect())
+    let known = neighbours.iter().filter(is_stray);
+    let answered = proxies.iter().filter(|proxy| !routed.contains(&proxy.address));
+    Ok(known.chain(answered).map(Neighbour::delete).collect())
 }
 
 /// Takes the bridge away, with `really`; says whether there is one of ours.

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::node::{Node, Pod, answer, serve};
-use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Wiring};
-use podnet_agent::wiring::Pair;
+use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness};
+use podnet_cni::WiringName;
 use podnet_core::ipam::Addressing;
 use podnet_linux::ns::Namespace;
 
@@ -39,7 +39,8 @@ fn serves_until_it_is_killed() {
         socket: directory.join("cni.sock"),
         state_dir: directory.join("state"),
         node: "node1".into(),
-        wiring: Wiring::Routed(Pair::Veth),
+        wiring: WiringName::Ptp,
+        allowed_sysctls: Vec::new(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

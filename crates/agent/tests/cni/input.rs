@@ -20,7 +20,7 @@ fn malformed_standard_input_has_its_code_and_names_the_key() {
     let node = Node::start();
     let long = vec![b' '; 3 << 20];
     let config = |more: &str| format!(r#"{{"cniVersion":"1.1.0","name":"n",{more}}}"#).into_bytes();
-    let documents: [(Vec<u8>, u64, &str); 19] = [
+    let documents: Vec<(Vec<u8>, u64, &str)> = vec![
         (b"".to_vec(), 6, "standard input"),
         (b"not json".to_vec(), 6, "standard input"),
         (b"[]".to_vec(), 6, "object"),
@@ -47,6 +47,23 @@ fn malformed_standard_input_has_its_code_and_names_the_key() {
             7,
             "portMappings[0].hostPort",
         ),
+        (config(r#""cniVersions":"1.1.0""#), 7, "cniVersions"),
+        (config(r#""wiring":"macvlan""#), 7, "wiring"),
+        (config(r#""routes":[{"dst":"0.0.0.0"}]"#), 7, "routes"),
+        (
+            config(r#""sysctl":{"kernel.panic":"1"}"#),
+            7,
+            "sysctl.kernel.panic",
+        ),
+        (config(r#""args":7"#), 7, "args"),
+        (config(r#""args":{"cni":[]}"#), 7, "args.cni"),
+        (config(r#""args":{"cni":{"ips":["x"]}}"#), 7, "args.cni.ips[0]"),
+        (config(r#""args":{"cni":{"mac":"x"}}"#), 7, "args.cni.mac"),
+        (
+            config(r#""runtimeConfig":{"ips":["10.244.1.7","10.244.1.8"]}"#),
+            7,
+            "10.244.1.7 and 10.244.1.8",
+        ),
         (
             config(r#""runtimeConfig":{"infinibandGUID":"c2:11:22:33:44:55:66:77"}"#),
             2,
@@ -65,6 +82,97 @@ fn malformed_standard_input_has_its_code_and_names_the_key() {
         let printed = String::from_utf8_lossy(&output.stdout);
         assert!(printed.contains(part), "{shown}: {printed}");
     }
+    assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
+}
+
+#[test]
+fn malformed_standard_input_has_its_code_whatever_the_verb() {
+    let node = Node::start();
+    for verb in ["ADD", "DEL", "CHECK", "STATUS", "GC"] {
+        for (document, code) in [
+            ("", 6),
+            ("{", 6),
+            ("[]", 6),
+            (r#"{"cniVersion":"9.9.9","name":"n"}"#, 1),
+            (r#"{"cniVersion":"1.1.0","name":"a/b"}"#, 7),
+            (r#"{"cniVersion":1,"name":"n"}"#, 7),
+        ] {
+            let environment =
+                WHOLE.map(|(key, value)| (key, if key == "CNI_COMMAND" { verb } else { value }));
+            let output = node.raw(&environment, document.as_bytes());
+            assert_eq!(error_code(&output), code, "{verb} {document}: {output:?}");
+        }
+    }
+    for list in [
+        "7",
+        r#"[{"containerID":"a"}]"#,
+        r#"[{"containerID":"../a","ifname":"eth0"}]"#,
+    ] {
+        let list: serde_json::Value = serde_json::from_str(list).unwrap();
+        let output = node.bare("GC", "1.1.0", json!({ "cni.dev/valid-attachments": list }));
+        assert_eq!(error_code(&output), 7, "{list}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("cni.dev/valid-attachments"));
+    }
+}
+
+#[test]
+fn a_malformed_annotation_is_code_7_and_named() {
+    let node = Node::start();
+    for (key, text) in [
+        ("kubernetes.io/ingress-bandwidth", ""),
+        ("kubernetes.io/ingress-bandwidth", "fast"),
+        ("kubernetes.io/ingress-bandwidth", "-1M"),
+        ("kubernetes.io/egress-bandwidth", "999"),
+        ("kubernetes.io/egress-bandwidth", "2P"),
+        ("kubernetes.io/egress-bandwidth", "1e300"),
+        ("podnet.io/ips", ""),
+        ("podnet.io/ips", "10.244.1.777"),
+        ("podnet.io/ips", "[7]"),
+        ("podnet.io/ips", "10.244.1.7,10.244.1.8"),
+        ("cni.projectcalico.org/ipAddrs", "{"),
+        ("podnet.io/sysctls", ""),
+        ("podnet.io/sysctls", "net.core.somaxconn"),
+        ("podnet.io/sysctls", "{\"net.core.somaxconn\":1}"),
+        ("podnet.io/sysctls", "kernel.panic=1"),
+        ("podnet.io/sysctls", "net/../kernel/panic=1"),
+    ] {
+        let more = json!({ "runtimeConfig": { "io.kubernetes.cri.pod-annotations": { key: text } } });
+        let output = node.cni_with("ADD", &Pod::new("annotated"), "1.1.0", more);
+        assert_eq!(error_code(&output), 7, "{key}={text:?}: {output:?}");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(printed.contains(key), "{key}={text:?}: {printed}");
+    }
+    assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
+}
+
+#[test]
+fn a_state_directory_that_fails_is_code_5_and_named() {
+    let node = Node::start();
+    let (held, new) = (Pod::new("held"), Pod::new("new"));
+    answer(&node.cni("ADD", &held, "1.1.0", None));
+    let leases = node.config().state_dir.join("leases");
+    let away = leases.with_extension("away");
+    std::fs::rename(&leases, &away).unwrap();
+    std::fs::write(&leases, "no directory").unwrap();
+    for (verb, pod) in [("ADD", &new), ("DEL", &held)] {
+        let output = node.cni(verb, pod, "1.1.0", None);
+        assert_eq!(error_code(&output), 5, "{output:?}");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(printed.contains(leases.to_str().unwrap()), "{printed}");
+        assert!(
+            printed.contains("see that the state directory is writable"),
+            "{printed}"
+        );
+    }
+    std::fs::remove_file(&leases).unwrap();
+    std::fs::rename(&away, &leases).unwrap();
+    assert_eq!(
+        (node.leases(), node.pod_links()),
+        (1, 1),
+        "what failed left nothing"
+    );
+    answer_nothing(&node.cni("DEL", &held, "1.1.0", None));
+    node.settle();
     assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
 }
 
@@ -90,6 +198,10 @@ fn a_malformed_environment_is_code_4_and_named() {
         ("CNI_IFNAME", ".."),
         ("CNI_NETNS", ""),
         ("CNI_ARGS", "K8S_POD_NAME"),
+        ("CNI_ARGS", "OTHER=x"),
+        ("CNI_ARGS", "IP=10.0.0"),
+        ("CNI_ARGS", "MAC=ff:ff:ff:ff:ff:ff"),
+        ("CNI_ARGS", "IgnoreUnknown=2"),
     ] {
         let mut environment: Vec<_> = WHOLE.iter().copied().filter(|(key, _)| *key != name).collect();
         environment.push((name, value));

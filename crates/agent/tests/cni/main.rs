@@ -2,9 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod addresses;
+mod args;
+mod bridge;
 mod crash;
 mod input;
 mod node;
+mod orphans;
+mod settings;
 mod verbs;
 mod wiring;
 
@@ -35,7 +39,7 @@ pub(crate) fn addresses(result: &Value) -> Vec<IpAddr> {
 }
 
 #[test]
-fn add_check_and_del_in_every_version() {
+fn add_check_and_del_work_in_every_version_and_answer_in_it() {
     let node = Node::start();
     for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let pod = Pod::new(&format!("version-{version}"));
@@ -75,7 +79,7 @@ fn add_check_and_del_in_every_version() {
 }
 
 #[test]
-fn pods_reach_each_other_and_their_node_with_unchanged_addresses() {
+fn a_pod_sees_its_own_address_as_other_pods_and_its_node_do() {
     let node = Node::start();
     let (one, two) = (Pod::new("one"), Pod::new("two"));
     let first = addresses(&answer(&node.cni("ADD", &one, "1.0.0", None)));
@@ -129,8 +133,9 @@ pub(crate) fn answer_nothing(output: &std::process::Output) {
 }
 
 #[test]
-fn a_hundred_and_ten_pods_at_once() {
-    let node = Node::start();
+fn a_hundred_and_ten_pods_at_once_after_a_reboot_need_no_retry() {
+    let node = Node::rebooted(110);
+    assert_eq!(node.leases(), 0, "an earlier boot's leases are over");
     let pods: Vec<Pod> = (0..110).map(|n| Pod::new(&format!("many-{n}"))).collect();
     let begin = Instant::now();
     let results: Vec<Value> = std::thread::scope(|scope| {
@@ -236,7 +241,7 @@ fn a_delete_noted_while_an_agent_is_starting_is_honoured() {
 }
 
 #[test]
-fn a_pod_whose_namespace_vanished_is_found() {
+fn a_leak_is_found_when_a_container_is_gone() {
     let node = Node::start();
     let pod = Pod::new("vanishing");
     answer(&node.cni("ADD", &pod, "1.0.0", None));
@@ -278,7 +283,7 @@ fn a_failed_add_leaves_nothing() {
 }
 
 #[test]
-fn not_ready_and_exhausted_say_so() {
+fn status_is_50_and_add_11_with_the_cause_when_not_ready_or_no_address_is_left() {
     let node = Node::start();
     node.set(Readiness::NotReady("no range yet".into()));
     let pod = Pod::new("early");
@@ -293,10 +298,9 @@ fn not_ready_and_exhausted_say_so() {
     assert_eq!(addresses(&result), ["10.244.1.7".parse::<IpAddr>().unwrap()]);
     let full = node.cni("ADD", &Pod::new("late"), "1.1.0", None);
     assert_eq!(error_code(&full), 11);
-    assert!(
-        String::from_utf8_lossy(&full.stdout).contains("10.244.1.7/32"),
-        "{full:?}"
-    );
+    let text = String::from_utf8_lossy(&full.stdout);
+    let exhausted = "no address is left in the node's range 10.244.1.7/32: all 1 are in use; most (1) by pods of namespace default";
+    assert!(text.contains(exhausted), "{text}");
     assert_eq!(error_code(&node.bare("STATUS", "1.1.0", json!({}))), 50);
     answer_nothing(&node.cni("DEL", &pod, "1.1.0", None));
     node.settle();
@@ -333,7 +337,7 @@ fn a_changed_pod_fails_its_check() {
 }
 
 #[test]
-fn garbage_collection_frees_what_is_not_named() {
+fn garbage_collection_frees_what_is_not_named_and_an_empty_list_frees_everything() {
     let node = Node::start();
     let (alive, dead) = (Pod::new("alive"), Pod::new("dead"));
     for pod in [&alive, &dead] {

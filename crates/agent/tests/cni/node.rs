@@ -9,9 +9,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Wiring, bind};
+use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Reclaimer, bind};
 use podnet_agent::host_ports::HostPorts;
-use podnet_agent::wiring::Pair;
+use podnet_cni::WiringName;
 use podnet_core::ipam::Addressing;
 use podnet_core::{Cluster, NodeName, compute};
 use podnet_dataplane::{Dataplane, Kernel};
@@ -71,16 +71,17 @@ pub(crate) struct Node {
     pub(crate) netns: Namespace,
     dir: tempfile::TempDir,
     ready: watch::Sender<Readiness>,
-    wiring: Wiring,
+    wiring: WiringName,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    reclaimer: Option<Reclaimer>,
 }
 
 impl Node {
     pub(crate) fn start() -> Self {
-        Node::wired(Wiring::Routed(Pair::Veth))
+        Node::wired(WiringName::Ptp)
     }
 
-    pub(crate) fn wired(wiring: Wiring) -> Self {
+    pub(crate) fn wired(wiring: WiringName) -> Self {
         plugin();
         let netns = Namespace::create(Kind::Net).unwrap();
         netns
@@ -112,6 +113,7 @@ impl Node {
             ready: watch::channel(Readiness::NotReady("starting".into())).0,
             wiring,
             server: None,
+            reclaimer: None,
         };
         node.set_ranges(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
         node.restart();
@@ -146,15 +148,36 @@ impl Node {
             state_dir: self.dir.path().join("state"),
             node: "node1".into(),
             wiring: self.wiring,
+            allowed_sysctls: vec!["net.core.*".parse().unwrap()],
         }
     }
 
+    /// The state directory's files are as the last boot left them: so many pods were there.
+    pub(crate) fn rebooted(pods: usize) -> Self {
+        let mut node = Node::start();
+        node.stop();
+        let leases = node.config().state_dir.join("leases");
+        for n in 0..pods {
+            let lease = json!({
+                "attachment": { "containerId": format!("earlier-{n}"), "ifname": "eth0" },
+                "addresses": [format!("10.244.1.{}", n + 2), format!("fd00:10:244:1::{:x}", n + 2)],
+                "network": "podnet", "bootId": "00000000-0000-0000-0000-000000000000", "sequence": n + 1,
+            });
+            std::fs::write(leases.join(format!("earlier-{n}:eth0")), lease.to_string()).unwrap();
+        }
+        node.restart();
+        node
+    }
+
     pub(crate) fn restart(&mut self) {
+        // It holds the leases of the server before.
+        self.reclaimer = None;
         let (stop, stopped) = oneshot::channel();
         let (config, ready) = (self.config(), self.ready.subscribe());
         let socket = config.socket.clone();
         let _ = std::fs::remove_file(&socket);
         let netns = Namespace::from(self.netns.as_fd().try_clone_to_owned().unwrap());
+        let (tell, told) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             netns.enter().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -163,16 +186,23 @@ impl Node {
                 .unwrap();
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(config, ready) => panic!("it serves no longer"),
+                    () = serve_and_tell(config, ready, |reclaimer| tell.send(reclaimer).unwrap()) => panic!("it serves no longer"),
                     _ = stopped => {}
                 }
             });
         });
         self.server = Some((stop, thread));
+        self.reclaimer = told.recv().ok();
         self.wait_until("the server listens", || socket.exists());
     }
 
+    /// What the agent frees by itself.
+    pub(crate) fn reclaimer(&self) -> Reclaimer {
+        self.reclaimer.clone().unwrap()
+    }
+
     pub(crate) fn stop(&mut self) {
+        self.reclaimer = None;
         if let Some((stop, thread)) = self.server.take() {
             let _ = stop.send(());
             let outcome = thread.join();
@@ -234,8 +264,20 @@ impl Node {
         self.attachment(command, id, netns, &self.document(version, json!({})))
     }
 
+    /// With further `CNI_ARGS`.
+    pub(crate) fn cni_args(&self, command: &str, pod: &Pod, args: &str, more: Value) -> Output {
+        let netns = pod.netns_path();
+        let document = self.document("1.1.0", more);
+        self.attach(command, &pod.id, netns.to_str().unwrap(), &document, args)
+    }
+
     fn attachment(&self, command: &str, id: &str, netns: &str, document: &[u8]) -> Output {
-        let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={id};K8S_POD_UID=u-{id}");
+        self.attach(command, id, netns, document, "")
+    }
+
+    fn attach(&self, command: &str, id: &str, netns: &str, document: &[u8], args: &str) -> Output {
+        let args =
+            format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={id};K8S_POD_UID=u-{id};{args}");
         self.raw(
             &[
                 ("CNI_COMMAND", command),
@@ -309,6 +351,17 @@ impl Node {
         found
     }
 
+    /// Everything of the node's network that a pod's wiring could change.
+    pub(crate) fn snapshot(&self) -> String {
+        let script = "ip -o address | sed 's/valid_lft.*//'; ip -o link; ip neighbour show nud permanent; \
+                      for family in 4 6; do ip -$family route show table all; ip -$family rule; done; \
+                      tc qdisc; bridge fdb | grep -v 33:33 ; nft list ruleset";
+        let output = self
+            .netns
+            .run(|| Command::new("sh").args(["-c", script]).output().unwrap());
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    }
+
     /// Waits until the reaper has nothing left to do.
     pub(crate) fn settle(&self) {
         self.wait_until("the reaper is done", || self.files("released").is_empty());
@@ -328,8 +381,17 @@ impl Node {
 
 /// The server, and of the agent's loop what opens host ports.
 pub(crate) async fn serve(config: CniServerConfig, ready: watch::Receiver<Readiness>) {
+    serve_and_tell(config, ready, drop).await;
+}
+
+async fn serve_and_tell(
+    config: CniServerConfig,
+    ready: watch::Receiver<Readiness>,
+    tell: impl FnOnce(Reclaimer),
+) {
     let host_ports = Arc::new(HostPorts::default());
     let server = bind(config, ready, host_ports.clone()).await.unwrap();
+    tell(server.reclaimer());
     let open = async {
         let mut kernel = Kernel::open(None).unwrap();
         loop {

@@ -35,7 +35,7 @@ fn says(output: &Output, part: &str) {
 }
 
 #[test]
-fn version_answers_in_the_version_of_the_request() {
+fn version_lists_every_version_and_answers_in_that_of_the_request() {
     let node = Node::start();
     for (document, version) in [
         (r#"{"cniVersion":"0.3.0"}"#, "0.3.0"),
@@ -56,7 +56,7 @@ fn version_answers_in_the_version_of_the_request() {
 }
 
 #[test]
-fn the_result_is_what_the_kernel_has() {
+fn the_result_lists_both_ends_addresses_gateways_routes_mtu_and_dns_as_they_are() {
     let node = Node::start();
     let pod = Pod::new("told");
     let result = answer(&node.cni("ADD", &pod, "1.1.0", None));
@@ -115,7 +115,7 @@ fn a_mac_and_name_servers_are_as_asked_for() {
 }
 
 #[test]
-fn behind_another_plugin_its_result_is_passed_on() {
+fn behind_another_plugin_its_result_is_passed_on_and_unknown_keys_survive() {
     let node = Node::start();
     for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let pod = Pod::new(&format!("chained-{version}"));
@@ -152,7 +152,7 @@ fn behind_another_plugin_its_result_is_passed_on() {
 }
 
 #[test]
-fn del_needs_neither_namespace_nor_previous_result() {
+fn del_is_idempotent_and_needs_neither_namespace_nor_prev_result_nor_agent() {
     let mut node = Node::start();
     for agent in [true, false] {
         let mut pods = Vec::new();
@@ -189,7 +189,29 @@ fn del_needs_neither_namespace_nor_previous_result() {
 }
 
 #[test]
-fn check_sees_every_change_of_what_add_made() {
+fn del_always_gives_the_address_back() {
+    let mut node = Node::start();
+    node.set_ranges(&["10.244.1.7/32"]);
+    for kind in ["plain", "twice", "namespace-gone", "agent-down", "last"] {
+        let pod = Pod::new(kind);
+        let result = answer(&node.cni("ADD", &pod, "1.1.0", None));
+        assert_eq!(addresses(&result)[0].to_string(), "10.244.1.7", "{kind}");
+        match kind {
+            "twice" => answer_nothing(&node.cni("DEL", &pod, "1.1.0", None)),
+            "namespace-gone" => drop(pod),
+            "agent-down" => node.stop(),
+            _ => {}
+        }
+        answer_nothing(&node.cni_in("DEL", kind, "/nonexistent/netns", "1.1.0"));
+        if kind == "agent-down" {
+            node.restart();
+        }
+        node.wait_until("everything is gone", || node.leftovers().is_empty());
+    }
+}
+
+#[test]
+fn check_sees_a_changed_link_address_or_route_and_prints_nothing_else() {
     let node = Node::start();
     type Break = fn(&Node, &Pod, &str);
     let breaks: [(&str, &str, Break); 6] = [
@@ -255,7 +277,7 @@ fn check_sees_every_change_of_what_add_made() {
 }
 
 #[test]
-fn status_says_that_connectivity_would_be_limited() {
+fn status_is_51_when_pods_would_have_limited_connectivity() {
     let node = Node::start();
     let network = PodNetwork {
         addressing: Addressing::of_node(&["10.244.1.0/24".parse().unwrap()]).into(),
@@ -279,7 +301,7 @@ fn status_says_that_connectivity_would_be_limited() {
 }
 
 #[test]
-fn garbage_collection_goes_on_after_an_error_and_reports_it() {
+fn garbage_collection_goes_on_after_an_error_and_reports_all_of_them() {
     let node = Node::start();
     let pods = ["a-stuck", "b-free", "c-stuck", "d-free"].map(Pod::new);
     for pod in &pods {
@@ -306,7 +328,7 @@ fn garbage_collection_goes_on_after_an_error_and_reports_it() {
 }
 
 #[test]
-fn garbage_collection_of_another_network_touches_nothing() {
+fn garbage_collection_never_touches_another_networks_state() {
     let mut node = Node::start();
     let (ours, theirs) = (Pod::new("ours"), Pod::new("theirs"));
     answer(&node.cni("ADD", &ours, "1.1.0", None));
@@ -331,7 +353,7 @@ fn garbage_collection_of_another_network_touches_nothing() {
 }
 
 #[test]
-fn what_a_network_disables_is_not_done() {
+fn disable_gc_and_disable_check_are_honoured() {
     let node = Node::start();
     let pod = Pod::new("left-alone");
     answer(&node.cni("ADD", &pod, "1.1.0", None));
@@ -342,7 +364,7 @@ fn what_a_network_disables_is_not_done() {
 }
 
 #[test]
-fn an_error_is_written_in_the_version_of_the_request() {
+fn an_error_is_a_json_object_with_a_code_the_cause_and_the_version_of_the_request() {
     let node = Node::start();
     for version in ["0.3.0", "0.4.0", "1.0.0", "1.1.0", "9.9.9"] {
         let output = node.cni_in("ADD", "c", "/nonexistent", version);
@@ -358,7 +380,7 @@ fn an_error_is_written_in_the_version_of_the_request() {
 }
 
 #[test]
-fn a_taken_interface_is_left_as_it_was() {
+fn add_fails_if_the_interface_exists_and_leaves_it_as_it_was() {
     let node = Node::start();
     let pod = Pod::new("taken");
     let taken = || {

@@ -23,7 +23,6 @@ mod builtin;
 mod defaults;
 mod prepare;
 mod print;
-mod quantity;
 mod schema;
 mod validate;
 mod value;

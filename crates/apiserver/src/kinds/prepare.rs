@@ -1,8 +1,8 @@
 //! What the server itself changes on writes: Kubernetes' registry strategies.
 
+use podnet_core::quantity::Quantity;
 use serde_json::{Value, json};
 
-use super::quantity::Quantity;
 use super::value::{entries, keep, list, object_mut, remove, same_but, text};
 use super::{Kind, builtin::Generation};
 

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
+use podnet_core::quantity::Quantity;
 use serde::{Deserialize, Serialize};
-
-use super::quantity;
 
 /// Kubernetes' limits of what an annotation may say: 1k to 1P (pkg/util/bandwidth).
 const ANNOTATION_BOUNDS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
@@ -54,10 +53,11 @@ impl Bandwidth {
             let Some(text) = annotations.get(&key) else {
                 return Ok(None);
             };
-            let rate = quantity::whole(text).ok_or_else(|| {
+            let quantity: Quantity = text.parse().map_err(|_| {
                 let why = format!("{text:?} is no quantity such as 10M, in bits per second");
                 (key.clone(), why)
             })?;
+            let rate = u64::try_from(quantity.whole()).unwrap_or_default();
             let in_bounds = ANNOTATION_BOUNDS.contains(&rate).then_some(rate);
             match in_bounds.and_then(NonZeroU64::new) {
                 Some(rate) => Ok(Some(Rate { rate, burst: None })),

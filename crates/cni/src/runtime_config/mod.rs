@@ -1,12 +1,11 @@
 //! What a runtime passes on of a pod's wishes, key by key of `runtimeConfig` (the project's CONVENTIONS.md,
-//! "Dynamic plugin specific fields"), and the annotations that say the same.
+//! "Dynamic plugin specific fields"), and the annotations and arguments that say the same.
 //!
 //! Parsed here once. The agent gets it with the attachment, enforces it, and refuses what it cannot enforce: see
 //! [`RuntimeConfig::wishes`].
 
 mod bandwidth;
 mod parse;
-mod quantity;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +45,9 @@ pub struct RuntimeConfig {
     /// `bandwidth`, or the annotations for it.
     #[serde(skip_serializing_if = "Bandwidth::is_unlimited")]
     pub bandwidth: Bandwidth,
+    /// Kernel settings that the pod's annotation asks for, by path below /proc/sys; see [`crate::PodSettings::sysctls`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
     /// `io.kubernetes.cri.pod-annotations`: all of the pod's annotations, for whoever reads others.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,

@@ -11,7 +11,9 @@ use podnet_linux::MacAddr;
 use serde_json::{Map, Value};
 
 use super::{Bandwidth, Capability, IpRange, PortMapping, Rate, RuntimeConfig};
+use crate::cni_args::{self, CniArgs};
 use crate::error::{CniError, Code};
+use crate::pod_settings;
 use crate::result::Dns;
 
 /// The key of the network configuration.
@@ -92,9 +94,56 @@ fn optional<'a, T>(
 }
 
 impl RuntimeConfig {
-    /// Reads `runtimeConfig` of a network configuration. Keys that podnet does not know belong to others, except
-    /// `infinibandGUID`: it is a wish for this very link, which is no InfiniBand port (code 2).
+    /// Reads what a network configuration says of one pod: `runtimeConfig`, and `ips` and `mac` of `args.cni`, where
+    /// runtimes that know no capabilities put them. They add up.
     pub fn parse(configuration: &Map<String, Value>) -> Result<Self, CniError> {
+        let mut wishes = Self::of_runtime_config(configuration)?;
+        let args = configuration.get("args").filter(|value| !value.is_null());
+        let args = args.map(|value| At {
+            path: "args".into(),
+            value,
+        });
+        // Further keys, such as `labels`, are there for whoever wants them.
+        if let Some(args) = args
+            && let Some(args) = args.get("cni")?
+        {
+            wishes
+                .ips
+                .extend(optional(&args, "ips", |at| at.list_of(address))?.unwrap_or_default());
+            wishes.mac = wishes.mac.or(optional(&args, "mac", mac)?.flatten());
+        }
+        wishes.with_one_address_of_each_family()
+    }
+
+    /// These wishes, and those in the environment.
+    pub fn with(mut self, args: &CniArgs) -> Result<Self, CniError> {
+        self.ips.extend(args.ip);
+        self.mac = self.mac.or(args.mac);
+        self.with_one_address_of_each_family()
+    }
+
+    fn with_one_address_of_each_family(mut self) -> Result<Self, CniError> {
+        let mut kept: Vec<IpAddr> = Vec::new();
+        for address in std::mem::take(&mut self.ips) {
+            match kept.iter().find(|other| other.is_ipv4() == address.is_ipv4()) {
+                Some(other) if *other == address => {}
+                Some(other) => {
+                    let msg = format!("the runtime asks for {other} and {address} in \"ips\"");
+                    return Err(CniError::new(Code::InvalidConfig, msg).with_details(
+                        "a pod has one address of each family: see runtimeConfig.ips and args.cni.ips of the \
+                         configuration, and IP in CNI_ARGS",
+                    ));
+                }
+                None => kept.push(address),
+            }
+        }
+        self.ips = kept;
+        Ok(self)
+    }
+
+    /// Keys that podnet does not know belong to others, except `infinibandGUID`: it is a wish for this very link, which
+    /// is no InfiniBand port (code 2).
+    fn of_runtime_config(configuration: &Map<String, Value>) -> Result<Self, CniError> {
         let Some(value) = configuration.get(KEY).filter(|value| !value.is_null()) else {
             return Ok(RuntimeConfig::default());
         };
@@ -115,13 +164,8 @@ impl RuntimeConfig {
             Ok(optional(&at, capability.key(), At::list)?.unwrap_or_default())
         };
         let annotations = optional(&at, Capability::Annotations.key(), annotations)?.unwrap_or_default();
-        let of_annotations = Bandwidth::from_annotations(&annotations).map_err(|(key, why)| {
-            CniError::new(
-                Code::InvalidConfig,
-                format!("the pod's annotation {key:?} is wrong"),
-            )
-            .with_details(why)
-        })?;
+        let of_annotations = Bandwidth::from_annotations(&annotations).map_err(wrong_annotation)?;
+        let sysctls = pod_settings::of_annotation(&annotations).map_err(wrong_annotation)?;
         let bandwidth = optional(&at, Capability::Bandwidth.key(), bandwidth)?.unwrap_or_default();
         Ok(RuntimeConfig {
             ips: list(Capability::Ips)?
@@ -136,9 +180,15 @@ impl RuntimeConfig {
             dns: optional(&at, Capability::Dns.key(), dns)?.flatten(),
             port_mappings: optional(&at, Capability::PortMappings.key(), port_mappings)?.unwrap_or_default(),
             bandwidth: bandwidth.or(of_annotations),
+            sysctls,
             annotations,
         })
     }
+}
+
+fn wrong_annotation((key, why): (String, String)) -> CniError {
+    let msg = format!("the pod's annotation {key:?} is wrong");
+    CniError::new(Code::InvalidConfig, msg).with_details(why)
 }
 
 fn annotations(at: &At<'_>) -> Result<std::collections::BTreeMap<String, String>, CniError> {
@@ -154,19 +204,8 @@ fn annotations(at: &At<'_>) -> Result<std::collections::BTreeMap<String, String>
         .collect()
 }
 
-/// With a prefix length, as the specification's results have it, or without.
 fn address(at: &At<'_>) -> Result<IpAddr, CniError> {
-    let text = at.text()?;
-    let address = match text.parse::<IpNet>() {
-        Ok(net) => net.addr(),
-        Err(_) => text
-            .parse()
-            .map_err(|_| at.wrong(format!("{text:?} is no IP address")))?,
-    };
-    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-        return Err(at.wrong(format!("no pod can have the address {address}")));
-    }
-    Ok(address)
+    cni_args::ip(at.text()?).map_err(|why| at.wrong(why))
 }
 
 /// Runtimes pass an empty text for no wish.
@@ -174,11 +213,8 @@ fn mac(at: &At<'_>) -> Result<Option<MacAddr>, CniError> {
     if at.text()?.is_empty() {
         return Ok(None);
     }
-    let mac: MacAddr = at.parse()?;
-    if mac.0[0] & 1 == 1 || mac.0 == [0; 6] {
-        return Err(at.wrong(format!("{mac} is no unicast address")));
-    }
-    Ok(Some(mac))
+    let mac = cni_args::mac(at.text()?);
+    mac.map(Some).map_err(|why| at.wrong(why))
 }
 
 fn range_set(at: &At<'_>) -> Result<Vec<IpRange>, CniError> {

@@ -1,6 +1,7 @@
 //! Which nodes a pod may go to, and why not to the others.
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
+use podnet_core::quantity::Quantity;
 
 use super::affinity;
 use super::node::{Candidate, host_ports, ports_clash, requested};
@@ -154,12 +155,15 @@ fn ports_taken(node: &Candidate<'_>, pod: &Pod) -> Option<Reason> {
 fn insufficient(node: &Candidate<'_>, pod: &Pod) -> Vec<Reason> {
     let mut reasons = Vec::new();
     if node
-        .allocatable("pods", 1)
+        .allocatable("pods", Quantity::ONE)
         .is_some_and(|most| node.pods.len() as i128 >= most)
     {
         reasons.push(Reason::passing("Too many pods"));
     }
-    for (resource, unit, used) in [("cpu", 1000, node.cpu), ("memory", 1, node.memory)] {
+    for (resource, unit, used) in [
+        ("cpu", Quantity::MILLI, node.cpu),
+        ("memory", Quantity::ONE, node.memory),
+    ] {
         let wanted = requested(pod, resource, unit);
         if wanted > 0
             && node

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Node, Pod, Taint};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::api::resource as api;
+use podnet_core::quantity::Quantity;
 
 use crate::selector::Labels;
 
@@ -38,8 +39,8 @@ impl<'a> Candidate<'a> {
 
     pub(super) fn add(&mut self, pod: &'a Arc<Pod>) {
         self.pods.push(pod);
-        self.cpu += requested(pod, "cpu", 1000);
-        self.memory += requested(pod, "memory", 1);
+        self.cpu += requested(pod, "cpu", Quantity::MILLI);
+        self.memory += requested(pod, "memory", Quantity::ONE);
         self.ports.extend(host_ports(pod));
     }
 
@@ -52,9 +53,9 @@ impl<'a> Candidate<'a> {
     }
 
     /// What it can give of a resource, in the unit; none if it does not say.
-    pub(super) fn allocatable(&self, resource: &str, unit: i128) -> Option<i128> {
+    pub(super) fn allocatable(&self, resource: &str, unit: Quantity) -> Option<i128> {
         let status = self.node.status.as_ref()?;
-        quantity(status.allocatable.as_ref()?.get(resource)?, unit)
+        count(status.allocatable.as_ref()?.get(resource)?, unit)
     }
 
     /// Its taints, and that it is not ready even before somebody noted that as a taint.
@@ -118,13 +119,13 @@ pub(super) fn ports_clash(one: &HostPort, other: &HostPort) -> bool {
 }
 
 /// What a pod asks for: all its containers and sidecars together, or its greediest init container.
-pub(super) fn requested(pod: &Pod, resource: &str, unit: i128) -> i128 {
+pub(super) fn requested(pod: &Pod, resource: &str, unit: Quantity) -> i128 {
     let Some(spec) = &pod.spec else { return 0 };
     let of = |container: &Container| {
         let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
         requests
             .and_then(|r| r.get(resource))
-            .and_then(|q| quantity(q, unit))
+            .and_then(|q| count(q, unit))
             .unwrap_or(0)
     };
     let mut running: i128 = spec.containers.iter().map(of).sum();
@@ -142,67 +143,18 @@ pub(super) fn requested(pod: &Pod, resource: &str, unit: i128) -> i128 {
         .overhead
         .as_ref()
         .and_then(|o| o.get(resource))
-        .and_then(|q| quantity(q, unit));
+        .and_then(|q| count(q, unit));
     running.max(peak) + overhead.unwrap_or(0)
 }
 
-/// A quantity in units of 1/`unit`, rounded up.
-pub(super) fn quantity(quantity: &Quantity, unit: i128) -> Option<i128> {
-    let text = quantity.0.trim();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | '+' | '-'))
-        .unwrap_or(text.len());
-    let (number, suffix) = text.split_at(digits);
-    let (multiply, divide): (i128, i128) = match suffix {
-        "" => (1, 1),
-        "n" => (1, 1_000_000_000),
-        "u" => (1, 1_000_000),
-        "m" => (1, 1000),
-        "k" => (1000, 1),
-        "M" => (1_000_000, 1),
-        "G" => (1_000_000_000, 1),
-        "T" => (1_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000, 1),
-        "E" => (1_000_000_000_000_000_000, 1),
-        "Ki" => (1 << 10, 1),
-        "Mi" => (1 << 20, 1),
-        "Gi" => (1 << 30, 1),
-        "Ti" => (1 << 40, 1),
-        "Pi" => (1 << 50, 1),
-        "Ei" => (1 << 60, 1),
-        exponent => {
-            let exponent: u32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
-            (10i128.checked_pow(exponent)?, 1)
-        }
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let scale = 10i128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-    let value: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let numerator = value.checked_mul(multiply)?.checked_mul(unit)?;
-    let denominator = divide.checked_mul(scale)?;
-    Some(numerator.div_euclid(denominator) + i128::from(numerator.rem_euclid(denominator) != 0))
+/// How many units a quantity of the API's is, rounded up.
+fn count(text: &api::Quantity, unit: Quantity) -> Option<i128> {
+    text.0.parse::<Quantity>().ok()?.divided(unit)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reads_quantities() {
-        let cases = [
-            ("100m", 1000, 100),
-            ("1", 1000, 1000),
-            ("1.5", 1000, 1500),
-            ("2Gi", 1, 2 << 30),
-            ("1e3", 1, 1000),
-            ("0.5Ki", 1, 512),
-            ("1n", 1000, 1),
-        ];
-        for (text, unit, expected) in cases {
-            assert_eq!(quantity(&Quantity(text.into()), unit), Some(expected), "{text}");
-        }
-        assert_eq!(quantity(&Quantity("much".into()), 1), None);
-    }
 
     #[test]
     fn ports_clash_where_addresses_meet() {

@@ -3,9 +3,10 @@
 
 use base64::Engine as _;
 use jiff::Timestamp;
+use podnet_core::quantity::Quantity;
 use serde_json::{Map, Value};
 
-use super::super::{DecodeError, error::quote, quantity::Quantity};
+use super::super::{DecodeError, error::quote};
 use super::{DEFINITIONS, reference, short_name};
 
 /// Reads `object` as the definition `root`; returns what was dropped.

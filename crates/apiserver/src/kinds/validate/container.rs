@@ -1,11 +1,11 @@
 //! Containers: names, ports, environment, probes, resources.
 
+use podnet_core::quantity::Quantity;
 use serde_json::Value;
 
 use super::{
     Errors, FieldError, PROTOCOLS, invalid_each, names, not_negative, one_of, pod, port_or_name, volume,
 };
-use crate::kinds::quantity::Quantity;
 use crate::kinds::value::{entries, list, text, unset};
 
 /// Judges all containers of a pod spec.

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod;
+use podnet_core::quantity::Quantity;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::CniError;
 use super::conf::NetworkList;
 use super::exec::{Plugins, Verb};
-use crate::runtime::pod::{quantity, spec};
+use crate::runtime::pod::spec;
 
 /// A node's network as its pods are attached to it.
 #[derive(Debug, Clone)]
@@ -118,9 +119,8 @@ fn capabilities(pod: &Pod) -> BTreeMap<String, Value> {
 fn bandwidth_annotation(pod: &Pod, direction: &str) -> Option<u64> {
     let key = format!("kubernetes.io/{direction}-bandwidth");
     let text = pod.metadata.annotations.as_ref()?.get(&key)?;
-    u64::try_from(quantity::nano(text)? / 1_000_000_000)
-        .ok()
-        .filter(|rate| *rate > 0)
+    let rate: Quantity = text.parse().ok()?;
+    u64::try_from(rate.whole()).ok().filter(|rate| *rate > 0)
 }
 
 impl Network {

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
+use podnet_core::quantity::Quantity;
 
-use super::{quantity, spec};
+use super::spec;
 
 /// What of the pod is not in its specification.
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +87,7 @@ pub fn resource(
         (None, ..) => "0".into(),
     };
     let divisor = selector.divisor.as_ref().map(|it| it.0.as_str());
-    quantity::divided(&value, divisor)
+    divided(&value, divisor)
         .map(|amount| amount.to_string())
         .ok_or_else(|| {
             format!(
@@ -94,6 +95,15 @@ pub fn resource(
                 selector.resource
             )
         })
+}
+
+/// How many divisors a quantity is; a divisor that is not given, or zero, is one.
+fn divided(value: &str, divisor: Option<&str>) -> Option<i128> {
+    let divisor = match divisor {
+        None | Some("" | "0") => Quantity::ONE,
+        Some(divisor) => divisor.parse().ok()?,
+    };
+    value.parse::<Quantity>().ok()?.divided(divisor)
 }
 
 /// The key in `metadata.labels['key']`.

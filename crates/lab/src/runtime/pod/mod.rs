@@ -11,7 +11,6 @@ pub mod env;
 pub mod fields;
 pub mod files;
 pub mod identity;
-pub mod quantity;
 pub mod service_env;
 pub mod spec;
 pub mod state;

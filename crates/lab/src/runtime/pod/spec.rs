@@ -221,8 +221,8 @@ fn amount(
     list: Option<&BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>,
     name: &str,
 ) -> Option<i128> {
-    let nano = super::quantity::nano(&list?.get(name)?.0)?;
-    (nano != 0).then_some(nano)
+    let amount: podnet_core::quantity::Quantity = list?.get(name)?.0.parse().ok()?;
+    (amount.nanos() != 0).then_some(amount.nanos())
 }
 
 #[cfg(test)]

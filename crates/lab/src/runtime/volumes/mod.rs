@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 
 pub use payload::{Entry, Payload, payload};
 pub use place::{Places, remove_all};
+use podnet_core::quantity::Quantity;
 
 use crate::runtime::pod::spec;
 
@@ -53,12 +54,9 @@ impl VolumeError {
 /// The kind of a volume; an error for what the lab has not got.
 pub fn kind(volume: &Volume) -> Result<Kind, VolumeError> {
     if let Some(empty) = &volume.empty_dir {
-        let limit = empty
-            .size_limit
-            .as_ref()
-            .and_then(|it| crate::runtime::pod::quantity::nano(&it.0));
+        let limit = empty.size_limit.as_ref().and_then(|it| it.0.parse().ok());
         let bytes = limit
-            .and_then(|nano| u64::try_from(nano / 1_000_000_000).ok())
+            .and_then(|limit: Quantity| u64::try_from(limit.whole()).ok())
             .unwrap_or(0);
         let memory = (empty.medium.as_deref() == Some("Memory")).then_some(bytes);
         return Ok(Kind::EmptyDir { memory });
