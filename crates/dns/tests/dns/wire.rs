@@ -20,13 +20,10 @@ fn table(endpoints: usize) -> Names {
         .map(|host| format!("10.244.{}.{}", host / 250, host % 250 + 1))
         .collect();
     let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-    slice(
-        &mut cluster,
-        "default/many-1",
-        "default/many",
-        &["http/tcp/80"],
-        &addresses,
-    );
+    for (index, addresses) in addresses.chunks(1000).enumerate() {
+        let name = format!("default/many-{index}");
+        slice(&mut cluster, &name, "default/many", &["http/tcp/80"], addresses);
+    }
     names(&cluster)
 }
 
