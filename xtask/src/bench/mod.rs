@@ -10,6 +10,7 @@ mod lab;
 mod peers;
 mod plugin;
 mod report;
+mod services;
 pub(crate) mod verbs;
 
 use std::io::{BufRead, BufReader};
@@ -42,7 +43,7 @@ pub(crate) struct Args {
     /// How often to time ADD and DEL; 0 leaves it out
     #[arg(long, default_value_t = 30)]
     verb_runs: u16,
-    /// Only paths whose name contains this ("dns", "peers" or "plugin" for that alone)
+    /// Only paths whose name contains this ("dns", "peers", "services" or "plugin" for that alone)
     #[arg(long, default_value = "")]
     only: String,
     /// The executable to measure
@@ -105,6 +106,10 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         .contains(&args.only)
         .then(|| peers::measure(cpu))
         .transpose()?;
+    let services = "services"
+        .contains(&args.only)
+        .then(|| services::measure(cpu))
+        .transpose()?;
     let plugin = "plugin"
         .contains(&args.only)
         .then(|| plugin::measure(&args.podnet))
@@ -136,6 +141,7 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         verbs,
         dns,
         peers,
+        services,
         plugin,
         paths: series,
     };

@@ -9,9 +9,9 @@ use miette::{Context, IntoDiagnostic};
 use serde::Serialize;
 
 use super::dns::Figures;
-use super::peers;
 use super::plugin::PluginStart;
 use super::verbs::VerbTimes;
+use super::{peers, services};
 use crate::netperf::{Sample, Test};
 
 /// All that was measured in one run.
@@ -24,6 +24,7 @@ pub(super) struct Report {
     pub(super) verbs: Option<VerbTimes>,
     pub(super) dns: Option<Figures>,
     pub(super) peers: Option<peers::Times>,
+    pub(super) services: Option<Vec<services::Times>>,
     pub(super) plugin: Option<PluginStart>,
     pub(super) paths: Vec<Series>,
 }
@@ -212,6 +213,9 @@ impl fmt::Display for Report {
         if let Some(peers) = &self.peers {
             write!(f, "{peers}")?;
         }
+        for services in self.services.iter().flatten() {
+            write!(f, "{services}")?;
+        }
         if let Some(dns) = &self.dns {
             writeln!(
                 f,
@@ -261,6 +265,7 @@ mod tests {
             verbs: None,
             plugin: None,
             peers: None,
+            services: None,
             dns: None,
             paths: vec![series("limit", None, 1.0), series("ours", Some("limit"), 2.0)],
         };
