@@ -27,7 +27,12 @@ pub fn compute(cluster: &Cluster, node: &NodeName) -> NodeState {
     let mut problems = Vec::new();
     let mut routing = route::compute(cluster, node, &mut problems);
     let addressing = ipam::compute(cluster, node, &mut problems);
-    let pods = addressing.ranges.iter().map(|held| held.range).collect();
+    // Not from `addressing`, which a node has only as long as it has an object: who was inside stays inside.
+    let blocks = cluster.valid_ip_pools().flat_map(|pool| &pool.blocks);
+    let blocks = blocks
+        .filter(|block| block.node == *node)
+        .map(|block| block.range);
+    let pods = routing.pod_ranges.iter().copied().chain(blocks).collect();
     let services = service::compute(cluster, node, pods, &mut problems);
     routing.sink(services.addresses());
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);

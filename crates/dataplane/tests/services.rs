@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use common::{Lab, Machine, answerers, ask};
 use ipnet::IpNet;
 use podnet_core::cluster::{Affinity, ExternalPolicy, Family, Routing, Service};
-use podnet_linux::netlink::Route;
+use podnet_linux::netlink::{Address, Route};
 
 fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
@@ -117,6 +117,18 @@ fn the_outside_reaches_every_endpoint(routing: Routing) {
             ("b".into(), address(source)),
             "{to}"
         );
+        assert_eq!(scene.lab.nodes[0].tcp(to).unwrap().0, "b", "{to}");
+    }
+    // So does it by an address of its own that others do not know the way to.
+    scene.lab.nodes[0].netlink(|netlink| {
+        let lo = netlink.link("lo").unwrap().unwrap().index;
+        for own in ["192.168.77.1/32", "fd77::1/128"] {
+            netlink
+                .request(Address::new(lo, own.parse().unwrap()).add())
+                .unwrap();
+        }
+    });
+    for to in ["192.168.77.1:30003", "[fd77::1]:30003"] {
         assert_eq!(scene.lab.nodes[0].tcp(to).unwrap().0, "b", "{to}");
     }
     // A pod that asks another node's port is answered there.

@@ -18,7 +18,8 @@ pub(super) struct Place<'a> {
 
 impl<'a> Place<'a> {
     pub(super) fn of(cluster: &'a Cluster, node: &'a NodeName) -> Self {
-        let zone = cluster.node(node).and_then(|node| node.zone());
+        let own = cluster.node(node).or(cluster.local.node.as_ref());
+        let zone = own.and_then(|node| node.zone());
         Place { node, zone }
     }
 }

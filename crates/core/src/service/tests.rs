@@ -341,3 +341,16 @@ fn hints_count_only_if_all_have_them_and_one_is_for_us_and_a_node_comes_before_a
     // Local policies ignore them.
     assert_eq!(chosen(InternalPolicy::Local, &[a, b]), "10.244.0.1 10.244.0.2 ");
 }
+
+#[test]
+fn pods_stay_inside_while_their_node_has_no_object() {
+    let mut cluster = cluster_of(Vec::new(), Vec::new());
+    let ranges = PodRanges::new(["10.244.0.0/24".parse().unwrap()]).unwrap();
+    let node = Node::new(me(), &["172.30.0.11".parse().unwrap()], ranges);
+    cluster.nodes.insert(me(), Ok(node.clone()));
+    let before = crate::compute(&cluster, &me()).services;
+    assert_eq!(before.pods, ["10.244.0.0/24".parse().unwrap()].into());
+    cluster.local.node = Some(node);
+    cluster.nodes.remove(&me());
+    assert_eq!(crate::compute(&cluster, &me()).services, before);
+}

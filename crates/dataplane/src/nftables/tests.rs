@@ -154,6 +154,37 @@ fn a_set_of_another_kind_is_made_anew_with_the_table() {
     assert_eq!(transaction.0[..2], [Operation::DeleteTable, Operation::AddTable]);
 }
 
+#[test]
+fn only_a_node_that_knows_its_pods_tells_the_outside_from_the_inside() {
+    let mut state = state(&[]);
+    let frontend = frontend("TCP 203.0.113.7:80");
+    let local = Entry {
+        outside: Some(Backend::Drop.into()),
+        ..entry(&frontend, backend(Some(&["10.244.1.2:80"])))
+    };
+    services_of(&mut state).frontends.insert(frontend, local.into());
+    let unknown = render(&state).chains;
+    assert!(!unknown.contains_key("outside") && !unknown.contains_key("passing4"));
+    services_of(&mut state).pods = ["10.244.0.0/24".parse().unwrap()].into();
+    let table = render(&state);
+    let chain = |name: &str| {
+        table.chains[name]
+            .rules
+            .iter()
+            .map(|rule| format!("{rule}\n"))
+            .collect::<String>()
+    };
+    assert_eq!(
+        chain("outside"),
+        "ip saddr 10.244.0.0/24 return\nip daddr . meta l4proto . th dport vmap @outside4\n"
+    );
+    assert_eq!(
+        chain("passing4"),
+        "ip saddr 10.244.0.0/24 return\nip daddr 10.244.0.0/24 return\nip saddr 172.30.0.11/32 return\nmasquerade\n"
+    );
+    assert!(!table.chains.contains_key("passing6"));
+}
+
 /// Runs a transaction on a table as the kernel would.
 fn run(transaction: &Transaction, mut table: Table) -> Table {
     for operation in transaction.0.clone() {

@@ -1,9 +1,9 @@
 //! Whose address packets have as they leave the node.
 
+use ipnet::IpNet;
 use podnet_core::NodeState;
 use podnet_core::cluster::Family;
 use podnet_core::masquerade::Masquerade;
-use podnet_core::service::ServiceState;
 
 use super::super::model::{Chain, Table, Value, Verdict};
 use super::super::rule::{Clause, Rule, octets};
@@ -44,8 +44,16 @@ pub(super) fn sources(state: &NodeState) -> Vec<Rule> {
             Clause::Masquerade,
         ])
     });
-    let passing =
-        FAMILIES.map(|family| rule([Clause::Family(family), Clause::Translated, jump(passing(family))]));
+    let passing = FAMILIES
+        .into_iter()
+        .filter(|family| !pass(state, *family).is_empty());
+    let passing = passing.map(|family| {
+        rule([
+            Clause::Family(family),
+            Clause::Translated,
+            jump(passing_chain(family)),
+        ])
+    });
     let outside = state.masquerade.iter().flat_map(|masquerade| &masquerade.pods);
     let outside = outside.map(|range| {
         rule([
@@ -58,23 +66,29 @@ pub(super) fn sources(state: &NodeState) -> Vec<Rule> {
 }
 
 /// The chain for connections that were translated here.
-pub(super) fn passing(family: Family) -> &'static str {
+pub(super) fn passing_chain(family: Family) -> &'static str {
     match family {
         Family::V4 => "passing4",
         Family::V6 => "passing6",
     }
 }
 
-/// A client outside whose endpoint is on another node: the answer would go past this node, untranslated.
-pub(super) fn pass(services: &ServiceState, family: Family) -> Vec<Rule> {
-    let pods = services.pods.iter();
-    let pods = pods.filter(|range| Family::of(range.addr()) == family);
-    let pods = pods.flat_map(|range| {
-        [Clause::SourceWithin(*range), Clause::DestinationWithin(*range)]
-            .map(|clause| rule([clause, leave()]))
-    });
-    let node = rule([Clause::SourceIsLocal, leave()]);
-    pods.chain([node, rule([Clause::Masquerade])]).collect()
+/// A client outside whose endpoint is on another node: the answer would go past this node, untranslated. So it would
+/// where the node itself asked from an address that others know another way to, such as a load balancer's. Nothing for a
+/// node that does not know who its pods are.
+pub(super) fn pass(state: &NodeState, family: Family) -> Vec<Rule> {
+    let pods = state.services.pods.iter();
+    let mut pods = pods.filter(|range| Family::of(range.addr()) == family).peekable();
+    if pods.peek().is_none() {
+        return Vec::new();
+    }
+    let stays = |clause| rule([clause, leave()]);
+    let pods =
+        pods.flat_map(|range| [Clause::SourceWithin(*range), Clause::DestinationWithin(*range)].map(stays));
+    let node = state.routing.node_addresses.iter();
+    let node = node.filter(|address| Family::of(**address) == family);
+    let node = node.map(|address| stays(Clause::SourceWithin(IpNet::from(*address))));
+    pods.chain(node).chain([rule([Clause::Masquerade])]).collect()
 }
 
 /// The chain that decides whether a pod's packet gets the node's address.

@@ -306,7 +306,7 @@ fn chains(table: &mut Table, state: &NodeState) {
     plain("services", translations(state));
     plain("guard", guard(services));
     for family in FAMILIES {
-        plain(leaving::passing(family), leaving::pass(services, family));
+        plain(leaving::passing_chain(family), leaving::pass(state, family));
     }
     plain(
         REFUSE,
@@ -336,8 +336,9 @@ fn outside(services: &ServiceState) -> Vec<Rule> {
         by_address.into_iter().chain(by_port.into_iter().flatten())
     });
     let lookups: Vec<Rule> = lookups.collect();
-    if lookups.is_empty() {
-        return lookups;
+    // A node that does not know who its pods are takes everybody for one.
+    if lookups.is_empty() || services.pods.is_empty() {
+        return Vec::new();
     }
     let inside = services.pods.iter();
     let inside = inside.map(|range| rule([Clause::SourceWithin(*range), leave()]));
