@@ -11,8 +11,8 @@ use std::num::NonZeroU16;
 use std::time::Instant;
 
 use podnet_core::cluster::{
-    AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, Node, NodeName,
-    ObjectName, PodRanges, Protocol, Service, ServicePort,
+    AddressFamily, Cluster, ClusterConfig, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family,
+    Node, NodeName, ObjectName, PodRanges, Protocol, Service, ServicePort,
 };
 use podnet_core::compute;
 use podnet_dataplane::{Dataplane, Kernel};
@@ -84,14 +84,14 @@ fn resident() -> f64 {
 fn measure(services: u32) -> String {
     let before = resident();
     let mut cluster = cluster(services);
-    let mut kernel = Kernel::open(None).unwrap();
+    let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
     let begin = Instant::now();
     let state = compute(&cluster, &me());
     let computed = milliseconds(begin);
     kernel.apply(&state).unwrap();
     let full = milliseconds(begin);
     drop((kernel, state));
-    let mut kernel = Kernel::open(None).unwrap();
+    let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
     let begin = Instant::now();
     let again = kernel.apply(&compute(&cluster, &me())).unwrap();
     let restart = milliseconds(begin);

@@ -365,20 +365,6 @@ fn any_state() -> impl Strategy<Value = NodeState> {
         })
 }
 
-/// What a dump should say of an entry.
-fn target(entry: &Entry, backend: &Backend) -> Target {
-    let fate = match backend {
-        Backend::Balance { endpoints, .. } => dump::Fate::Balance(endpoints.to_vec()),
-        Backend::Refuse => dump::Fate::Refuse,
-        Backend::Drop => dump::Fate::Drop,
-    };
-    Target {
-        guarded: entry.sources.is_some() && fate != dump::Fate::Drop,
-        sticky: entry.affinity != Affinity::None && matches!(fate, dump::Fate::Balance(_)),
-        fate,
-    }
-}
-
 proptest! {
     #[test]
     fn any_table_becomes_any_other(before in any_state(), after in any_state()) {
@@ -391,33 +377,18 @@ proptest! {
 
     #[test]
     fn a_step_from_state_to_state_is_the_difference_of_their_tables(before in any_state(), after in any_state()) {
-        let (old, new) = ((render::frame(&before), &*before.services), (render::frame(&after), &*after.services));
+        let (old, new) = ((render::frame(&before, Turn::Usual), &*before.services), (render::frame(&after, Turn::Usual), &*after.services));
         let (old, new) = render::changed(old, new);
         let step = Transaction::between(&new, Some(&Found::of(&old)));
         let whole = Transaction::between(&render(&after), Some(&Found::of(&render(&before))));
         prop_assert_eq!(step.is_empty(), whole.is_empty());
         prop_assert_eq!(run(&step, render(&before)), render(&after));
-        let nothing = render::changed((render::frame(&after), &after.services), (render::frame(&after), &after.services));
+        let nothing = render::changed((render::frame(&after, Turn::Usual), &after.services), (render::frame(&after, Turn::Usual), &after.services));
         prop_assert!(Transaction::between(&nothing.1, Some(&Found::of(&nothing.0))).is_empty());
     }
 
     #[test]
     fn what_is_rendered_reads_back_in_the_models_words(state in any_state()) {
-        let services = Services::from_found(&Found::of(&render(&state)));
-        for (frontend, entry) in &state.services.frontends {
-            // The guard refuses a cluster IP's ports that nobody serves: there is no element for them.
-            let wanted = Some(target(entry, &entry.inside));
-            let silent = state.services.cluster_ips.contains(&frontend.address);
-            let wanted = wanted.filter(|wanted| !(silent && wanted.fate == dump::Fate::Refuse));
-            prop_assert_eq!(services.frontends.get(frontend), wanted.as_ref());
-            let wanted = entry.outside.as_ref().map(|outside| target(entry, outside));
-            prop_assert_eq!(services.outside.get(frontend), wanted.as_ref());
-        }
-        for (node_port, entry) in &state.services.node_ports {
-            prop_assert_eq!(services.node_ports.get(node_port), Some(&target(entry, &entry.inside)));
-            let wanted = entry.outside.as_ref().map(|outside| target(entry, outside));
-            prop_assert_eq!(services.outside_ports.get(node_port), wanted.as_ref());
-        }
-        prop_assert_eq!(&services.cluster_ips, &state.services.cluster_ips);
+        prop_assert_eq!(Services::from_found(&Found::of(&render(&state))), Services::of(&state.services));
     }
 }

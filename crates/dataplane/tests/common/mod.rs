@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podnet_core::cluster::{
-    AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, Node, NodeName,
-    ObjectName, Parsed, PodRanges, Protocol, Routing, Service, ServicePort,
+    AddressFamily, Cluster, ClusterConfig, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family,
+    Node, NodeName, ObjectName, Parsed, PodRanges, Protocol, Routing, Service, ServicePort,
 };
 use podnet_core::compute;
 use podnet_dataplane::{Applied, Dataplane, Dump, Kernel};
@@ -391,7 +391,12 @@ impl Lab {
     /// A new data plane applies the cluster's state on a node.
     pub(crate) fn apply(&self, node: usize) -> Applied {
         let state = compute(&self.cluster, &node_name(node));
-        self.nodes[node].run(|| Kernel::open(None).unwrap().apply(&state).unwrap())
+        self.nodes[node].run(|| {
+            Kernel::open(None, DataplaneName::default())
+                .unwrap()
+                .apply(&state)
+                .unwrap()
+        })
     }
 
     pub(crate) fn apply_all(&self) {
@@ -402,7 +407,12 @@ impl Lab {
     }
 
     pub(crate) fn dump(&self, node: usize) -> Dump {
-        self.nodes[node].run(|| Kernel::open(None).unwrap().dump().unwrap())
+        self.nodes[node].run(|| {
+            Kernel::open(None, DataplaneName::default())
+                .unwrap()
+                .dump()
+                .unwrap()
+        })
     }
 }
 
