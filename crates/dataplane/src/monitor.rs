@@ -121,9 +121,8 @@ impl Monitor {
             let underlay = self.underlay.load(Ordering::Relaxed);
             let disturbed = |message: &wire::Received<'_>| routes_disturbed(message, underlay);
             let routes = drain(&self.routes, &mut self.buffer, disturbed)?;
-            let knows = |sentinel: &Box<dyn Sentinel>| sentinel.knows_nftables();
-            let nftables = match self.sentinel.as_mut().filter(|sentinel| knows(sentinel)) {
-                Some(sentinel) if nftables => sentinel.is_disturbed(),
+            let nftables = match &mut self.sentinel {
+                Some(sentinel) if nftables && sentinel.knows_nftables() => sentinel.is_disturbed(),
                 _ => nftables,
             };
             if nftables || routes {

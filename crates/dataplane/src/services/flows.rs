@@ -16,7 +16,7 @@ use podnet_linux::netfilter::{Netfilter, NetfilterError};
 
 /// What was changed for UDP, and whose flows have not been looked through yet.
 #[derive(Debug, Default)]
-pub(crate) struct Touched {
+pub struct Touched {
     /// Addresses and ports.
     pub(crate) frontends: BTreeSet<Frontend>,
     /// Service ports whose clients stay with their endpoint, as the names of nftables' sets for them end.
@@ -37,7 +37,7 @@ impl Touched {
     }
 
     /// Notes what differs between two states, one of which took the other's place.
-    pub(crate) fn note_change(&mut self, old: &ServiceState, new: &ServiceState) {
+    pub fn note_change(&mut self, old: &ServiceState, new: &ServiceState) {
         let frontends = Delta::between(&new.frontends, &old.frontends);
         self.frontends.extend(frontends.keys().filter(is_udp));
         let node_ports = Delta::between(&new.node_ports, &old.node_ports);
@@ -54,7 +54,7 @@ impl Touched {
     }
 
     /// The same where all that is known of the old state is what the kernel had.
-    pub(crate) fn note_found(&mut self, old: &Services, new: &ServiceState) {
+    pub fn note_found(&mut self, old: &Services, new: &ServiceState) {
         let new = Services::of(new);
         for (old, new) in [(&old.frontends, &new.frontends), (&old.outside, &new.outside)] {
             let delta = Delta::between(new, old);

@@ -18,7 +18,7 @@ use podnet_core::service::{Frontend, HostAddress, HostPort, NodePort, ServiceSta
 use podnet_linux::netfilter::NetfilterError;
 
 pub use dump::{Fate, Services, Target};
-pub(crate) use flows::Touched;
+pub use flows::Touched;
 
 /// Services by other means than the table. It keeps nothing that it could not read back, and belongs to the network
 /// namespace of the thread that opened it.
