@@ -215,7 +215,7 @@ fn source_ranges_guard_the_load_balancers_address_and_never_the_node_port() {
         let ranges: BTreeSet<IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
         scene.expose(1, &BOTH[..1], |service| {
             service.external.load_balancer = std::mem::take(&mut service.external.ips);
-            service.external.sources = ranges;
+            service.external.sources = (!ranges.is_empty()).then_some(ranges);
         });
     };
     let closed = |from: &Machine, to: &str| {
@@ -370,7 +370,7 @@ fn nft_prints_all_of_it() {
         stay(600)(service);
         local(service);
         service.external.load_balancer = std::mem::take(&mut service.external.ips);
-        service.external.sources = ["192.0.2.0/24".parse().unwrap()].into();
+        service.external.sources = Some(["192.0.2.0/24".parse().unwrap()].into());
     });
     let _ = scene.client.tcp("10.96.0.1:80").unwrap();
     let rules = scene.lab.nodes[0].nft();

@@ -98,10 +98,10 @@ impl Touched {
         };
         let node_port = state.services.node_ports.get(&node_port);
         let left = self.ports.get(&(family, sent_to.port()));
-        // What was sent to the node itself before the port led anywhere, too.
+        // On the node's own addresses whatever was sent there: to the node itself before the port led anywhere, and to
+        // endpoints that only the choices of sticky clients named.
         let own = sent_to.ip().is_loopback() || state.routing.node_addresses.contains(&sent_to.ip());
-        let was_there =
-            left.is_some_and(|left| left.contains(&answered_from) || own && answered_from == sent_to);
+        let was_there = left.is_some_and(|left| own || left.contains(&answered_from));
         let was_sticky = own && node_port.is_some_and(|entry| self.has_touched(family, entry));
         let kept =
             node_port.is_some_and(|entry| entry.keeps(answered_from)) || host_port(HostAddress::Any(family));
