@@ -14,6 +14,9 @@ const MOST: usize = 64;
 
 type Chunk<K, V> = Arc<Vec<(K, V)>>;
 
+/// Entries of a map, by key.
+pub type Entries<'a, K, V> = Vec<(&'a K, &'a V)>;
+
 /// See the module.
 pub struct SharedMap<K, V> {
     /// Sorted, none empty, each with smaller keys than the next.
@@ -132,7 +135,7 @@ impl<K: Ord, V> SharedMap<K, V> {
     }
 
     /// The entries of two maps that are not in chunks both share: all in which they differ, and little else.
-    pub fn unshared<'a>(&'a self, other: &'a Self) -> (Vec<(&'a K, &'a V)>, Vec<(&'a K, &'a V)>) {
+    pub fn unshared<'a>(&'a self, other: &'a Self) -> (Entries<'a, K, V>, Entries<'a, K, V>) {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         let (mut left, mut right) = (self.chunks.as_slice(), other.chunks.as_slice());
         // A chunk that both have begins with the same key in both, so it is never passed on one side alone.

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use podnet_core::cluster::{Affinity, Family, InternalPolicy, Resolution};
 use serde_json::{Value, json};
 
