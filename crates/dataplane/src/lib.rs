@@ -20,8 +20,7 @@ use podnet_core::NodeState;
 use monitor::Monitor;
 use nftables::{NetfilterError, Nftables, Services};
 use route::{Installed, RouteError, Routes};
-pub use settings::SettingError;
-use settings::Settings;
+pub use settings::{SettingError, Settings};
 
 /// What turns states into a kernel's tables. It keeps nothing that it could not read back: a new one goes on where
 /// another ended.
@@ -96,6 +95,11 @@ impl Kernel {
         Ok(())
     }
 
+    /// The node's settings, for others that have to change some of them.
+    pub fn settings(&self) -> Settings {
+        self.settings.clone()
+    }
+
     /// The subnets that the link between nodes is on, where `local` is the node's address.
     pub fn subnets(&mut self, local: Option<IpAddr>) -> Result<BTreeSet<IpNet>, ApplyError> {
         Ok(self.routes.subnets(local)?)
@@ -136,10 +140,10 @@ impl Dataplane for Kernel {
     fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
         // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
         // nothing.
-        let routes = self.routes.apply(&want.routing, &mut self.settings);
+        let routes = self.routes.apply(&want.routing, &self.settings);
         let services = self.services.apply(want)?;
         // After the table, which loads connection tracking where it is a module.
-        let tracking = nftables::be_liberal(&mut self.settings);
+        let tracking = nftables::be_liberal(&self.settings);
         let routes = routes?;
         Ok(Applied {
             route_changes: routes.changes,

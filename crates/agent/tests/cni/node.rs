@@ -153,6 +153,7 @@ impl Node {
             node: "node1".into(),
             wiring: self.wiring,
             allowed_sysctls: vec!["net.core.*".parse().unwrap()],
+            settings: Default::default(),
         }
     }
 
