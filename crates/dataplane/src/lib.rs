@@ -21,8 +21,7 @@ use podnet_core::route::RoutingState;
 use monitor::Monitor;
 use nftables::{NetfilterError, Nftables, Services};
 use route::{Installed, RouteError, Routes, RoutesApplied};
-pub use settings::SettingError;
-use settings::Settings;
+pub use settings::{SettingError, Settings};
 
 /// What turns states into a kernel's tables. It keeps nothing that it could not read back: a new one goes on where
 /// another ended.
@@ -105,6 +104,11 @@ impl Kernel {
         Ok(())
     }
 
+    /// The node's settings, for others that have to change some of them.
+    pub fn settings(&self) -> Settings {
+        self.settings.clone()
+    }
+
     /// The subnets that the link between nodes is on, where `local` is the node's address.
     pub fn subnets(&mut self, local: Option<IpAddr>) -> Result<BTreeSet<IpNet>, ApplyError> {
         Ok(self.routes.subnets(local)?)
@@ -133,7 +137,7 @@ impl Kernel {
             return Ok(applied.clone());
         }
         self.routed = None;
-        let applied = self.routes.apply(want, &mut self.settings)?;
+        let applied = self.routes.apply(want, &self.settings)?;
         // What was refused is tried again.
         if applied.refused.is_empty() {
             let again = RoutesApplied {
@@ -172,7 +176,7 @@ impl Dataplane for Kernel {
         let routes = self.route(&want.routing);
         let services = self.services.apply(want)?;
         // After the table, which loads connection tracking where it is a module.
-        let tracking = nftables::be_liberal(&mut self.settings);
+        let tracking = nftables::be_liberal(&self.settings);
         let routes = routes?;
         Ok(Applied {
             route_changes: routes.changes,
