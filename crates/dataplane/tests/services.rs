@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use common::{Lab, Machine, answerers, ask};
 use ipnet::IpNet;
-use podnet_core::cluster::{Affinity, ExternalPolicy, Family, Routing, Service};
+use podnet_core::cluster::{Affinity, ExternalPolicy, Family, ObjectName, Routing, Service};
 use podnet_linux::netlink::{Address, Route};
 
 fn set(names: &[&str]) -> BTreeSet<String> {
@@ -359,6 +359,29 @@ fn a_datagram_client_of_a_node_port_moves_when_its_endpoint_goes() {
             // One more endpoint takes no flow away.
             scene.expose(1, &BOTH, change);
             assert_eq!(answerers(5, || ask(&socket)), set(&["b"]), "{to}");
+        }
+    }
+}
+
+#[test]
+fn a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not() {
+    let mut scene = Scene::new(Routing::default());
+    for to in &ways(1)[..2] {
+        for seconds in [Some(600), None] {
+            scene.expose(1, &BOTH[..1], |service| {
+                if let Some(seconds) = seconds {
+                    stay(seconds)(service);
+                }
+            });
+            let socket = scene.outside().udp_socket(to);
+            assert_eq!(ask(&socket).unwrap().0, "a", "{to}");
+            scene
+                .lab
+                .cluster
+                .services
+                .remove(&ObjectName::new("default", "svc1"));
+            scene.lab.apply_all();
+            assert!(ask(&socket).is_err(), "{to} {seconds:?}");
         }
     }
 }
