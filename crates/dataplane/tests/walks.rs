@@ -60,7 +60,7 @@ fn a_thousand_clusters_after_every_edit_the_kernel_has_what_a_fresh_start_gives(
     });
     let walks = (
         prop::collection::vec(edit(), 0..20),
-        prop::collection::vec(edit(), 1..8),
+        prop::collection::vec(edit(), 1..4),
     );
     // One kernel for all walks: each begins with what the last one left.
     let result = runner.run(&walks, |(begin, edits)| {
