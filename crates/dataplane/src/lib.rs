@@ -20,20 +20,25 @@ use std::{fmt, io};
 use ipnet::IpNet;
 use podnet_core::NodeState;
 use podnet_core::cluster::DataplaneName;
+use podnet_core::route::RoutingState;
 use podnet_linux::netfilter::NetfilterError;
 
 use monitor::Monitor;
 use nftables::Nftables;
-use route::{Installed, RouteError, Routes};
+use route::{Installed, RouteError, Routes, RoutesApplied};
 use services::{ServiceBackend, ServiceError, Services};
-pub use settings::SettingError;
-use settings::Settings;
+pub use settings::{SettingError, Settings};
 
 /// What turns states into a kernel's tables. It keeps nothing that it could not read back: a new one goes on where
 /// another ended.
 pub trait Dataplane {
     /// Makes the kernel's state the one of `want`, changing only what differs.
     fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError>;
+    /// The same for a state that follows the one applied last, while somebody listens to others' changes: what these
+    /// could have changed unseen is not looked for, so it costs what differs between the two states.
+    fn follow(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
+        self.apply(want)
+    }
     /// What the kernel has of ours, in the model's words.
     fn dump(&mut self) -> Result<Dump, ApplyError>;
     /// Leaves nothing of ours behind; says what it removed.
@@ -90,6 +95,8 @@ pub struct Kernel {
     /// What another back end left has been looked for and removed.
     is_alone: bool,
     settings: Settings,
+    /// The routing that is in force unless others changed it, and what came of its application.
+    routed: Option<(RoutingState, RoutesApplied)>,
 }
 
 impl Kernel {
@@ -103,6 +110,7 @@ impl Kernel {
             services: services::open(name)?,
             is_alone: false,
             settings: Settings::default(),
+            routed: None,
         })
     }
 
@@ -110,6 +118,11 @@ impl Kernel {
     pub fn keep_settings_in(&mut self, file: &Path) -> Result<(), ApplyError> {
         self.settings = Settings::kept_in(file).map_err(ApplyError::Settings)?;
         Ok(())
+    }
+
+    /// The node's settings, for others that have to change some of them.
+    pub fn settings(&self) -> Settings {
+        self.settings.clone()
     }
 
     /// The subnets that the link between nodes is on, where `local` is the node's address.
@@ -132,6 +145,25 @@ impl Kernel {
     pub fn monitor(&self) -> io::Result<Monitor> {
         let sentinel = self.services.as_ref().and_then(|services| services.sentinel());
         Monitor::open(self.table.port(), self.routes.underlay_index(), sentinel)
+    }
+
+    fn route(&mut self, want: &RoutingState) -> Result<RoutesApplied, RouteError> {
+        if let Some((routing, applied)) = &self.routed
+            && routing == want
+        {
+            return Ok(applied.clone());
+        }
+        self.routed = None;
+        let applied = self.routes.apply(want, &self.settings)?;
+        // What was refused is tried again.
+        if applied.refused.is_empty() {
+            let again = RoutesApplied {
+                changes: 0,
+                ..applied.clone()
+            };
+            self.routed = Some((want.clone(), again));
+        }
+        Ok(applied)
     }
 
     /// What [`Dataplane::clean`] would remove.
@@ -186,13 +218,18 @@ fn table() -> String {
 
 impl Dataplane for Kernel {
     fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
+        self.routed = None;
+        self.follow(want)
+    }
+
+    fn follow(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
         // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
         // nothing.
-        let routes = self.routes.apply(&want.routing, &mut self.settings);
+        let routes = self.route(&want.routing);
         let services = self.apply_services(want)?;
         let left = self.remove_others();
         // After the table, which loads connection tracking where it is a module.
-        let tracking = conntrack::be_liberal(&mut self.settings);
+        let tracking = conntrack::be_liberal(&self.settings);
         let mut routes = routes?;
         routes.refused.extend(left);
         Ok(Applied {
@@ -215,6 +252,7 @@ impl Dataplane for Kernel {
     }
 
     fn clean(&mut self) -> Result<Vec<String>, ApplyError> {
+        self.routed = None;
         // All are tried; the first failure is told.
         let services: Vec<_> = services::all()?
             .into_iter()

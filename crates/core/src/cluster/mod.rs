@@ -16,6 +16,7 @@ mod pool;
 mod selector;
 mod service;
 mod slice;
+mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,6 +42,7 @@ pub use service::{
     ServicePort, UnknownProtocol,
 };
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, SliceError};
+pub use table::{Changes, Services, Slices};
 
 use crate::service::HostPort;
 
@@ -155,9 +157,9 @@ pub struct Cluster {
     /// Nodes by name.
     pub nodes: BTreeMap<NodeName, Parsed<Node>>,
     /// Services by namespace and name.
-    pub services: BTreeMap<ObjectName, Parsed<Service>>,
+    pub services: Services,
     /// Endpoint slices by namespace and name.
-    pub slices: BTreeMap<ObjectName, Parsed<EndpointSlice>>,
+    pub slices: Slices,
     /// Pods by namespace and name. Only those a feature asks for are watched.
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
     /// IP pools by name; none where their kind is not installed.

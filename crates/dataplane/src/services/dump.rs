@@ -51,7 +51,7 @@ impl Services {
     /// listed: it is refused as all its other ports are.
     pub fn of(state: &ServiceState) -> Self {
         let mut services = Services {
-            cluster_ips: state.cluster_ips.clone(),
+            cluster_ips: state.cluster_ips.iter().copied().collect(),
             ..Services::default()
         };
         for (frontend, entry) in &state.frontends {

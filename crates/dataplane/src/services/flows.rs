@@ -23,11 +23,18 @@ pub struct Touched {
     pub(crate) sticky: BTreeSet<String>,
     /// Ports of the node's own addresses, with what was behind them.
     ports: BTreeMap<(Family, u16), BTreeSet<SocketAddr>>,
+    /// What changed before is not known: who made what carries services may have ended before it came to the flows.
+    everything: bool,
 }
 
 impl Touched {
     pub(crate) fn is_empty(&self) -> bool {
-        self.frontends.is_empty() && self.sticky.is_empty() && self.ports.is_empty()
+        self.frontends.is_empty() && self.sticky.is_empty() && self.ports.is_empty() && !self.everything
+    }
+
+    /// Every flow is to be looked at: what carries services is somebody else's.
+    pub(crate) fn note_all(&mut self) {
+        self.everything = true;
     }
 
     /// What was behind a port of the node, which has changed.
@@ -38,9 +45,9 @@ impl Touched {
 
     /// Notes what differs between two states, one of which took the other's place.
     pub fn note_change(&mut self, old: &ServiceState, new: &ServiceState) {
-        let frontends = Delta::between(&new.frontends, &old.frontends);
+        let frontends = Delta::between_shared(&new.frontends, &old.frontends);
         self.frontends.extend(frontends.keys().filter(is_udp));
-        let node_ports = Delta::between(&new.node_ports, &old.node_ports);
+        let node_ports = Delta::between_shared(&new.node_ports, &old.node_ports);
         for node_port in node_ports
             .keys()
             .filter(|node_port| node_port.protocol == Protocol::Udp)
@@ -106,8 +113,15 @@ impl Touched {
             protocol,
             port,
         };
-        let entry = state.services.frontends.get(&frontend);
-        if self.frontends.contains(&frontend) || entry.is_some_and(|entry| self.has_touched(family, entry)) {
+        let services = &state.services;
+        let entry = services.frontends.get(&frontend);
+        let translated = answered_from != sent_to;
+        let is_cluster_ip = || services.ranges.iter().any(|range| range.contains(&sent_to.ip()));
+        let perhaps = self.everything && (entry.is_some() || translated && is_cluster_ip());
+        if perhaps
+            || self.frontends.contains(&frontend)
+            || entry.is_some_and(|entry| self.has_touched(family, entry))
+        {
             return match entry {
                 Some(entry) => !entry.keeps(answered_from),
                 None => !host_port(HostAddress::One(sent_to.ip())),
@@ -120,10 +134,11 @@ impl Touched {
         };
         let node_port = state.services.node_ports.get(&node_port);
         let left = self.ports.get(&(family, sent_to.port()));
-        // What was sent to the node itself before the port led anywhere, too.
+        // On the node's own addresses whatever was sent there: to the node itself before the port led anywhere, and to
+        // endpoints that only the choices of sticky clients named.
         let own = sent_to.ip().is_loopback() || state.routing.node_addresses.contains(&sent_to.ip());
-        let was_there =
-            left.is_some_and(|left| left.contains(&answered_from) || own && answered_from == sent_to);
+        let was_there = left.is_some_and(|left| own || left.contains(&answered_from))
+            || self.everything && own && (node_port.is_some() || translated);
         let was_sticky = own && node_port.is_some_and(|entry| self.has_touched(family, entry));
         let kept =
             node_port.is_some_and(|entry| entry.keeps(answered_from)) || host_port(HostAddress::Any(family));
