@@ -6,6 +6,7 @@
 
 mod conntrack;
 pub mod delta;
+pub mod iptables;
 pub mod monitor;
 pub mod nftables;
 pub mod route;
@@ -219,6 +220,9 @@ fn table() -> String {
 impl Dataplane for Kernel {
     fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
         self.routed = None;
+        if let Some(services) = &mut self.services {
+            services.distrust();
+        }
         self.follow(want)
     }
 

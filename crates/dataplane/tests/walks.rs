@@ -45,7 +45,10 @@ fn walk(begin: &[Edit], edits: &[Edit]) {
         let applied = kernel.follow(&state).unwrap();
         assert!(applied.refused.is_empty(), "{edit:?}: {applied:?}");
         // By one that knows nothing, and reads all back.
-        let again = Kernel::open(None, DataplaneName::default()).unwrap().apply(&state).unwrap();
+        let again = Kernel::open(None, DataplaneName::default())
+            .unwrap()
+            .apply(&state)
+            .unwrap();
         assert!(again.is_nothing(), "{edit:?}: {again:?}");
     }
 }

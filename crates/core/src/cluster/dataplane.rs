@@ -9,6 +9,8 @@ pub enum DataplaneName {
     /// Maps of that table.
     #[default]
     Nftables,
+    /// Chains of iptables, with sets of ipset.
+    Iptables,
 }
 
 /// Why a name stands for no back end.
@@ -24,12 +26,13 @@ pub enum DataplaneNameError {
 
 impl DataplaneName {
     /// Those there are.
-    pub const ALL: [DataplaneName; 1] = [DataplaneName::Nftables];
+    pub const ALL: [DataplaneName; 2] = [DataplaneName::Nftables, DataplaneName::Iptables];
 
     /// As it is written on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             DataplaneName::Nftables => "nftables",
+            DataplaneName::Iptables => "iptables",
         }
     }
 }
@@ -52,7 +55,7 @@ impl FromStr for DataplaneName {
         }
         let known = DataplaneName::ALL.into_iter().find(|name| name.as_str() == text);
         known.ok_or_else(|| match text {
-            "ebpf" | "iptables" | "ipvs" | "userspace" => DataplaneNameError::NotSupported(text.into()),
+            "ebpf" | "ipvs" | "userspace" => DataplaneNameError::NotSupported(text.into()),
             _ => DataplaneNameError::Unknown(text.into()),
         })
     }
@@ -82,7 +85,10 @@ mod tests {
             ("pigeon", "\"pigeon\" is no data plane; choose auto"),
         ] {
             let error = text.parse::<DataplaneName>().unwrap_err().to_string();
-            assert!(error.starts_with(why) && error.ends_with("nftables"), "{error}");
+            assert!(
+                error.starts_with(why) && error.ends_with("nftables or iptables"),
+                "{error}"
+            );
         }
     }
 }

@@ -203,7 +203,9 @@ impl fmt::Display for Target {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.clauses.iter().try_for_each(|clause| write!(f, "{clause} "))?;
+        self.clauses
+            .iter()
+            .try_for_each(|clause| write!(f, "{clause} "))?;
         write!(f, "{}", self.target)
     }
 }
@@ -288,9 +290,16 @@ fn read_target(words: &[&str]) -> Option<Target> {
             let socket = to.parse().map(Target::Translate);
             socket.or_else(|_| to.parse().map(Target::TranslateAddress)).ok()
         }
-        ["-j", "SET", "--add-set", set, "src", "--exist", "--timeout", seconds] => {
-            Some(Target::Remember((*set).to_owned(), seconds.parse().ok()?))
-        }
+        [
+            "-j",
+            "SET",
+            "--add-set",
+            set,
+            "src",
+            "--exist",
+            "--timeout",
+            seconds,
+        ] => Some(Target::Remember((*set).to_owned(), seconds.parse().ok()?)),
         // Nothing but chains of ours: what has a target of the kernel's without its options is none of our rules.
         ["-j", chain] if chain.starts_with(super::PREFIX) => Some(Target::Jump((*chain).to_owned())),
         _ => None,
@@ -331,7 +340,13 @@ mod tests {
             let rule: Rule = text.parse().unwrap();
             assert_eq!(rule.to_string(), text);
         }
-        for foreign in ["-j LOG", "-m comment --comment x -j DROP", "-p tcp", "", "-d 10.96.0.1/33 -j DROP"] {
+        for foreign in [
+            "-j LOG",
+            "-m comment --comment x -j DROP",
+            "-p tcp",
+            "",
+            "-d 10.96.0.1/33 -j DROP",
+        ] {
             assert!(foreign.parse::<Rule>().is_err(), "{foreign}");
         }
     }

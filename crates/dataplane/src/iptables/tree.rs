@@ -135,9 +135,7 @@ impl<'a, T> Tree<'a, T> {
     /// The nodes that are not alike in another tree, which differs from this one in what it has for the numbers in
     /// `changed` alone.
     pub(super) fn unlike<U>(&self, other: &Tree<'_, U>, changed: &BTreeSet<u128>) -> Vec<Node> {
-        self.visited(|node| {
-            changed.range(node.prefix..=self.last(node)).next().is_some() || !other.has(node)
-        })
+        self.visited(|node| changed.range(node.prefix..=self.last(node)).next().is_some() || !other.has(node))
     }
 
     /// The nodes for which `wanted` holds, and does for all above.
@@ -192,7 +190,10 @@ mod tests {
 
     fn any_numbers(bits: u8) -> impl Strategy<Value = Numbers> {
         // Near each other, and far.
-        let number = prop_oneof![0..64_u128, any::<u128>().prop_map(move |number| number >> (128 - bits))];
+        let number = prop_oneof![
+            0..64_u128,
+            any::<u128>().prop_map(move |number| number >> (128 - bits))
+        ];
         prop::collection::btree_map((number, 0..3_u8), any::<u8>(), 0..80)
     }
 

@@ -20,6 +20,7 @@ use podnet_linux::netfilter::Netfilter;
 pub use podnet_linux::netfilter::NetfilterError;
 
 pub use found::Found;
+pub(crate) use found::generation;
 pub(crate) use model::digit;
 pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, SetName, Table, Value, Verdict};
 use render::Turn;

@@ -3,6 +3,8 @@
 //! Whatever is not services stays in the table: host ports, masquerading, later policy. A back end beside it renders a
 //! state's services and nothing else, and gives the same answers to the same packets.
 
+#[cfg(test)]
+pub(crate) mod any;
 mod dump;
 mod flows;
 
@@ -20,6 +22,8 @@ use podnet_linux::netfilter::NetfilterError;
 pub use dump::{Fate, Services, Target};
 pub use flows::Touched;
 
+use crate::iptables::Iptables;
+
 /// Services by other means than the table. It keeps nothing that it could not read back, and belongs to the network
 /// namespace of the thread that opened it.
 pub trait ServiceBackend: fmt::Debug + Send {
@@ -33,6 +37,8 @@ pub trait ServiceBackend: fmt::Debug + Send {
     fn present(&mut self) -> Result<Vec<String>, ServiceError>;
     /// Removes all of it, and says what that was.
     fn clean(&mut self) -> Result<Vec<String>, ServiceError>;
+    /// What cannot be seen cheaply may have changed: the next application is to look.
+    fn distrust(&mut self) {}
     /// Our own table changed, which took nftables from one generation of its rule set to another.
     fn table_changed(&mut self, _from: u32, _to: u32) {}
     /// Looks for others' changes; `None` where the kernel announces them in a way that [`crate::monitor`] hears.
@@ -59,6 +65,19 @@ pub enum ServiceError {
     /// nftables, or connection tracking.
     #[error(transparent)]
     Netfilter(#[from] NetfilterError),
+    /// A program that is needed.
+    #[error("{program}: {why}")]
+    Program {
+        /// Its name.
+        program: String,
+        /// What it said.
+        why: String,
+    },
+    /// No variant of iptables.
+    #[error(
+        "neither iptables-nft-restore nor iptables-legacy-restore is there: install iptables, or choose another --dataplane"
+    )]
+    NoProgram,
 }
 
 /// The back end of that name beside the table; `None` for the table itself. Nothing is asked of the kernel that it may
@@ -66,6 +85,7 @@ pub enum ServiceError {
 pub(crate) fn open(name: DataplaneName) -> Result<Option<Box<dyn ServiceBackend>>, ServiceError> {
     match name {
         DataplaneName::Nftables => Ok(None),
+        DataplaneName::Iptables => Ok(Some(Box::new(Iptables::open()?))),
     }
 }
 

@@ -186,8 +186,12 @@ fn address(attributes: Attributes, (ip, cidr): (u16, u16), net: IpNet) -> Attrib
 }
 
 fn read_address(attributes: Reader<'_>) -> Option<IpAddr> {
-    let v4 = attributes.get(1).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
-    let v6 = attributes.get(2).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+    let v4 = attributes
+        .get(1)
+        .and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+    let v6 = attributes
+        .get(2)
+        .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
     let v4 = v4.map(|octets| Ipv4Addr::from(octets).into());
     v4.or_else(|| v6.map(|octets| Ipv6Addr::from(octets).into()))
 }
@@ -271,9 +275,9 @@ impl Netfilter {
         verb: &str,
     ) -> Result<(), NetfilterError> {
         for batch in elements.chunks(BATCH) {
-            let list = batch
-                .iter()
-                .fold(Attributes::new(), |list, element| list.nest(DATA, element.write()));
+            let list = batch.iter().fold(Attributes::new(), |list, element| {
+                list.nest(DATA, element.write())
+            });
             // With several elements the kernel wants to be told a line, for its errors.
             let attributes = common(name).nest(ELEMENTS, list).u32(LINE | BIG_ENDIAN, 0);
             self.set_request(kind, attributes, format!("{verb} ipset's set {name}"))?;
@@ -281,12 +285,7 @@ impl Netfilter {
         Ok(())
     }
 
-    fn set_request(
-        &mut self,
-        kind: u16,
-        attributes: Attributes,
-        what: String,
-    ) -> Result<(), NetfilterError> {
+    fn set_request(&mut self, kind: u16, attributes: Attributes, what: String) -> Result<(), NetfilterError> {
         let message = Message {
             kind,
             flags: 0,
@@ -365,13 +364,53 @@ mod tests {
             .map(|number| Element::new(IpNet::from(IpAddr::V4(Ipv4Addr::from_bits(0x0a60_0000 + number)))))
             .collect();
         of(SetKind::Ip, false, &many);
-        of(SetKind::Ip, true, &[element("fd00::1/128", None, None), element("fd00::2/128", None, None)]);
-        of(SetKind::Net, false, &[element("0.0.0.0/1", None, None), element("10.244.0.0/24", None, None)]);
-        of(SetKind::Net, true, &[element("::/1", None, None), element("8000::/1", None, None)]);
-        of(SetKind::IpPort, false, &[element("10.96.0.1/32", tcp, None), element("10.96.0.1/32", udp, None)]);
-        of(SetKind::IpPort, true, &[element("fd00::1/128", tcp, None), element("fd00::1/128", udp, None)]);
-        of(SetKind::NetPort, false, &[element("0.0.0.0/1", tcp, None), element("128.0.0.0/1", tcp, None)]);
-        of(SetKind::NetPort, true, &[element("::/1", tcp, None), element("8000::/1", udp, None)]);
+        of(
+            SetKind::Ip,
+            true,
+            &[
+                element("fd00::1/128", None, None),
+                element("fd00::2/128", None, None),
+            ],
+        );
+        of(
+            SetKind::Net,
+            false,
+            &[
+                element("0.0.0.0/1", None, None),
+                element("10.244.0.0/24", None, None),
+            ],
+        );
+        of(
+            SetKind::Net,
+            true,
+            &[element("::/1", None, None), element("8000::/1", None, None)],
+        );
+        of(
+            SetKind::IpPort,
+            false,
+            &[
+                element("10.96.0.1/32", tcp, None),
+                element("10.96.0.1/32", udp, None),
+            ],
+        );
+        of(
+            SetKind::IpPort,
+            true,
+            &[
+                element("fd00::1/128", tcp, None),
+                element("fd00::1/128", udp, None),
+            ],
+        );
+        of(
+            SetKind::NetPort,
+            false,
+            &[element("0.0.0.0/1", tcp, None), element("128.0.0.0/1", tcp, None)],
+        );
+        of(
+            SetKind::NetPort,
+            true,
+            &[element("::/1", tcp, None), element("8000::/1", udp, None)],
+        );
         of(
             SetKind::IpPortNet,
             false,
@@ -383,7 +422,10 @@ mod tests {
         of(
             SetKind::IpPortNet,
             true,
-            &[element("fd00::1/128", tcp, Some("::/1")), element("fd00::1/128", tcp, Some("fd00::/8"))],
+            &[
+                element("fd00::1/128", tcp, Some("::/1")),
+                element("fd00::1/128", tcp, Some("fd00::/8")),
+            ],
         );
     }
 

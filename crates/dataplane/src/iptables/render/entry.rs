@@ -35,9 +35,14 @@ pub(super) fn addresses(
             names::of_frontend(frontend, side)
         })
     };
-    chains(rules, family, tree, nodes, |node| of_addresses(family, node), |(frontend, entry)| {
-        leaf((frontend, &**entry))
-    });
+    chains(
+        rules,
+        family,
+        tree,
+        nodes,
+        |node| of_addresses(family, node),
+        |(frontend, entry)| leaf((frontend, &**entry)),
+    );
 }
 
 /// The chains of the tree of a protocol's node ports.
@@ -48,12 +53,19 @@ pub(super) fn ports(
     nodes: &[Node],
     knows_pods: bool,
 ) {
-    chains(rules, family, tree, nodes, |node| of_ports(protocol, node), |(node_port, entry)| {
-        let own = vec![ports_clause(protocol, node_port.port)];
-        lead(family, own, entry, knows_pods, |side| {
-            names::of_node_port(node_port, side)
-        })
-    });
+    chains(
+        rules,
+        family,
+        tree,
+        nodes,
+        |node| of_ports(protocol, node),
+        |(node_port, entry)| {
+            let own = vec![ports_clause(protocol, node_port.port)];
+            lead(family, own, entry, knows_pods, |side| {
+                names::of_node_port(node_port, side)
+            })
+        },
+    );
 }
 
 fn ports_clause(protocol: Protocol, port: NonZeroU16) -> Clause {
@@ -174,7 +186,10 @@ fn choices(
     entry: &Entry,
     chain: impl Fn(Side) -> String,
 ) {
-    let sides = [(Some(&entry.inside), Side::Inside), (entry.outside.as_ref(), Side::Outside)];
+    let sides = [
+        (Some(&entry.inside), Side::Inside),
+        (entry.outside.as_ref(), Side::Outside),
+    ];
     for (backend, side) in sides {
         let endpoints = backend.map_or(&[][..], |backend| backend.endpoints());
         let list = match entry.affinity {

@@ -154,7 +154,10 @@ fn sources(state: &NodeState, family: Family) -> Vec<Rule> {
 fn filter(rules: &mut Rules, services: &ServiceState, family: Family) {
     let at = (family, TableName::Filter);
     let refuse = vec![
-        Rule::new([Clause::Protocol(podnet_core::cluster::Protocol::Tcp)], Target::Reset),
+        Rule::new(
+            [Clause::Protocol(podnet_core::cluster::Protocol::Tcp)],
+            Target::Reset,
+        ),
         Rule::new([], Target::PortUnreachable(family)),
     ];
     rules.chain(at, REFUSE, refuse);

@@ -77,8 +77,7 @@ fn node_ports(services: &ServiceState, family: Family, protocol: Protocol) -> No
             port: port.unwrap_or(NonZeroU16::MIN),
         };
         let found = services.node_ports.range(&least);
-        let found =
-            found.take_while(move |(found, _)| found.family == family && found.protocol == protocol);
+        let found = found.take_while(move |(found, _)| found.family == family && found.protocol == protocol);
         found.map(|(found, entry)| (found.port.get().into(), (found, entry)))
     })
 }
@@ -195,7 +194,14 @@ pub(super) fn whole(frame: Rules, services: &ServiceState) -> Rules {
         let tree = frontends(services, family);
         entry::addresses(&mut rules, family, &tree, &tree.nodes(), knows_pods);
         let tree = local_endpoints(services, family);
-        chains(&mut rules, family, &tree, &tree.nodes(), |node| of_loops(family, node), hairpin);
+        chains(
+            &mut rules,
+            family,
+            &tree,
+            &tree.nodes(),
+            |node| of_loops(family, node),
+            hairpin,
+        );
         for protocol in PROTOCOLS {
             let tree = node_ports(services, family, protocol);
             entry::ports(&mut rules, (family, protocol), &tree, &tree.nodes(), knows_pods);
@@ -274,7 +280,14 @@ impl Changed {
             entry::addresses(rules, family, &tree, &unlike, knows_pods);
             let tree = local_endpoints(services, family);
             let unlike = tree.unlike(&local_endpoints(other, family), &of_family(&self.endpoints));
-            chains(rules, family, &tree, &unlike, |node| of_loops(family, node), hairpin);
+            chains(
+                rules,
+                family,
+                &tree,
+                &unlike,
+                |node| of_loops(family, node),
+                hairpin,
+            );
             for protocol in PROTOCOLS {
                 let ports = self.ports.iter();
                 let ports = ports.filter(|port| port.family == family && port.protocol == protocol);

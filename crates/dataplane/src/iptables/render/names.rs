@@ -24,7 +24,10 @@ pub(super) enum Side {
 fn digest(text: &str) -> String {
     const LETTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let digest = Sha256::digest(text);
-    let number = digest.iter().take(10).fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
+    let number = digest
+        .iter()
+        .take(10)
+        .fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
     let letter = |place: u32| char::from(LETTERS[(number >> (5 * place) & 31) as usize]);
     (0..16).map(letter).collect()
 }
