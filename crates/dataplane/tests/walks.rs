@@ -35,9 +35,9 @@ fn underlay() {
     }
 }
 
-fn walk(begin: &[Edit], edits: &[Edit]) {
+fn walk(name: DataplaneName, begin: &[Edit], edits: &[Edit]) {
     let mut wanted = Incremental::new(cluster(begin), node_name(0));
-    let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+    let mut kernel = Kernel::open(None, name).unwrap();
     kernel.apply(&wanted.compute()).unwrap();
     for edit in edits {
         edit.apply(&mut wanted.cluster);
@@ -45,20 +45,25 @@ fn walk(begin: &[Edit], edits: &[Edit]) {
         let applied = kernel.follow(&state).unwrap();
         assert!(applied.refused.is_empty(), "{edit:?}: {applied:?}");
         // By one that knows nothing, and reads all back.
-        let again = Kernel::open(None, DataplaneName::default())
-            .unwrap()
-            .apply(&state)
-            .unwrap();
+        let again = Kernel::open(None, name).unwrap().apply(&state).unwrap();
         assert!(again.is_nothing(), "{edit:?}: {again:?}");
     }
 }
 
-#[test]
-fn a_thousand_clusters_after_every_edit_the_kernel_has_what_a_fresh_start_gives() {
+fn walks(name: DataplaneName, cases: u32, prime: &str) {
     let namespace = Namespace::create(Kind::Net).unwrap();
     namespace.run(underlay).unwrap();
+    if !prime.is_empty() {
+        let primed = namespace.run(|| {
+            std::process::Command::new("sh")
+                .args(["-ec", prime])
+                .status()
+                .unwrap()
+        });
+        assert!(primed.unwrap().success(), "{prime}");
+    }
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: 1000,
+        cases,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
@@ -68,8 +73,31 @@ fn a_thousand_clusters_after_every_edit_the_kernel_has_what_a_fresh_start_gives(
     );
     // One kernel for all walks: each begins with what the last one left.
     let result = runner.run(&walks, |(begin, edits)| {
-        namespace.run(|| walk(&begin, &edits)).unwrap();
+        namespace.run(|| walk(name, &begin, &edits)).unwrap();
         Ok(())
     });
     result.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+fn a_thousand_clusters_after_every_edit_the_kernel_has_what_a_fresh_start_gives() {
+    walks(DataplaneName::Nftables, 1000, "");
+}
+
+#[test]
+fn the_same_with_services_in_legacy_iptables() {
+    walks(
+        DataplaneName::Iptables,
+        100,
+        "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT",
+    );
+}
+
+#[test]
+fn the_same_with_services_in_iptables_on_nftables() {
+    walks(
+        DataplaneName::Iptables,
+        100,
+        "iptables-nft -t mangle -N KUBE-IPTABLES-HINT",
+    );
 }

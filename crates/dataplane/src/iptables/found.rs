@@ -106,10 +106,11 @@ impl Found {
 
     /// Sets that stand in the way of those in `want`.
     pub(super) fn has_other_sets(&self, want: &Rules) -> bool {
-        let other =
-            |(name, set): (&String, &Set)| want.sets.get(name).is_some_and(|want| want.spec != set.spec);
         // How long clients stay unless they say so is nothing that matters.
-        let other = |(name, set)| !String::starts_with(name, STAY) && other((name, set));
+        let other = |(name, set): (&String, &Set)| {
+            let wanted = want.sets.get(name).filter(|_| !name.starts_with(STAY));
+            wanted.is_some_and(|wanted| wanted.spec != set.spec)
+        };
         self.sets.iter().any(other) || !self.foreign.is_empty()
     }
 }

@@ -1,7 +1,7 @@
 use std::num::NonZeroU16;
 
 use podnet_core::cluster::{Family, Protocol};
-use podnet_core::service::{Entry, HostPort, NodePort};
+use podnet_core::service::{Backend, Entry, HostPort, NodePort};
 use proptest::prelude::*;
 
 use super::*;
