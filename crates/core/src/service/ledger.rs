@@ -41,8 +41,8 @@ pub(crate) struct Ledger {
     claims: BTreeMap<Claim, Vec<Arc<ObjectName>>>,
     /// How many services have an endpoint on this node.
     local: BTreeMap<IpAddr, usize>,
-    /// What of a service cannot be, whoever else there is.
-    own_problems: BTreeMap<Arc<ObjectName>, Vec<Problem>>,
+    /// The services of which something cannot be, whoever else there is.
+    ailing: BTreeSet<Arc<ObjectName>>,
     /// What cannot be because another has it.
     lost: BTreeMap<Claim, Vec<Problem>>,
     state: Arc<ServiceState>,
@@ -84,8 +84,16 @@ impl Ledger {
     }
 
     /// What of services could not be.
-    pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.own_problems.values().chain(self.lost.values()).flatten()
+    pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let own = self.ailing.iter().flat_map(|name| {
+            let problems = self
+                .served
+                .get(name)
+                .into_iter()
+                .flat_map(|served| &served.problems);
+            problems.map(|why| problem(name, why.clone()))
+        });
+        own.chain(self.lost.values().flatten().cloned())
     }
 
     fn under(terms: Terms) -> Self {
@@ -111,7 +119,7 @@ impl Ledger {
     ) {
         let name = Arc::new(name);
         if let Some(old) = self.served.remove(&name) {
-            self.own_problems.remove(&name);
+            self.ailing.remove(&name);
             for claim in claims_of(&old) {
                 touched.insert(claim);
                 if let Some(claimants) = self.claims.get_mut(&claim) {
@@ -148,9 +156,7 @@ impl Ledger {
             *self.local.entry(*address).or_default() += 1;
         }
         if !served.problems.is_empty() {
-            let problems = served.problems.iter().map(|why| problem(&name, why.clone()));
-            let problems = problems.collect();
-            self.own_problems.insert(Arc::clone(&name), problems);
+            self.ailing.insert(Arc::clone(&name));
         }
         self.served.insert(name, served);
     }

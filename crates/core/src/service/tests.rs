@@ -16,7 +16,7 @@ fn compute(
 ) -> Arc<ServiceState> {
     let mut ledger = Ledger::default();
     let state = ledger.update(cluster, me, &pods, [Changes::All, Changes::All]);
-    problems.extend(ledger.problems().cloned());
+    problems.extend(ledger.problems());
     problems.sort();
     state
 }
