@@ -75,10 +75,12 @@ impl Iptables {
     }
 
     fn variant(&mut self) -> Result<Variant, ServiceError> {
-        match self.variant {
-            Some(variant) => Ok(variant),
-            None => Ok(*self.variant.insert(Variant::detect()?)),
+        if let Some(variant) = self.variant {
+            return Ok(variant);
         }
+        let variant = Variant::detect()?;
+        self.last.is_of(variant);
+        Ok(*self.variant.insert(variant))
     }
 
     fn stamp(&mut self, variant: Variant) -> Result<Stamp, ServiceError> {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podnet_linux::netfilter::Netfilter;
@@ -33,7 +34,14 @@ enum RulesStamp {
 
 /// The stamp of our last change.
 #[derive(Debug, Clone, Default)]
-pub(super) struct LastStamp(Arc<Mutex<Option<Last>>>);
+pub(super) struct LastStamp(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    last: Mutex<Option<Last>>,
+    /// The variant is the one whose changes are nftables' changes.
+    is_nft: AtomicBool,
+}
 
 #[derive(Debug, Clone)]
 pub(super) struct Last {
@@ -44,7 +52,12 @@ pub(super) struct Last {
 impl LastStamp {
     /// Nobody is told of a disturbance while this is held.
     pub(super) fn hold(&self) -> MutexGuard<'_, Option<Last>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on it is of that variant.
+    pub(super) fn is_of(&self, variant: Variant) {
+        self.0.is_nft.store(variant == Variant::Nft, Ordering::Relaxed);
     }
 }
 
@@ -125,7 +138,7 @@ pub(super) struct Guard {
 impl Sentinel for Guard {
     fn is_disturbed(&mut self) -> bool {
         // While we change something ourselves there is nothing to compare with.
-        let Ok(last) = self.last.0.try_lock() else {
+        let Ok(last) = self.last.0.last.try_lock() else {
             return false;
         };
         let Some(last) = &*last else {
@@ -136,6 +149,6 @@ impl Sentinel for Guard {
     }
 
     fn knows_nftables(&self) -> bool {
-        true
+        self.last.0.is_nft.load(Ordering::Relaxed)
     }
 }
