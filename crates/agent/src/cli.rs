@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     kubeconfig: PathBuf,
     /// What carries services: auto takes the best this version has (nftables)
-    #[arg(long, default_value = "auto", value_name = "auto|nftables")]
+    #[arg(long, default_value = "auto", value_name = "auto|nftables|iptables")]
     dataplane: DataplaneName,
     /// How packets get from node to node
     #[arg(long, default_value = "vxlan", value_name = "vxlan|direct")]

@@ -93,7 +93,7 @@ struct Up {
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u16).range(1..=i64::from(MAX_NODES)))]
     zones: u16,
     /// The agents' data plane
-    #[arg(long, default_value = "auto", value_name = "auto|nftables", value_parser = dataplane)]
+    #[arg(long, default_value = "auto", value_name = "auto|nftables|iptables", value_parser = dataplane)]
     dataplane: String,
     /// How pods' packets cross nodes
     #[arg(long, value_enum, default_value_t = Routing::Vxlan)]
@@ -460,12 +460,12 @@ fn json(value: &impl Serialize) -> miette::Result<ExitCode> {
     Ok(say(&serde_json::to_string_pretty(value).into_diagnostic()?))
 }
 
-/// `90`, `90s`, `500ms`, `2m`, `1h`.
 /// A data plane that the agents have, as it was written.
 fn dataplane(text: &str) -> Result<String, DataplaneNameError> {
     text.parse::<DataplaneName>().map(|_| text.to_owned())
 }
 
+/// `90`, `90s`, `500ms`, `2m`, `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
     let right = "write 500ms, 30s, 2m or 1h";
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

@@ -96,9 +96,7 @@ impl Iptables {
     fn read_rules(variant: Variant) -> Result<Found, ServiceError> {
         let mut found = Found::default();
         for family in FAMILIES {
-            for table in TableName::ALL {
-                found.read_save(family, &variant.save(family, table.as_str())?);
-            }
+            found.read_save(family, &variant.save(family)?);
         }
         Ok(found)
     }

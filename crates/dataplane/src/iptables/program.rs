@@ -20,7 +20,7 @@ pub enum Variant {
     Nft,
 }
 
-/// Chains by which kubelet says which variant it uses, in the table mangle (KEP 3178), and an older one of its own.
+/// Chains by which kubelet says which variant it uses (KEP 3178), and an older one of its own.
 const HINTS: [&str; 2] = [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "];
 /// iptables' own programs wait so long for each other, in seconds.
 const WAIT: &str = "20";
@@ -53,12 +53,13 @@ impl Variant {
         }
         let mut rules = Vec::new();
         for variant in there {
-            let mangle = FAMILIES.map(|family| variant.save(family, "mangle"));
-            let mangle: String = mangle.into_iter().collect::<Result<_, _>>()?;
-            if HINTS.iter().any(|hint| mangle.contains(hint)) {
+            let saved = FAMILIES.map(|family| variant.save(family));
+            let saved: String = saved.into_iter().collect::<Result<_, _>>()?;
+            if HINTS.iter().any(|hint| saved.contains(hint)) {
                 return Ok(variant);
             }
-            rules.push((variant.rules_of_others()?, variant));
+            let theirs = |line: &&str| line.starts_with("-A ") && !line.contains(PREFIX);
+            rules.push((saved.lines().filter(theirs).count(), variant));
         }
         match rules[..] {
             [(more, first), (less, _)] if more > less => Ok(first),
@@ -75,44 +76,27 @@ impl Variant {
     }
 
     fn is_installed(self) -> bool {
-        let version = Command::new(self.program(Family::V4, "-restore"))
-            .arg("--version")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        version.is_ok_and(|status| status.success())
+        let program = self.program(Family::V4, "-restore");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|directory| directory.join(&program).is_file())
     }
 
     fn program(self, family: Family, what: &str) -> String {
         format!("{}-{}{what}", program(family), self.as_str())
     }
 
-    fn rules_of_others(self) -> Result<usize, ServiceError> {
-        let mut count = 0;
-        for (family, table) in FAMILIES
-            .into_iter()
-            .flat_map(|family| ["nat", "filter"].map(|table| (family, table)))
-        {
-            let saved = self.save(family, table)?;
-            let theirs = |line: &&str| line.starts_with("-A ") && !line.contains(PREFIX);
-            count += saved.lines().filter(theirs).count();
-        }
-        Ok(count)
-    }
-
-    /// What `iptables-save` prints of a table. Nothing where there is no such table, which reading must not make, or no
-    /// such program.
-    pub fn save(self, family: Family, table: &str) -> Result<String, ServiceError> {
-        if !self.has_table(family, table) {
+    /// What `iptables-save` prints of all tables. Nothing where there is no table, which reading must not make, or no such
+    /// program.
+    pub fn save(self, family: Family) -> Result<String, ServiceError> {
+        let is_any = self == Variant::Nft
+            || !xtables::tables(family == Family::V6)
+                .unwrap_or_default()
+                .is_empty();
+        if !is_any {
             return Ok(String::new());
         }
         let program = self.program(family, "-save");
-        let output = match Command::new(&program)
-            .args(["-t", table])
-            .stdin(Stdio::null())
-            .output()
-        {
+        let output = match Command::new(&program).stdin(Stdio::null()).output() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
             other => other,
         };
@@ -122,16 +106,6 @@ impl Variant {
         })?;
         check(&program, &output)?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn has_table(self, family: Family, table: &str) -> bool {
-        match self {
-            Variant::Nft => true,
-            Variant::Legacy => {
-                let tables = xtables::tables(family == Family::V6).unwrap_or_default();
-                tables.iter().any(|name| name == table)
-            }
-        }
     }
 
     /// Does what a script says, in as many steps as it has tables. What it does not name stays.
