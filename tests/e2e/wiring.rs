@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use crate::support::{Lab, PODNET};
+use crate::support::{Lab, PODNET, stdout, text};
 use serde_json::Value;
 
 /// A server on node1 with more of a container's and of a pod's specification.
@@ -130,12 +130,8 @@ fn shell(lab: &Lab, pod: &str, script: &str) -> String {
         "lab", "exec", "--name", &lab.name, pod, "-c", "shell", "--", "sh", "-c", script,
     ];
     let output = lab.podnet(&args);
-    assert!(
-        output.status.success(),
-        "in {pod}: {script}: {}",
-        support::text(&output)
-    );
-    support::stdout(&output)
+    assert!(output.status.success(), "in {pod}: {script}: {}", text(&output));
+    stdout(&output)
 }
 
 #[test]

@@ -10,13 +10,16 @@ use std::time::{Duration, Instant, SystemTime};
 use podnet_cni::WiringName;
 use podnet_core::path::targets;
 use podnet_core::route::is_whole;
-use podnet_core::service::ServiceState;
+use podnet_core::service::{NodePort, ServiceState};
+use podnet_core::shared_map::SharedMap;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, ClusterConfig, Incremental, NodeName, NodeState};
 use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
+use podnet_linux::listeners::{Listener, listening};
 use podnet_linux::sysctl;
 use tokio::sync::{mpsc, watch};
 
+use crate::busy_ports;
 use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
 use crate::health_checks::Health;
 use crate::host_ports::HostPorts;
@@ -251,9 +254,12 @@ impl NodeLoop {
     /// Computes and applies.
     fn turn(&mut self, cause: Cause, begin: Instant) -> Turn {
         self.look_around();
+        if cause == Cause::Kernel {
+            self.look_for_free_ports();
+        }
         let (version, host_ports) = self.host_ports.wanted();
         self.wanted.cluster.host_ports = host_ports;
-        let state = self.wanted.compute();
+        let state = self.compute();
         self.tell(&state.problems);
         let in_force = self.applied.as_ref().filter(|_| !self.failed);
         let same = in_force.is_some_and(|applied| applied.same_kernel_state(&state));
@@ -300,6 +306,45 @@ impl NodeLoop {
         };
         self.say();
         if unfinished { Turn::Again } else { Turn::Done }
+    }
+
+    /// What the node should have. A node port that a program has is left to it; one that services have already is not asked
+    /// about again: who comes later does not get it.
+    fn compute(&mut self) -> NodeState {
+        let state = self.wanted.compute();
+        let applied = self.applied.as_ref().map(|applied| &*applied.services);
+        let had = |port: &NodePort| applied.is_some_and(|applied| applied.node_ports.contains_key(port));
+        let nothing = SharedMap::default();
+        let before = applied.map_or(&nothing, |applied| &applied.node_ports);
+        let (now, _) = state.services.node_ports.unshared(before);
+        let new: Vec<NodePort> = now
+            .into_iter()
+            .map(|(port, _)| *port)
+            .filter(|port| !had(port))
+            .collect();
+        if new.is_empty() {
+            return state;
+        }
+        let busy = busy_ports::of(new, &self.listeners(), &state.services);
+        if busy.is_empty() {
+            return state;
+        }
+        self.wanted.cluster.local.busy_ports.extend(busy);
+        self.wanted.compute()
+    }
+
+    fn look_for_free_ports(&mut self) {
+        let busy = std::mem::take(&mut self.wanted.cluster.local.busy_ports);
+        if let (false, Some(applied)) = (busy.is_empty(), &self.applied) {
+            self.wanted.cluster.local.busy_ports = busy_ports::of(busy, &self.listeners(), &applied.services);
+        }
+    }
+
+    fn listeners(&self) -> Vec<Listener> {
+        listening().unwrap_or_else(|error| {
+            tracing::warn!("cannot see which ports of the node are in use: {error}");
+            Vec::new()
+        })
     }
 
     /// All that was learnt is in force.

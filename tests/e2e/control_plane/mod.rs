@@ -24,7 +24,7 @@ impl Drop for Process {
 pub(crate) struct ControlPlane {
     // Fields drop in order: the controllers before the server, the directory last.
     controllers: Option<Process>,
-    apiserver: Process,
+    _apiserver: Process,
     dir: tempfile::TempDir,
 }
 
@@ -45,7 +45,7 @@ impl ControlPlane {
             .unwrap();
         let plane = ControlPlane {
             controllers: None,
-            apiserver: Process(child),
+            _apiserver: Process(child),
             dir,
         };
         let deadline = Instant::now() + PATIENCE;

@@ -6,8 +6,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use podnet_linux::netfilter::Netfilter;
 use podnet_linux::netfilter::xtables::{TableSize, Xtables, tables};
+use podnet_linux::netfilter::{Netfilter, NetfilterError};
 
 use super::PREFIX;
 use super::model::TableName;
@@ -80,6 +80,7 @@ impl Last {
 }
 
 impl Stamp {
+    /// Of now, in the network namespace of the calling thread.
     pub(super) fn take(
         variant: Variant,
         socket: &mut Netfilter,
@@ -87,19 +88,26 @@ impl Stamp {
     ) -> Result<Self, ServiceError> {
         let rules = match variant {
             Variant::Nft => RulesStamp::Generation(generation(socket)?),
-            Variant::Legacy => {
-                let sizes = sizes(xtables).map_err(|source| ServiceError::Program {
-                    program: "the kernel's iptables".to_owned(),
-                    why: source.to_string(),
-                })?;
-                RulesStamp::Sizes(sizes)
-            }
+            Variant::Legacy => RulesStamp::Sizes(sizes(xtables, our_tables).map_err(failed)?),
         };
-        let sets = socket.sets()?.into_iter();
-        let sets = sets.filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(STAY));
         Ok(Stamp {
             rules,
-            sets: sets.map(|(name, set)| (name, set.count)).collect(),
+            sets: counts(socket)?,
+        })
+    }
+
+    /// The same as was asked for this one, in the network namespace of the sockets.
+    fn again(&self, socket: &mut Netfilter, xtables: &Xtables) -> Result<Self, ServiceError> {
+        let rules = match &self.rules {
+            RulesStamp::Generation(_) => RulesStamp::Generation(generation(socket)?),
+            RulesStamp::Sizes(known) => {
+                let known = || Ok(known.keys().copied().collect());
+                RulesStamp::Sizes(sizes(xtables, known).map_err(failed)?)
+            }
+        };
+        Ok(Stamp {
+            rules,
+            sets: counts(socket)?,
         })
     }
 
@@ -114,18 +122,40 @@ impl Stamp {
     }
 }
 
-fn sizes(xtables: &Xtables) -> io::Result<BTreeMap<(bool, TableName), TableSize>> {
-    let mut sizes = BTreeMap::new();
+fn failed(source: io::Error) -> ServiceError {
+    ServiceError::Program {
+        program: "the kernel's iptables".to_owned(),
+        why: source.to_string(),
+    }
+}
+
+fn counts(socket: &mut Netfilter) -> Result<BTreeMap<String, u32>, NetfilterError> {
+    let sets = socket.sets()?.into_iter();
+    let sets = sets.filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(STAY));
+    Ok(sets.map(|(name, set)| (name, set.count)).collect())
+}
+
+/// Those of the tables with something of ours that there are: asking for another makes it.
+fn our_tables() -> io::Result<Vec<(bool, TableName)>> {
+    let mut ours = Vec::new();
     for six in [false, true] {
         let there = tables(six)?;
-        let ours = TableName::ALL
+        let there = TableName::ALL
             .into_iter()
             .filter(|name| there.iter().any(|there| there == name.as_str()));
-        for name in ours {
-            sizes.insert((six, name), xtables.size(six, name.as_str())?);
-        }
+        ours.extend(there.map(|name| (six, name)));
     }
-    Ok(sizes)
+    Ok(ours)
+}
+
+fn sizes(
+    xtables: &Xtables,
+    tables: impl FnOnce() -> io::Result<Vec<(bool, TableName)>>,
+) -> io::Result<BTreeMap<(bool, TableName), TableSize>> {
+    let sizes = tables()?
+        .into_iter()
+        .map(|(six, name)| Ok(((six, name), xtables.size(six, name.as_str())?)));
+    sizes.collect()
 }
 
 /// Looks whether the last stamp still holds.
@@ -144,8 +174,8 @@ impl Sentinel for Guard {
         let Some(last) = &*last else {
             return false;
         };
-        let now = Stamp::take(last.variant, &mut self.socket, &self.xtables);
-        now.is_ok_and(|now| !last.is(last.variant, &now))
+        let now = last.stamp.again(&mut self.socket, &self.xtables);
+        now.is_ok_and(|now| now != last.stamp)
     }
 
     fn knows_nftables(&self) -> bool {
