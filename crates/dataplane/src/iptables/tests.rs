@@ -94,7 +94,12 @@ fn step(before: &NodeState, after: &NodeState) -> Change {
 }
 
 /// Runs a change as the kernel would.
-fn run(change: &Change, mut rules: Rules) -> Rules {
+fn run(change: &Change, rules: Rules) -> Rules {
+    run_until(change, rules, usize::MAX)
+}
+
+/// The same, cut off after so many of its tables; none of them: after the sets have grown.
+fn run_until(change: &Change, mut rules: Rules, tables: usize) -> Rules {
     for (name, spec) in &change.create {
         let elements = std::collections::BTreeSet::new();
         let set = Set {
@@ -106,7 +111,7 @@ fn run(change: &Change, mut rules: Rules) -> Rules {
     for (name, elements) in &change.add {
         rules.sets.get_mut(name).unwrap().elements.extend(elements);
     }
-    for (key, of_table) in &change.tables {
+    for (key, of_table) in change.tables.iter().take(tables) {
         let table = rules.tables.entry(*key).or_default();
         table.chains.extend(of_table.write.clone());
         for chain in &of_table.delete {
@@ -125,6 +130,9 @@ fn run(change: &Change, mut rules: Rules) -> Rules {
         leads_somewhere(table, &rules.sets);
     }
     rules.tables.retain(|_, table| *table != Table::default());
+    if tables < usize::MAX {
+        return rules;
+    }
     for (name, elements) in &change.remove {
         let set = rules.sets.get_mut(name).unwrap();
         assert!(elements.iter().all(|element| set.elements.remove(element)));
@@ -219,6 +227,19 @@ proptest! {
         prop_assert_eq!(run(&change, before.clone()), after);
         let gone = run(&Change::between(&Rules::default(), &Found::of(&before)), before);
         prop_assert_eq!(gone, Rules::default());
+    }
+
+    #[test]
+    fn a_change_that_is_cut_off_is_completed_by_the_next(
+        before in any_state(),
+        after in any_state(),
+        tables in 0..5_usize,
+    ) {
+        let (before, after) = (render(&before), render(&after));
+        let change = Change::between(&after, &Found::of(&before));
+        let rest = run_until(&change, before, tables);
+        let change = Change::between(&after, &Found::of(&rest));
+        prop_assert_eq!(run(&change, rest), after);
     }
 
     #[test]
