@@ -80,6 +80,12 @@ impl Change {
         }
     }
 
+    /// The same without the tables of other families than these.
+    pub fn only(mut self, families: &[Family]) -> Self {
+        self.tables.retain(|(family, _), _| families.contains(family));
+        self
+    }
+
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
         *self == Change::default()

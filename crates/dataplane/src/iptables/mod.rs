@@ -95,8 +95,8 @@ impl Iptables {
 
     fn read_rules(variant: Variant) -> Result<Found, ServiceError> {
         let mut found = Found::default();
-        for family in FAMILIES {
-            found.read_save(family, &variant.save(family)?);
+        for family in families() {
+            found.read_save(*family, &variant.save(*family)?);
         }
         Ok(found)
     }
@@ -202,6 +202,12 @@ impl Iptables {
     }
 }
 
+/// Those the kernel has: iptables' programs for IPv6 fail where it was started without.
+fn families() -> &'static [Family] {
+    let has_six = std::path::Path::new("/proc/sys/net/ipv6").exists();
+    if has_six { &FAMILIES } else { &FAMILIES[..1] }
+}
+
 fn open_xtables() -> Result<Xtables, ServiceError> {
     Xtables::open().map_err(|source| ServiceError::Program {
         program: "a raw socket".to_owned(),
@@ -231,7 +237,7 @@ impl ServiceBackend for Iptables {
         // Until it is through nobody knows what there is.
         *last = None;
         let frame = render::frame(want);
-        let change = self.difference(variant, &frame, want)?;
+        let change = self.difference(variant, &frame, want)?.only(families());
         self.run(variant, &change)?;
         self.leave_other(variant)?;
         let after = self.stamp(variant)?;

@@ -7,8 +7,8 @@ use std::process::{Command, Output, Stdio};
 use podnet_core::cluster::Family;
 use podnet_linux::netfilter::xtables;
 
-use super::PREFIX;
 use super::model::program;
+use super::{PREFIX, families};
 use crate::services::ServiceError;
 
 /// Which of the two.
@@ -24,8 +24,6 @@ pub enum Variant {
 const HINTS: [&str; 2] = [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "];
 /// iptables' own programs wait so long for each other, in seconds.
 const WAIT: &str = "20";
-
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 impl Variant {
     /// Both.
@@ -53,8 +51,8 @@ impl Variant {
         }
         let mut rules = Vec::new();
         for variant in there {
-            let saved = FAMILIES.map(|family| variant.save(family));
-            let saved: String = saved.into_iter().collect::<Result<_, _>>()?;
+            let saved = families().iter().map(|family| variant.save(*family));
+            let saved: String = saved.collect::<Result<_, _>>()?;
             if HINTS.iter().any(|hint| saved.contains(hint)) {
                 return Ok(variant);
             }

@@ -51,7 +51,8 @@ pub fn tables(six: bool) -> io::Result<Vec<String>> {
 #[derive(Debug)]
 pub struct Xtables {
     four: OwnedFd,
-    six: OwnedFd,
+    /// Nothing where the kernel was started without IPv6.
+    six: Option<OwnedFd>,
 }
 
 impl Xtables {
@@ -61,16 +62,16 @@ impl Xtables {
         let open = |family| rustix::net::socket(family, SocketType::RAW, raw.map(Protocol::from_raw));
         Ok(Xtables {
             four: open(AddressFamily::INET)?,
-            six: open(AddressFamily::INET6)?,
+            six: open(AddressFamily::INET6).ok(),
         })
     }
 
     /// The size of a table, which must be among [`tables`]: asking for it makes it.
     pub fn size(&self, six: bool, table: &str) -> io::Result<TableSize> {
-        let (socket, level) = if six {
-            (&self.six, libc::IPPROTO_IPV6)
-        } else {
-            (&self.four, libc::IPPROTO_IP)
+        let (socket, level) = match (&self.six, six) {
+            (Some(socket), true) => (socket, libc::IPPROTO_IPV6),
+            (None, true) => return Err(io::ErrorKind::Unsupported.into()),
+            (_, false) => (&self.four, libc::IPPROTO_IP),
         };
         let mut info = Info {
             name: [0; NAME],
