@@ -20,12 +20,12 @@ mod iptables {
     use super::*;
 
     #[test]
-    fn others_changes_are_seen_within_a_second_and_put_back_in_legacy_tables() {
+    fn others_changes_are_seen_and_put_back_in_legacy_tables() {
         others_changes_are_seen_and_put_back(BackEnd::IptablesLegacy, "iptables-legacy");
     }
 
     #[test]
-    fn others_changes_are_seen_within_a_second_and_put_back_in_nftables() {
+    fn others_changes_are_seen_and_put_back_in_nftables() {
         others_changes_are_seen_and_put_back(BackEnd::IptablesNft, "iptables-nft");
     }
 
