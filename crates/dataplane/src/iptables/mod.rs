@@ -155,7 +155,6 @@ impl Iptables {
         for _ in 0..BUSY_ATTEMPTS {
             match self.socket.destroy_set(name) {
                 Err(error) if error.is_busy() => thread::sleep(BUSY_PAUSE),
-                Err(error) if error.is_not_found() => return Ok(()),
                 other => return Ok(other?),
             }
         }
