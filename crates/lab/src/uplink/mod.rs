@@ -5,6 +5,7 @@
 //! socket; [`rules`] lead all further packets to the inner ones. Nothing of the machine's own network is changed, and no
 //! privilege over it is needed.
 
+mod flows;
 mod gate;
 mod packet;
 mod pods;
