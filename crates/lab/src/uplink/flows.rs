@@ -5,14 +5,13 @@ use std::collections::HashMap;
 
 use super::packet::Flow;
 
-/// Most connections at once. Each has two sockets and two pipes.
-pub(super) const MOST: usize = 8192;
-
 /// The connections that are not at an end; `T` is the outer end.
 #[derive(Debug)]
 pub(super) struct Flows<T> {
     entries: HashMap<Flow, Entry<T>>,
     next: u64,
+    /// Most of them at once.
+    most: usize,
 }
 
 /// Tells a connection from a later one of the same client to the same server.
@@ -44,26 +43,26 @@ pub(super) enum Opening {
     Again,
     /// Sent again or anew, when the other end was there already.
     Known,
-    /// There are [`MOST`] connections already.
+    /// There are as many connections as there may be.
     TooMany,
 }
 
-impl<T> Default for Flows<T> {
-    fn default() -> Self {
+impl<T> Flows<T> {
+    /// None yet, and never more than that.
+    pub(super) fn new(most: usize) -> Self {
         Flows {
             entries: HashMap::new(),
             next: 0,
+            most,
         }
     }
-}
 
-impl<T> Flows<T> {
     /// Takes note of a packet that opens a connection.
     pub(super) fn open(&mut self, flow: Flow) -> Opening {
         match self.entries.get(&flow).map(|entry| &entry.state) {
             Some(State::Connecting) => Opening::Again,
             Some(State::Connected(_) | State::Relaying) => Opening::Known,
-            None if self.entries.len() >= MOST => Opening::TooMany,
+            None if self.entries.len() >= self.most => Opening::TooMany,
             None => {
                 let id = Id(self.next);
                 self.next += 1;
@@ -129,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_connection_goes_from_asking_to_relaying() {
-        let mut flows = Flows::default();
+        let mut flows = Flows::new(3);
         let id = new(&mut flows, 1);
         assert_eq!(flows.open(flow(1)), Opening::Again);
         assert_eq!(flows.relay(&flow(1)), None, "nobody is there yet");
@@ -146,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_connection_leaves_a_later_one_of_the_same_port() {
-        let mut flows = Flows::default();
+        let mut flows = Flows::new(3);
         let earlier = new(&mut flows, 1);
         flows.end(&flow(1), earlier);
         let later = new(&mut flows, 1);
@@ -160,12 +159,13 @@ mod tests {
 
     #[test]
     fn there_is_a_limit_and_room_again_when_one_ends() {
-        let mut flows = Flows::default();
-        let ids: Vec<Id> = (0..MOST).map(|port| new(&mut flows, port as u16)).collect();
-        let one_more = flow(MOST as u16);
-        assert_eq!(flows.open(one_more), Opening::TooMany);
-        assert_eq!(flows.open(flow(0)), Opening::Again, "who is in stays");
-        flows.end(&flow(0), ids[0]);
-        assert!(matches!(flows.open(one_more), Opening::New(_)));
+        let mut flows = Flows::new(3);
+        let first = new(&mut flows, 1);
+        new(&mut flows, 2);
+        new(&mut flows, 3);
+        assert_eq!(flows.open(flow(4)), Opening::TooMany);
+        assert_eq!(flows.open(flow(1)), Opening::Again, "who is in stays");
+        flows.end(&flow(1), first);
+        assert!(matches!(flows.open(flow(4)), Opening::New(_)));
     }
 }

@@ -12,7 +12,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::flows::{Flows, Id, MOST, Opening};
+use super::flows::{Flows, Id, Opening};
 use super::gate::{self, Gate, Held};
 use super::packet::{Flow, Refusal};
 
@@ -33,25 +33,26 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// None yet. `loopback` are the addresses that stand for this machine's loopback.
-    pub(super) fn new(gate: Arc<Gate>, loopback: Vec<IpAddr>) -> Arc<Self> {
+    /// None yet, and never more than `most`. `loopback` are the addresses that stand for this machine's loopback.
+    pub(super) fn new(gate: Arc<Gate>, loopback: Vec<IpAddr>, most: usize) -> Arc<Self> {
         Arc::new(Connections {
             gate,
             loopback,
             runtime: tokio::runtime::Handle::current(),
-            flows: Mutex::default(),
+            flows: Mutex::new(Flows::new(most)),
         })
     }
 
     /// To be told of every packet that opens a connection.
     pub(super) fn open(self: &Arc<Self>, flow: Flow, held: Held) {
-        match self.flows.lock().open(flow) {
+        let opening = self.flows.lock().open(flow);
+        match opening {
             Opening::New(id) => drop(self.runtime.spawn(Arc::clone(self).connect(flow, id, held))),
             Opening::Again => {}
             // The kernel knows whether it is sent again or the client begins anew.
             Opening::Known => self.gate.put_back(&held),
             Opening::TooMany => {
-                tracing::warn!(client = %flow.client, "there are {MOST} TCP connections already");
+                tracing::warn!(client = %flow.client, "no room for a further TCP connection");
                 self.gate.refuse(held.packet(), Refusal::Prohibited);
             }
         }
