@@ -31,9 +31,14 @@ pub(crate) fn plugin() -> &'static PathBuf {
         }
         // target/TARGET/PROFILE/deps/THIS
         let executable = std::env::current_exe().unwrap();
-        let path = executable.parent().unwrap().parent().unwrap().join("podnet-cni");
+        let directory = executable.parent().unwrap().parent().unwrap();
+        let path = directory.join("podnet-cni");
+        let profile = match directory.file_name().unwrap().to_str().unwrap() {
+            "debug" => "dev",
+            other => other,
+        };
         let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", "podnet-cni"])
+            .args(["build", "--quiet", "--package", "podnet-cni", "--profile", profile])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .unwrap();
