@@ -243,7 +243,9 @@ struct Watched<'a> {
     lab: &'a Lab,
     node: &'static str,
     announced: Announced,
+    /// Its ways without the other one, and with it as it was last.
     before: BTreeSet<String>,
+    last: BTreeSet<String>,
     /// What a line about the other one has in it.
     signs: BTreeSet<String>,
 }
@@ -251,11 +253,13 @@ struct Watched<'a> {
 impl<'a> Watched<'a> {
     fn new(lab: &'a Lab, node: &'static str) -> Self {
         let announced = Announced::by(lab, node);
+        let before = ways(lab, node);
         Watched {
             lab,
             node,
             announced,
-            before: ways(lab, node),
+            last: before.clone(),
+            before,
             signs: ["10.244.200.0", "fd00:10:244:c8::"].map(str::to_owned).into(),
         }
     }
@@ -275,7 +279,9 @@ impl<'a> Watched<'a> {
                     .as_ref()
                     .is_some_and(|entry| format!("{line} ").contains(entry))
             };
-            its_own.len() == count && its_own.iter().filter(reached).count() == usize::from(address.is_some())
+            *now != self.last
+                && its_own.len() == count
+                && its_own.iter().filter(reached).count() == usize::from(address.is_some())
         };
         let mut said = Vec::new();
         self.lab.until(&format!("{}: {event:?}", self.node), || {
@@ -301,6 +307,7 @@ impl<'a> Watched<'a> {
             "{}: {event:?}: {others:#?}",
             self.node
         );
+        self.last = now;
         let (last, _) = about_it.last().unwrap();
         last.duration_since(begin)
     }
