@@ -128,7 +128,11 @@ mod tests {
         let work = move || {
             let mut slow = TcpStream::connect(address).unwrap();
             slow.write_all(b"GET / HTTP/1.1\r\nhost:").unwrap();
-            assert_eq!(slow.read(&mut [0]).unwrap_or(0), 0, "it waits for the rest no longer");
+            assert_eq!(
+                slow.read(&mut [0]).unwrap_or(0),
+                0,
+                "it waits for the rest no longer"
+            );
             let mut lazy = TcpStream::connect(address).unwrap();
             lazy.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
             std::thread::sleep(Duration::from_secs(1));

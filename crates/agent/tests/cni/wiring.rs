@@ -191,7 +191,7 @@ fn check_sees_a_limit_that_is_changed() {
 }
 
 /// How long so many bytes take from one pod to another.
-fn transfer(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) -> Duration {
+pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) -> Duration {
     let server = SocketAddr::new(address, 9000);
     let listener = to.run(|| TcpListener::bind(server).unwrap()).unwrap();
     let mut client = from.run(|| TcpStream::connect(server).unwrap()).unwrap();
