@@ -99,6 +99,21 @@ fn the_mtu_is_the_underlays_less_the_overhead() {
     }
 }
 
+#[test]
+fn the_mtu_follows_the_underlays() {
+    for (routing, overhead) in [(Routing::default(), 50), (Routing::Direct, 0)] {
+        let lab = Lab::new(1, routing, Family::V4, 1500);
+        for underlay in [1500, 1400, 1450] {
+            let change = LinkChange::named("eth0").mtu(underlay).apply();
+            lab.nodes[0].netlink(|netlink| netlink.request(change).unwrap());
+            assert_eq!(lab.apply(0).pod_mtu, Some(underlay - overhead), "{routing}");
+            if routing != Routing::Direct {
+                assert_eq!(lab.nodes[0].link("podnet.vxlan").mtu, underlay - overhead);
+            }
+        }
+    }
+}
+
 fn services(routing: Routing) {
     let mut lab = Lab::new(2, routing, Family::V4, 1500);
     let (a, b, client) = (lab.pod(0, 2), lab.pod(1, 2), lab.pod(0, 9));

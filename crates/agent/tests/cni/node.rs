@@ -84,6 +84,15 @@ fn path_of(namespace: &Namespace) -> PathBuf {
     .into()
 }
 
+fn network(ranges: &[&str]) -> PodNetwork {
+    let ranges: Vec<IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
+    PodNetwork {
+        addressing: Addressing::of_node(&ranges).into(),
+        mtu: 1450,
+        dns: vec!["10.96.0.10".parse().unwrap()],
+    }
+}
+
 /// What the data plane does to a node before it is ready for pods.
 fn forwarding() -> Namespace {
     let netns = Namespace::create(Kind::Net).unwrap();
@@ -195,17 +204,12 @@ impl Node {
     }
 
     pub(crate) fn set_ranges(&self, ranges: &[&str]) {
-        self.set(Readiness::Ready(PodNetwork {
-            addressing: Addressing::of_node(
-                &ranges
-                    .iter()
-                    .map(|range| range.parse().unwrap())
-                    .collect::<Vec<_>>(),
-            )
-            .into(),
-            mtu: 1450,
-            dns: vec!["10.96.0.10".parse().unwrap()],
-        }));
+        self.set(Readiness::Ready(network(ranges)));
+    }
+
+    /// Pods have limited connectivity.
+    pub(crate) fn limit(&self, why: &str) {
+        self.set(Readiness::Limited(network(&["10.244.1.0/24"]), why.into()));
     }
 
     pub(crate) fn config(&self) -> CniServerConfig {
