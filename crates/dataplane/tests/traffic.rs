@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use common::{Lab, answerers, ask};
 use podnet_core::cluster::{Family, Routing};
+use podnet_linux::netlink::LinkChange;
 
 fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
