@@ -52,7 +52,7 @@ pub async fn run(mut health: watch::Receiver<Health>) {
         let ports: Vec<NonZeroU16> = wanted.checks.ports().collect();
         let addresses = addresses(wanted.addresses.as_ref().filter(|_| !ports.is_empty()));
         let sockets = ports.iter().flat_map(|port| {
-            let of_port = |address: &IpAddr| SocketAddr::new(*address, port.get());
+            let of_port = move |address: &IpAddr| SocketAddr::new(*address, port.get());
             addresses.iter().map(of_port)
         });
         servers.become_those_at(sockets.collect(), &health).await;

@@ -290,7 +290,7 @@ fn every_code_comes_with_its_cause_and_what_to_do() {
             "ADD",
             &Pod::new("guid"),
             "1.1.0",
-            json!({ "runtimeConfig": { "infinibandGUID": "x" } }),
+            json!({ "runtimeConfig": { "infinibandGUID": "c2:11:22:33:44:55:66:77" } }),
         ),
         3 => node.raw(&WHOLE, &document("")),
         4 => node.raw(&with("CNI_IFNAME", ""), &document("")),

@@ -128,7 +128,9 @@ impl Node {
                 let mut netlink = Netlink::open().unwrap();
                 let up = LinkChange::named("far").up(true);
                 let veth = NewLink::veth("eth0", "far", None);
-                netlink.apply([veth.create(), up.apply()]).unwrap();
+                netlink.request(veth.create()).unwrap();
+                sysctl::set("net/ipv6/conf/far/accept_dad", "0").unwrap();
+                netlink.request(up.apply()).unwrap();
             })
             .unwrap();
         Node::on(netns, 1, wiring)
@@ -160,6 +162,8 @@ impl Node {
         let addresses = node.addresses();
         node.netns
             .run(|| {
+                // It has been up for long: its link-local address is in use.
+                sysctl::set("net/ipv6/conf/eth0/accept_dad", "0").unwrap();
                 let mut netlink = Netlink::open().unwrap();
                 let link = netlink.link("eth0").unwrap().unwrap().index;
                 let up = ["eth0", "lo"].map(|name| LinkChange::named(name).up(true).apply());

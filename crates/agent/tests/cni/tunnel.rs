@@ -83,9 +83,10 @@ fn tunnelled(node: &Node) -> u64 {
 
 fn cluster(nodes: &[Node]) -> Cluster {
     let mut cluster = Cluster::new(ClusterConfig {
-        cluster_cidrs: ["10.244.0.0/16", "fd00:10:244::/56"]
-            .map(|range| range.parse().unwrap())
-            .into(),
+        cluster_cidrs: vec![
+            "10.244.0.0/16".parse().unwrap(),
+            "fd00:10:244::/56".parse().unwrap(),
+        ],
         routing: Routing::default(),
         masquerade: Some(Vec::new()),
         ..ClusterConfig::default()
