@@ -16,7 +16,8 @@ use crate::{addresses, answer_nothing, tunnel, wiring};
 fn auto_wires_with_netkit() {
     assert_eq!(Pair::probe(), Pair::Netkit);
     let node = Node::wired(WiringName::Auto);
-    let result = answer(&node.cni("ADD", &Pod::new("auto"), "1.1.0", None));
+    let pod = Pod::new("auto");
+    let result = answer(&node.cni("ADD", &pod, "1.1.0", None));
     assert_eq!(kind(&node, &result), (LinkKind::Netkit, false));
 }
 

@@ -104,7 +104,8 @@ fn a_failed_add_leaves_no_link_address_route_firewall_rule_or_lease() {
         assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
     }
     node.wait_until("the firewall is as before, too", || node.snapshot() == before);
-    answer(&node.cni("ADD", &Pod::new("fine"), "1.1.0", None));
+    let fine = Pod::new("fine");
+    answer(&node.cni("ADD", &fine, "1.1.0", None));
     assert_ne!(node.snapshot(), before, "the snapshot sees what an ADD does");
 }
 
