@@ -216,8 +216,8 @@ impl Event {
             Event::Moves => {
                 let addresses = json!([{"type": "InternalIP", "address": ADDRESSES[1]}]);
                 let patch = Patch::Merge(json!({"status": {"addresses": addresses}}));
-                let patched = nodes.patch_status("wanderer", &PatchParams::default(), &patch);
-                patched.await.unwrap();
+                let params = PatchParams::default();
+                nodes.patch_status("wanderer", &params, &patch).await.unwrap();
             }
             Event::IsRenamed => {
                 delete("wanderer").await;
