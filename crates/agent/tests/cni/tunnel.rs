@@ -61,7 +61,8 @@ pub(crate) fn tunnel_of(wired: WiringName) {
     for node in &nodes {
         let sent = tunnelled(node);
         assert!(
-            sent > 100,
+            // The kernel counts many segments as one.
+            sent > 20,
             "{sent} packets of {} went through the tunnel",
             node.name()
         );
