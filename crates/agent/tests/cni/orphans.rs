@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::answer_nothing;
-use crate::node::{Node, Pod, answer, plugin};
+use crate::node::{Node, Pod, answer, built};
 
 /// The real API server, alone.
 struct ApiServer {
@@ -24,7 +24,7 @@ struct ApiServer {
 
 impl ApiServer {
     fn start() -> Self {
-        let podnet = plugin().with_file_name("podnet");
+        let podnet = built().join("podnet");
         assert!(
             podnet.exists(),
             "{} is missing: build the package podnet with the profile of this test",
