@@ -8,6 +8,7 @@ mod control_plane;
 mod controllers;
 mod kubectl;
 mod lab;
+mod node_changes;
 mod nodes;
 mod pods;
 mod pools;
