@@ -10,7 +10,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::sync::mpsc;
 
-use super::{Change, Retry, Update, pass_on};
+use super::{Change, Retry, Update, never, pass_on};
 use crate::parse;
 
 /// Longest wait before asking again for a kind that is not there, where its definition cannot be watched: most clusters
@@ -81,6 +81,7 @@ async fn follow_while_there(api: &Api<DynamicObject>, updates: &mpsc::UnboundedS
         "IPPool",
         events.take_while(there),
         pool,
+        never,
         Update::Pools,
         updates.clone(),
     )
@@ -97,6 +98,7 @@ async fn follow_namespaces(client: kube::Client, updates: mpsc::UnboundedSender<
         "Namespace",
         events.backoff(Retry::default()),
         namespace,
+        never,
         Update::Namespaces,
         updates,
     )
