@@ -9,6 +9,8 @@ use podnet_core::cluster::{DataplaneName, Family, Routing};
 use podnet_core::compute;
 use podnet_dataplane::services::Services;
 use podnet_dataplane::{Dataplane, Kernel};
+use podnet_linux::netfilter::Netfilter;
+use podnet_linux::netfilter::ipset::Element;
 
 on_every_back_end!(
     the_kernel_has_what_the_state_says,
@@ -27,6 +29,16 @@ mod iptables {
     #[test]
     fn others_changes_are_seen_and_put_back_in_nftables() {
         others_changes_are_seen_and_put_back(BackEnd::IptablesNft, "iptables-nft");
+    }
+
+    #[test]
+    fn what_was_swapped_in_a_set_is_put_back_beside_legacy_tables() {
+        what_was_swapped_in_a_set_is_put_back(BackEnd::IptablesLegacy);
+    }
+
+    #[test]
+    fn what_was_swapped_in_a_set_is_put_back_beside_nftables() {
+        what_was_swapped_in_a_set_is_put_back(BackEnd::IptablesNft);
     }
 
     #[test]
@@ -161,6 +173,29 @@ fn others_changes_are_seen_and_put_back(on: BackEnd, program: &str) {
         // What came of putting it back.
         while told.recv_timeout(Duration::from_millis(700)).is_ok() {}
     }
+}
+
+/// Of a set nothing is seen but its size: what was swapped is found by the next full application.
+fn what_was_swapped_in_a_set_is_put_back(on: BackEnd) {
+    let (lab, _pods) = lab(on);
+    let node = &lab.nodes[0];
+    let state = compute(&lab.cluster, &node_name(0));
+    let mut kernel = node.run(|| Kernel::open(None, on.name()).unwrap());
+    node.run(|| kernel.apply(&state).unwrap());
+    let want = lab.dump(0);
+    node.run(|| {
+        let address = |text: &str| Element::new(text.parse::<std::net::IpAddr>().unwrap());
+        let mut socket = Netfilter::open().unwrap();
+        socket
+            .remove_from_set("PODNET-CLUSTER4", &[address("10.96.0.1")])
+            .unwrap();
+        socket
+            .add_to_set("PODNET-CLUSTER4", &[address("10.96.0.77")])
+            .unwrap();
+    });
+    assert_ne!(lab.dump(0), want);
+    assert!(node.run(|| kernel.apply(&state).unwrap()).service_changes > 0);
+    assert_eq!(lab.dump(0), want);
 }
 
 /// A connection that stays.
