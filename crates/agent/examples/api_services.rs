@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use podnet_core::cluster::DataplaneName;
 use podnet_dataplane::Kernel;
 use podnet_linux::ns::{Kind, Namespace};
 use serde::de::DeserializeOwned;
@@ -171,7 +172,10 @@ fn mebibytes(process: &Process, figure: &str) -> f64 {
 
 /// The moments at which the node's tables change.
 fn changes() -> mpsc::Receiver<Instant> {
-    let mut monitor = Kernel::open(None).unwrap().monitor().unwrap();
+    let mut monitor = Kernel::open(None, DataplaneName::default())
+        .unwrap()
+        .monitor()
+        .unwrap();
     let (tell, told) = mpsc::channel();
     std::thread::spawn(
         move || {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use miette::miette;
+use podnet_core::cluster::DataplaneName;
 use podnet_dataplane::{Dataplane, Kernel};
 
 use crate::cli::NodePaths;
@@ -164,7 +165,7 @@ impl Sweep {
     /// Whether nothing of it is left.
     fn kernel(&mut self, state_dir: &Path) -> bool {
         let dry_run = self.dry_run;
-        let swept = Kernel::open(None).and_then(|mut kernel| {
+        let swept = Kernel::open(None, DataplaneName::default()).and_then(|mut kernel| {
             kernel.keep_settings_in(&state_dir.join(SETTINGS))?;
             if dry_run { kernel.present() } else { kernel.clean() }
         });

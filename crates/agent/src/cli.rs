@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_cni::WiringName;
-use podnet_core::cluster::{ClusterConfig, NodeName, Routing, parse_range};
+use podnet_core::cluster::{ClusterConfig, DataplaneName, NodeName, Routing, parse_range};
 use podnet_core::path;
 use podnet_core::service::ServiceState;
 use podnet_dataplane::Kernel;
@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     kubeconfig: PathBuf,
     /// What carries services: auto takes the best this version has (nftables)
-    #[arg(long, default_value = "auto", value_name = "auto|nftables")]
+    #[arg(long, default_value = "auto", value_name = "auto|nftables|iptables")]
     dataplane: DataplaneName,
     /// How packets get from node to node
     #[arg(long, default_value = "vxlan", value_name = "vxlan|direct")]
@@ -122,24 +122,6 @@ impl NodePaths {
     /// Where the agent serves the CNI plugin.
     pub(crate) fn socket(&self) -> PathBuf {
         self.run_dir.join("cni.sock")
-    }
-}
-
-/// A data plane that this version has.
-#[derive(Debug, Clone, Copy)]
-struct DataplaneName;
-
-impl FromStr for DataplaneName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" | "nftables" => Ok(DataplaneName),
-            "ebpf" | "iptables" | "ipvs" | "userspace" => Err(format!(
-                "data plane {text:?} is not supported by this version; choose auto or nftables"
-            )),
-            _ => Err(format!("{text:?} is no data plane; choose auto or nftables")),
-        }
     }
 }
 
@@ -287,11 +269,14 @@ pub(crate) async fn client(path: &Path) -> miette::Result<(kube::Client, String)
 
 async fn agent(args: Args) -> miette::Result<()> {
     for flag in args.unused() {
-        tracing::warn!("{flag} has no effect: the data plane nftables does not need it");
+        tracing::warn!(
+            "{flag} has no effect: the data plane {} does not need it",
+            args.dataplane
+        );
     }
     let plugin = args.plugin()?;
     let (client, url) = client(&args.kubeconfig).await?;
-    let kernel = Kernel::open(args.underlay_interface.clone());
+    let kernel = Kernel::open(args.underlay_interface.clone(), args.dataplane);
     let mut kernel = kernel
         .into_diagnostic()
         .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;

@@ -16,7 +16,7 @@ use podnet_agent::paths::Paths;
 use podnet_agent::status::NodeStatus;
 use podnet_agent::watch::{Change, Update};
 use podnet_cni::WiringName;
-use podnet_core::cluster::{ClusterConfig, Family, Node, NodeName, PodRanges, Routing};
+use podnet_core::cluster::{ClusterConfig, DataplaneName, Family, Node, NodeName, PodRanges, Routing};
 use podnet_core::path::{Checksums, Reach, Report, Settings};
 use podnet_dataplane::{Dataplane, Kernel};
 use podnet_linux::ethtool;
@@ -180,7 +180,7 @@ impl World {
         let node = Namespace::from(self.nodes[index].as_fd().try_clone_to_owned().unwrap());
         let thread = std::thread::spawn(move || {
             node.enter().unwrap();
-            let kernel = Kernel::open(None).unwrap();
+            let kernel = Kernel::open(None, DataplaneName::default()).unwrap();
             let mut monitor = kernel.monitor().unwrap();
             let (disturb, disturbed) = mpsc::channel(1);
             std::thread::spawn(move || {
@@ -284,7 +284,12 @@ impl World {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             let known = self.nodes[index]
-                .run(|| Kernel::open(None).unwrap().path_mtu().unwrap())
+                .run(|| {
+                    Kernel::open(None, DataplaneName::default())
+                        .unwrap()
+                        .path_mtu()
+                        .unwrap()
+                })
                 .unwrap();
             let known: Vec<u32> = known.into_values().collect();
             if known == wanted {
@@ -435,7 +440,13 @@ fn a_node_whose_object_is_deleted_goes_on_and_follows_the_others() {
     world.until_well(1450);
     let dump = || {
         world.nodes[0]
-            .run(|| Kernel::open(None).unwrap().dump().unwrap().to_string())
+            .run(|| {
+                Kernel::open(None, DataplaneName::default())
+                    .unwrap()
+                    .dump()
+                    .unwrap()
+                    .to_string()
+            })
             .unwrap()
     };
     let before = dump();

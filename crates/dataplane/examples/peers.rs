@@ -10,7 +10,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Lab, node_name, peers};
-use podnet_core::cluster::{Cluster, Family, Routing};
+use podnet_core::cluster::{Cluster, DataplaneName, Family, Routing};
 use podnet_core::route::Hop;
 use podnet_core::{NodeState, compute};
 use podnet_dataplane::route::{ROUTE_PROTOCOL, TUNNEL_LINK};
@@ -29,7 +29,7 @@ fn main() {
 }
 
 fn measure(alone: &Cluster) -> String {
-    let mut kernel = Kernel::open(None).unwrap();
+    let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
     let mut netlink = Netlink::open().unwrap();
     let mut crowd = alone.clone();
     crowd.nodes.extend(peers(PEERS));

@@ -2,7 +2,8 @@
 //!
 //! For 1, 1,000 and 10,000 services of five endpoints each, in a network namespace of its own: everything from nothing;
 //! a restart, which reads all back and finds nothing to do; and the change of one endpoint, from the changed object to
-//! the kernel's having it. Prints milliseconds as JSON.
+//! the kernel's having it; the same for every back end, or the one that an argument names (`nftables`,
+//! `iptables-legacy`, `iptables-nft`). Prints milliseconds as JSON.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop")]
 
@@ -14,7 +15,7 @@ use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 use std::time::Instant;
 
-use common::Machine;
+use common::{BackEnd, Machine};
 use podnet_core::cluster::{
     AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, Node, NodeName,
     ObjectName, PodRanges, Protocol, Service, ServicePort,
@@ -23,7 +24,6 @@ use podnet_core::{Incremental, compute};
 use podnet_dataplane::{Dataplane, Kernel};
 
 const ENDPOINTS: u32 = 5;
-const CHANGES: u32 = 101;
 
 fn name(index: u32) -> ObjectName {
     ObjectName::new(format!("team-{}", index % 100), format!("backend-{index}"))
@@ -84,24 +84,32 @@ fn resident() -> f64 {
     pages * 4096.0 / f64::from(1 << 20)
 }
 
-fn measure(services: u32) -> String {
+/// What carries services, and how many changes of one endpoint are timed.
+const BACK_ENDS: [(&str, BackEnd, u32); 3] = [
+    ("nftables", BackEnd::Nftables, 101),
+    ("iptables-legacy", BackEnd::IptablesLegacy, 21),
+    ("iptables-nft", BackEnd::IptablesNft, 21),
+];
+
+fn measure(services: u32, (label, on, changes): (&str, BackEnd, u32)) -> String {
+    let name_of = on.name();
     let before = resident();
     let cluster = cluster(services);
-    let mut kernel = Kernel::open(None).unwrap();
+    let mut kernel = Kernel::open(None, name_of).unwrap();
     let begin = Instant::now();
     let state = compute(&cluster, &me());
     let computed = milliseconds(begin);
     kernel.apply(&state).unwrap();
     let full = milliseconds(begin);
     drop((kernel, state));
-    let mut kernel = Kernel::open(None).unwrap();
+    let mut kernel = Kernel::open(None, name_of).unwrap();
     let begin = Instant::now();
     let again = kernel.apply(&compute(&cluster, &me())).unwrap();
     let restart = milliseconds(begin);
     assert!(again.is_nothing(), "{again:?}");
     let mut wanted = Incremental::new(cluster, me());
     kernel.apply(&wanted.compute()).unwrap();
-    let mut changes: Vec<f64> = (1..=CHANGES)
+    let mut changes: Vec<f64> = (1..=changes)
         .map(|round| {
             let changed = slice(services / 2, round);
             let begin = Instant::now();
@@ -116,13 +124,22 @@ fn measure(services: u32) -> String {
     let mebibytes = resident() - before;
     kernel.clean().unwrap();
     format!(
-        "{{\"services\": {services}, \"compute\": {computed:.2}, \"full\": {full:.2}, \"restart\": {restart:.2}, \
+        "{{\"dataplane\": \"{label}\", \"services\": {services}, \"compute\": {computed:.2}, \"full\": {full:.2}, \"restart\": {restart:.2}, \
          \"change_p50\": {p50:.3}, \"change_p99\": {p99:.3}, \"mebibytes\": {mebibytes:.1}}}"
     )
 }
 
 fn main() {
-    let node = Machine::alone(&["172.30.0.11/24"]);
-    let figures = [1, 1000, 10_000].map(|services| node.run(|| measure(services)));
+    let only = std::env::args().nth(1);
+    let chosen = BACK_ENDS
+        .into_iter()
+        .filter(|(label, ..)| only.as_deref().is_none_or(|only| only == *label));
+    let figures: Vec<String> = chosen
+        .flat_map(|back_end| {
+            let node = Machine::alone(&["172.30.0.11/24"]);
+            back_end.1.prime(&node);
+            [1, 1000, 10_000].map(|services| node.run(|| measure(services, back_end)))
+        })
+        .collect();
     println!("[{}]", figures.join(", "));
 }

@@ -1,12 +1,16 @@
 //! [`NodeState`] into the kernel: render, diff, apply.
 //!
-//! [`route`] keeps links, routes and the tunnel; [`nftables`] keeps services. [`Kernel`] applies one generation to both.
+//! [`route`] keeps links, routes and the tunnel; [`nftables`] keeps the node's table, and services unless another of
+//! [`services`]' back ends does. [`Kernel`] applies one generation to all.
 //! Everything lives in the network namespace of the thread that opened it.
 
+mod conntrack;
 pub mod delta;
+pub mod iptables;
 pub mod monitor;
 pub mod nftables;
 pub mod route;
+pub mod services;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,11 +20,14 @@ use std::{fmt, io};
 
 use ipnet::IpNet;
 use podnet_core::NodeState;
+use podnet_core::cluster::DataplaneName;
 use podnet_core::route::RoutingState;
+use podnet_linux::netfilter::NetfilterError;
 
 use monitor::Monitor;
-use nftables::{NetfilterError, Nftables, Services};
+use nftables::Nftables;
 use route::{Installed, RouteError, Routes, RoutesApplied};
+use services::{ServiceBackend, ServiceError, Services};
 pub use settings::{SettingError, Settings};
 
 /// What turns states into a kernel's tables. It keeps nothing that it could not read back: a new one goes on where
@@ -47,7 +54,10 @@ pub enum ApplyError {
     Routes(#[from] RouteError),
     /// Services.
     #[error("cannot set up services: {0}")]
-    Services(#[from] NetfilterError),
+    Services(#[from] ServiceError),
+    /// The table that host ports and masquerading are in, and services unless they are elsewhere.
+    #[error("cannot set up nftables' table inet podnet: {0}")]
+    Table(#[from] NetfilterError),
     /// How strict connection tracking is.
     #[error("{0}; without it a segment that comes late can end a connection to a service")]
     Tracking(SettingError),
@@ -76,11 +86,15 @@ impl Applied {
     }
 }
 
-/// The kernel's own forwarding, and nftables for services.
+/// The kernel's own forwarding, our table of nftables, and a back end for services where these are not in the table.
 #[derive(Debug)]
 pub struct Kernel {
     routes: Routes,
-    services: Nftables,
+    table: Nftables,
+    name: DataplaneName,
+    services: Option<Box<dyn ServiceBackend>>,
+    /// What another back end left has been looked for and removed.
+    is_alone: bool,
     settings: Settings,
     /// The routing that is in force unless others changed it, and what came of its application.
     routed: Option<(RoutingState, RoutesApplied)>,
@@ -88,11 +102,14 @@ pub struct Kernel {
 
 impl Kernel {
     /// For the network namespace of the calling thread. `underlay` names the link between nodes where it is not the one
-    /// that has the node's address.
-    pub fn open(underlay: Option<String>) -> Result<Self, ApplyError> {
+    /// that has the node's address; `name` says what carries services.
+    pub fn open(underlay: Option<String>, name: DataplaneName) -> Result<Self, ApplyError> {
         Ok(Kernel {
             routes: Routes::open(underlay)?,
-            services: Nftables::open()?,
+            table: Nftables::open()?,
+            name,
+            services: services::open(name)?,
+            is_alone: false,
             settings: Settings::default(),
             routed: None,
         })
@@ -127,7 +144,8 @@ impl Kernel {
     /// Hears of others' changes from now on, in the network namespace of the calling thread, which must be the one this
     /// was opened in.
     pub fn monitor(&self) -> io::Result<Monitor> {
-        Monitor::open(self.services.port(), self.routes.underlay_index())
+        let sentinel = self.services.as_ref().and_then(|services| services.sentinel());
+        Monitor::open(self.table.port(), self.routes.underlay_index(), sentinel)
     }
 
     fn route(&mut self, want: &RoutingState) -> Result<RoutesApplied, RouteError> {
@@ -152,11 +170,46 @@ impl Kernel {
     /// What [`Dataplane::clean`] would remove.
     pub fn present(&mut self) -> Result<Vec<String>, ApplyError> {
         let mut present = self.routes.clean(false)?;
-        if self.services.exists()? {
+        for mut backend in services::all()? {
+            present.extend(backend.present()?);
+        }
+        if self.table.exists()? {
             present.push(table());
         }
         present.extend(self.settings.restore(false).map_err(ApplyError::Settings)?);
         Ok(present)
+    }
+
+    /// Services are in force throughout: another back end has them before the table lets them go, and the other way round.
+    /// Returns how many things changed.
+    fn apply_services(&mut self, want: &NodeState) -> Result<usize, ApplyError> {
+        let Some(services) = &mut self.services else {
+            return Ok(self.table.apply(want)?.changes());
+        };
+        let changed = services.apply(want)?;
+        let of_table = self.table.apply_without_services(want);
+        if let Some((from, to)) = self.table.take_step() {
+            services.table_changed(from, to);
+        }
+        Ok(changed + of_table?.changes())
+    }
+
+    /// Removes what another back end has left, once services are in force by the one that is chosen. Established
+    /// connections go on: connection tracking knows where they lead. Returns what could not be removed.
+    fn remove_others(&mut self) -> Vec<String> {
+        if self.is_alone {
+            return Vec::new();
+        }
+        let failed = |error: ServiceError| format!("what another data plane left stays: {error}");
+        let failures = match services::all_but(self.name) {
+            Ok(others) => {
+                let cleaned = others.into_iter().map(|mut other| other.clean());
+                cleaned.filter_map(|cleaned| cleaned.err().map(failed)).collect()
+            }
+            Err(error) => vec![failed(error)],
+        };
+        self.is_alone = failures.is_empty();
+        failures
     }
 }
 
@@ -167,6 +220,9 @@ fn table() -> String {
 impl Dataplane for Kernel {
     fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
         self.routed = None;
+        if let Some(services) = &mut self.services {
+            services.distrust();
+        }
         self.follow(want)
     }
 
@@ -174,34 +230,47 @@ impl Dataplane for Kernel {
         // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
         // nothing.
         let routes = self.route(&want.routing);
-        let services = self.services.apply(want)?;
+        let services = self.apply_services(want)?;
+        let left = self.remove_others();
         // After the table, which loads connection tracking where it is a module.
-        let tracking = nftables::be_liberal(&self.settings);
-        let routes = routes?;
+        let tracking = conntrack::be_liberal(&self.settings);
+        let mut routes = routes?;
+        routes.refused.extend(left);
         Ok(Applied {
             route_changes: routes.changes,
-            service_changes: services.changes() + usize::from(tracking.map_err(ApplyError::Tracking)?),
+            service_changes: services + usize::from(tracking.map_err(ApplyError::Tracking)?),
             pod_mtu: routes.pod_mtu,
             refused: routes.refused,
         })
     }
 
     fn dump(&mut self) -> Result<Dump, ApplyError> {
+        let mut services = self.table.dump()?;
+        if let Some(backend) = &mut self.services {
+            services.add(backend.dump()?);
+        }
         Ok(Dump {
             routing: self.routes.dump()?,
-            services: self.services.dump()?,
+            services,
         })
     }
 
     fn clean(&mut self) -> Result<Vec<String>, ApplyError> {
         self.routed = None;
         // All are tried; the first failure is told.
-        let services = self.services.clean();
+        let services: Vec<_> = services::all()?
+            .into_iter()
+            .map(|mut backend| backend.clean())
+            .collect();
+        let table = self.table.clean();
         let routes = self.routes.clean(true);
         let settings = self.settings.restore(true).map_err(ApplyError::Settings);
         let mut removed = routes?;
-        if services? {
-            removed.push(table());
+        for of_backend in services {
+            removed.extend(of_backend?);
+        }
+        if table? {
+            removed.push(self::table());
         }
         removed.extend(settings?);
         Ok(removed)

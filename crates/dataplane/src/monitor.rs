@@ -7,12 +7,14 @@ use netlink_sys::{
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
 };
 use podnet_linux::netfilter::wire::{self, Reader};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::route::{ROUTE_PROTOCOL, SINK_LINK, TUNNEL_LINK};
+use crate::services::Sentinel;
 
 const NFNLGRP_NFTABLES: u32 = 7;
 const RTNLGRP_LINK: u32 = 1;
@@ -34,6 +36,9 @@ const ROUTE_PROTOCOL_AT: usize = 5;
 /// The place of the link's index in both `struct ifinfomsg` and `struct ifaddrmsg`.
 const INDEX_AT: std::ops::Range<usize> = 4..8;
 
+/// So often a sentinel looks: others' changes are to be put back within a second.
+const GLANCE: Duration = Duration::from_millis(500);
+
 /// Waits for changes. It belongs to the network namespace of the thread that opened it.
 pub struct Monitor {
     nftables: Socket,
@@ -43,6 +48,10 @@ pub struct Monitor {
     own: u32,
     /// Index of the link between nodes; 0 while it is not known.
     underlay: Arc<AtomicU32>,
+    /// For what nothing is announced of.
+    sentinel: Option<Box<dyn Sentinel>>,
+    /// When it looks next.
+    glance: Instant,
     buffer: Vec<u8>,
 }
 
@@ -54,7 +63,11 @@ impl std::fmt::Debug for Monitor {
 
 impl Monitor {
     /// Hears what happens from now on; what the netfilter socket of port `own` changes is no disturbance.
-    pub(crate) fn open(own: u32, underlay: Arc<AtomicU32>) -> io::Result<Self> {
+    pub(crate) fn open(
+        own: u32,
+        underlay: Arc<AtomicU32>,
+        sentinel: Option<Box<dyn Sentinel>>,
+    ) -> io::Result<Self> {
         let open = |protocol, groups: &[u32]| {
             let mut socket = Socket::new(protocol)?;
             socket.bind(&SocketAddr::new(0, 0))?;
@@ -78,6 +91,8 @@ impl Monitor {
             )?,
             own,
             underlay,
+            sentinel,
+            glance: Instant::now() + GLANCE,
             buffer: vec![0; 64 << 10],
         })
     }
@@ -91,9 +106,13 @@ impl Monitor {
                 PollFd::from_borrowed_fd(self.nftables.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.routes.as_fd(), PollFlags::IN),
             ];
-            match poll(&mut sockets, None) {
+            let timeout = self.sentinel.as_ref().map(|_| until(self.glance));
+            match poll(&mut sockets, timeout.as_ref()) {
                 Err(rustix::io::Errno::INTR) => continue,
                 other => _ = other?,
+            }
+            if self.glances() {
+                return Ok(());
             }
             let own = self.own;
             let foreign =
@@ -102,10 +121,34 @@ impl Monitor {
             let underlay = self.underlay.load(Ordering::Relaxed);
             let disturbed = |message: &wire::Received<'_>| routes_disturbed(message, underlay);
             let routes = drain(&self.routes, &mut self.buffer, disturbed)?;
+            let nftables = match &mut self.sentinel {
+                Some(sentinel) if nftables && sentinel.knows_nftables() => sentinel.is_disturbed(),
+                _ => nftables,
+            };
             if nftables || routes {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether it is time for the sentinel to look, and it sees something.
+    fn glances(&mut self) -> bool {
+        let Some(sentinel) = &mut self.sentinel else {
+            return false;
+        };
+        if Instant::now() < self.glance {
+            return false;
+        }
+        self.glance = Instant::now() + GLANCE;
+        sentinel.is_disturbed()
+    }
+}
+
+fn until(instant: Instant) -> Timespec {
+    let left = instant.saturating_duration_since(Instant::now());
+    Timespec {
+        tv_sec: left.as_secs().cast_signed(),
+        tv_nsec: left.subsec_nanos().into(),
     }
 }
 
@@ -153,7 +196,7 @@ fn routes_disturbed(message: &wire::Received<'_>, underlay: u32) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use podnet_core::cluster::NodeName;
+    use podnet_core::cluster::{DataplaneName, NodeName};
     use podnet_core::{Cluster, ClusterConfig, compute};
     use podnet_linux::ns::{Kind, Namespace};
 
@@ -175,7 +218,7 @@ mod tests {
         let watching = namespace
             .run(|| {
                 let (tell, disturbed) = std::sync::mpsc::channel();
-                let mut kernel = Kernel::open(None).unwrap();
+                let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
                 kernel.apply(&first).unwrap();
                 let mut monitor = kernel.monitor().unwrap();
                 let watching = std::thread::spawn(move || {
@@ -184,7 +227,10 @@ mod tests {
                 });
                 assert!(kernel.apply(&second).unwrap().service_changes > 0);
                 assert!(disturbed.recv_timeout(moment).is_err(), "that was our own change");
-                Kernel::open(None).unwrap().clean().unwrap();
+                Kernel::open(None, DataplaneName::Nftables)
+                    .unwrap()
+                    .clean()
+                    .unwrap();
                 disturbed.recv_timeout(10 * moment).unwrap();
                 watching
             })

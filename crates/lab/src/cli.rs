@@ -10,6 +10,7 @@ use clap::{Subcommand, value_parser};
 use comfy_table::{Table, presets};
 use ipnet::IpNet;
 use miette::{IntoDiagnostic, miette};
+use podnet_core::cluster::{DataplaneName, DataplaneNameError};
 use serde::Serialize;
 
 use crate::cluster::exec::{self, Exec};
@@ -92,7 +93,7 @@ struct Up {
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u16).range(1..=i64::from(MAX_NODES)))]
     zones: u16,
     /// The agents' data plane
-    #[arg(long, default_value = "auto", value_parser = ["auto", "nftables"])]
+    #[arg(long, default_value = "auto", value_name = "auto|nftables|iptables", value_parser = dataplane)]
     dataplane: String,
     /// How pods' packets cross nodes
     #[arg(long, value_enum, default_value_t = Routing::Vxlan)]
@@ -457,6 +458,11 @@ fn table(header: &[&str]) -> Table {
 
 fn json(value: &impl Serialize) -> miette::Result<ExitCode> {
     Ok(say(&serde_json::to_string_pretty(value).into_diagnostic()?))
+}
+
+/// A data plane that the agents have, as it was written.
+fn dataplane(text: &str) -> Result<String, DataplaneNameError> {
+    text.parse::<DataplaneName>().map(|_| text.to_owned())
 }
 
 /// `90`, `90s`, `500ms`, `2m`, `1h`.

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 /// What `services` of the crate `dataplane` prints, in milliseconds: one for each number of services.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Times {
+    /// What carries services.
+    dataplane: String,
     /// How many services, each with five endpoints.
     services: u32,
     /// From the objects to the state that a node should have.
@@ -30,6 +32,7 @@ pub(super) fn measure(cpu: usize) -> miette::Result<Vec<Times>> {
 impl fmt::Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Times {
+            dataplane,
             services,
             compute,
             full,
@@ -40,7 +43,7 @@ impl fmt::Display for Times {
         } = self;
         writeln!(
             f,
-            "{services:>6} services: all of them {full:.1} ms; a restart {restart:.1} ms; one endpoint's change p50 \
+            "{services:>6} services by {dataplane}: all of them {full:.1} ms; a restart {restart:.1} ms; one endpoint's change p50 \
              {change_p50:.1} ms, p99 {change_p99:.1} ms (of it {compute:.1} ms to work out the state); {mebibytes:.1} MiB"
         )
     }

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Reclaimer, bind};
 use podnet_agent::host_ports::HostPorts;
 use podnet_cni::WiringName;
+use podnet_core::cluster::DataplaneName;
 use podnet_core::ipam::Addressing;
 use podnet_core::{Cluster, NodeName, compute};
 use podnet_dataplane::{Dataplane, Kernel};
@@ -470,7 +471,7 @@ async fn serve_and_tell(
     let server = bind(config, ready, host_ports.clone()).await.unwrap();
     tell(server.reclaimer());
     let open = async {
-        let mut kernel = Kernel::open(None).unwrap();
+        let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
         loop {
             let (version, wanted) = host_ports.wanted();
             let cluster = Cluster {

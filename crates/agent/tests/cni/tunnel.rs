@@ -5,7 +5,9 @@ use std::process::Command;
 
 use ipnet::IpNet;
 use podnet_cni::WiringName;
-use podnet_core::cluster::{Cluster, ClusterConfig, Node as NodeObject, NodeName, PodRanges, Routing};
+use podnet_core::cluster::{
+    Cluster, ClusterConfig, DataplaneName, Node as NodeObject, NodeName, PodRanges, Routing,
+};
 use podnet_core::compute;
 use podnet_dataplane::{Dataplane, Kernel};
 use serde_json::Value;
@@ -29,9 +31,12 @@ pub(crate) fn tunnel_of(wired: WiringName) {
     for node in &nodes {
         let state = compute(&cluster, &NodeName::new(node.name()).unwrap());
         assert_eq!(state.problems, []);
-        let applied = node
-            .netns
-            .run(|| Kernel::open(None).unwrap().apply(&state).unwrap());
+        let applied = node.netns.run(|| {
+            Kernel::open(None, DataplaneName::default())
+                .unwrap()
+                .apply(&state)
+                .unwrap()
+        });
         let applied = applied.unwrap();
         assert_eq!((applied.pod_mtu, applied.refused), (Some(1450), Vec::new()));
     }

@@ -4,6 +4,7 @@
 //! is never silently dropped.
 
 mod config;
+mod dataplane;
 mod dns;
 pub(crate) mod domain;
 mod local;
@@ -22,6 +23,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 pub use config::{ClusterConfig, ConfigError, Routing, Vxlan, parse_range};
+pub use dataplane::{DataplaneName, DataplaneNameError};
 pub use dns::{DnsConfig, PodRecords};
 pub use domain::{DomainName, DomainNameError};
 pub use local::Local;

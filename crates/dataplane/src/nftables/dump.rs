@@ -1,11 +1,9 @@
-//! What the kernel does with services' addresses, in the model's words.
+//! Our table, in the model's words.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use podnet_core::cluster::Family;
-use podnet_core::service::{Frontend, HostAddress, HostPort, NodePort};
 
 use super::found::Found;
 use super::model::{Key, Value, Verdict};
@@ -13,63 +11,9 @@ use super::render::{
     OUTSIDE, names, read_endpoint, read_frontend, read_host_port, read_node_port, read_number, read_socket,
     split_address,
 };
-
-/// What the kernel does with services' addresses, in the model's words.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Services {
-    /// Frontends and what new connections to them become.
-    pub frontends: BTreeMap<Frontend, Target>,
-    /// The same for clients outside, where that differs.
-    pub outside: BTreeMap<Frontend, Target>,
-    /// Ports of the node's own addresses.
-    pub node_ports: BTreeMap<NodePort, Target>,
-    /// The same for clients outside, where that differs.
-    pub outside_ports: BTreeMap<NodePort, Target>,
-    /// Addresses whose other ports are refused.
-    pub cluster_ips: BTreeSet<IpAddr>,
-    /// Host ports of all the node's addresses. One of a single address is a frontend.
-    pub host_ports: BTreeMap<HostPort, SocketAddr>,
-}
-
-/// What becomes of a new connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// Whether only some sources may come.
-    pub guarded: bool,
-    /// Whether clients stay with their endpoint.
-    pub sticky: bool,
-    /// What it comes to.
-    pub fate: Fate,
-}
-
-/// What a connection comes to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fate {
-    /// It goes to one of these.
-    Balance(Vec<SocketAddr>),
-    /// It is refused.
-    Refuse,
-    /// It is dropped.
-    Drop,
-}
+use crate::services::{Fate, Services, Target};
 
 impl Services {
-    /// Whether new connections to a host port go to `target`.
-    pub fn leads(&self, host_port: &HostPort, target: SocketAddr) -> bool {
-        match host_port.address {
-            HostAddress::Any(_) => self.host_ports.get(host_port) == Some(&target),
-            HostAddress::One(address) => {
-                let frontend = Frontend {
-                    address,
-                    protocol: host_port.protocol,
-                    port: host_port.port,
-                };
-                let found = self.frontends.get(&frontend);
-                found.is_some_and(|found| found.fate == Fate::Balance(vec![target]))
-            }
-        }
-    }
-
     pub(super) fn from_found(found: &Found) -> Self {
         let mut services = Services::default();
         for family in [Family::V4, Family::V6] {
@@ -180,50 +124,5 @@ impl<'a> Reader<'a> {
             _ => None,
         });
         endpoints.collect()
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.fate {
-            Fate::Balance(endpoints) => {
-                f.write_str("to")?;
-                endpoints
-                    .iter()
-                    .try_for_each(|endpoint| write!(f, " {endpoint}"))?;
-            }
-            Fate::Refuse => f.write_str("refuse")?,
-            Fate::Drop => f.write_str("drop")?,
-        }
-        if self.guarded {
-            f.write_str("; only from some")?;
-        }
-        if self.sticky {
-            f.write_str("; clients stay")?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Services {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addresses = self.cluster_ips.iter();
-        addresses
-            .into_iter()
-            .try_for_each(|address| writeln!(f, "cluster ip {address}"))?;
-        for (frontend, target) in &self.frontends {
-            writeln!(f, "service {frontend} {target}")?;
-        }
-        for (frontend, target) in &self.outside {
-            writeln!(f, "from outside {frontend} {target}")?;
-        }
-        for (node_port, target) in &self.node_ports {
-            writeln!(f, "node port {node_port} {target}")?;
-        }
-        for (node_port, target) in &self.outside_ports {
-            writeln!(f, "from outside node port {node_port} {target}")?;
-        }
-        let mut host_ports = self.host_ports.iter();
-        host_ports.try_for_each(|(host_port, target)| writeln!(f, "host port {host_port} to {target}"))
     }
 }

@@ -3,7 +3,6 @@
 //! We speak netlink to the kernel ourselves ([`podnet_linux::netfilter`]); a change is one transaction against the generation
 //! of the rule set that was read, so what others do at the same time neither gets lost nor mixed up with ours.
 
-mod conntrack;
 mod dump;
 mod flows;
 mod found;
@@ -20,15 +19,16 @@ use podnet_core::service::ServiceState;
 use podnet_linux::netfilter::Netfilter;
 pub use podnet_linux::netfilter::NetfilterError;
 
-pub(crate) use conntrack::be_liberal;
-pub use dump::{Services, Target};
 pub use found::Found;
+pub(crate) use found::generation;
+pub(crate) use model::digit;
 pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, SetName, Table, Value, Verdict};
+use render::Turn;
 pub use render::render;
 pub use rule::{Asked, Choice, Clause, Rule};
 pub use transaction::{Operation, Transaction};
 
-use flows::Touched;
+use crate::services::{Services, Touched, without_services};
 
 /// The name of our table, in the family inet.
 pub const TABLE: &str = "podnet";
@@ -43,6 +43,8 @@ pub struct Nftables {
     known: Option<(u32, Known)>,
     /// UDP frontends that changed, and whose stale flows have not been forgotten yet.
     touched: Touched,
+    /// From which generation to which our last change took the rule set, until somebody asks.
+    step: Option<(u32, u32)>,
 }
 
 /// How we know what the kernel has.
@@ -70,6 +72,7 @@ impl Nftables {
             socket: Netfilter::open()?,
             known: None,
             touched: Touched::default(),
+            step: None,
         })
     }
 
@@ -80,16 +83,30 @@ impl Nftables {
 
     /// Makes the kernel's table the one for `state`. Returns what was done, which is nothing when nothing differed.
     pub fn apply(&mut self, state: &NodeState) -> Result<Transaction, NetfilterError> {
-        let frame = render::frame(state);
+        self.apply_part(render::frame(state, Turn::Usual), &state.services, state)
+    }
+
+    /// The same where another back end carries services: the table has none of them, and is asked after that one.
+    pub fn apply_without_services(&mut self, state: &NodeState) -> Result<Transaction, NetfilterError> {
+        let rest = without_services(state);
+        self.apply_part(render::frame(&rest, Turn::Late), &rest.services, state)
+    }
+
+    fn apply_part(
+        &mut self,
+        frame: Table,
+        services: &Arc<ServiceState>,
+        state: &NodeState,
+    ) -> Result<Transaction, NetfilterError> {
         for _ in 0..ATTEMPTS {
-            match self.try_apply(&frame, &state.services) {
+            match self.try_apply(&frame, services) {
                 Err(NetfilterError::Changed) => self.known = None,
                 Err(error) => {
                     self.known = None;
                     return Err(error);
                 }
                 Ok(transaction) => {
-                    self.forget_flows(state)?;
+                    self.touched.forget(&mut self.socket, state)?;
                     return Ok(transaction);
                 }
             }
@@ -123,6 +140,7 @@ impl Nftables {
             self.socket.transaction(generation, &transaction.messages())?;
             // The kernel counts on by one and passes over zero.
             known = generation.checked_add(1).unwrap_or(1);
+            self.step = Some((generation, known));
         }
         self.known = Some((known, Known::Put(frame.clone(), Arc::clone(services))));
         Ok(transaction)
@@ -150,6 +168,11 @@ impl Nftables {
             }
         }
         Err(NetfilterError::Changed)
+    }
+
+    /// From which generation of the rule set to which the last change took it; `None` when that was asked already.
+    pub(crate) fn take_step(&mut self) -> Option<(u32, u32)> {
+        self.step.take()
     }
 
     /// What the kernel's table does, in the model's words; nothing when there is no table.
@@ -183,19 +206,6 @@ impl Nftables {
             }
         }
         Err(NetfilterError::Changed)
-    }
-
-    /// After a failure they are tried again with the next application.
-    fn forget_flows(&mut self, state: &NodeState) -> Result<(), NetfilterError> {
-        if self.touched.is_empty() {
-            return Ok(());
-        }
-        let touched = &self.touched;
-        conntrack::forget(&mut self.socket, |sent_to, answered_from| {
-            touched.is_stale(state, sent_to, answered_from)
-        })?;
-        self.touched = Touched::default();
-        Ok(())
     }
 }
 

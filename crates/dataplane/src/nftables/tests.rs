@@ -1,72 +1,11 @@
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 
-use podnet_core::cluster::{Affinity, ClusterConfig, Family, NodeName, ObjectName, Protocol};
-use podnet_core::service::{Backend, Entry, Frontend, HostPort, NodePort, PortName, ServiceState};
-use podnet_core::{Cluster, compute};
+use podnet_core::cluster::{Family, Protocol};
+use podnet_core::service::{Backend, Entry, HostPort, NodePort};
 use proptest::prelude::*;
 
 use super::*;
-
-fn state(services: &[(&str, Option<&[&str]>)]) -> NodeState {
-    let config = ClusterConfig {
-        service_cidrs: vec![
-            "10.96.0.0/16".parse().unwrap(),
-            "fd00:10:96::/112".parse().unwrap(),
-        ],
-        ..ClusterConfig::default()
-    };
-    let mut state = compute(&Cluster::new(config), &NodeName::new("node1").unwrap());
-    state.routing.node_addresses = BTreeSet::from(["172.30.0.11".parse().unwrap()]);
-    for (frontend, endpoints) in services {
-        let frontend = self::frontend(frontend);
-        let entry = entry(&frontend, backend(*endpoints));
-        services_of(&mut state).cluster_ips.insert(frontend.address);
-        services_of(&mut state).frontends.insert(frontend, entry.into());
-    }
-    state
-}
-
-fn services_of(state: &mut NodeState) -> &mut ServiceState {
-    Arc::make_mut(&mut state.services)
-}
-
-fn frontend(text: &str) -> Frontend {
-    let (protocol, socket) = text.split_once(' ').unwrap();
-    let socket: SocketAddr = socket.parse().unwrap();
-    Frontend {
-        address: socket.ip(),
-        protocol: protocol.parse().unwrap(),
-        port: NonZeroU16::new(socket.port()).unwrap(),
-    }
-}
-
-/// Endpoints; none of them drops, nothing refuses.
-fn backend(endpoints: Option<&[&str]>) -> Backend {
-    match endpoints {
-        Some([]) => Backend::Drop,
-        Some(list) => balance(list.iter().map(|text| text.parse().unwrap())),
-        None => Backend::Refuse,
-    }
-}
-
-fn balance(endpoints: impl Iterator<Item = SocketAddr>) -> Backend {
-    Backend::Balance {
-        endpoints: endpoints.collect(),
-        draining: Box::default(),
-    }
-}
-
-fn entry(frontend: &Frontend, backend: Backend) -> Entry {
-    let port = PortName {
-        service: ObjectName::new("default", "web"),
-        protocol: frontend.protocol,
-        port: frontend.port,
-    };
-    Entry::new(port, backend)
-}
+use crate::services::any::{any_state, backend, entry, frontend, services_of, state};
 
 #[test]
 fn the_first_batch_makes_everything() {
@@ -261,124 +200,6 @@ fn run(transaction: &Transaction, mut table: Table) -> Table {
     table
 }
 
-/// A backend of endpoints of a family, by their last numbers.
-fn any_backend(six: bool) -> impl Strategy<Value = Backend> {
-    let hosts = prop::option::weighted(0.8, prop::collection::btree_set(2..8_u8, 0..5));
-    hosts.prop_map(move |hosts| {
-        let endpoint = |host: u8| -> SocketAddr {
-            let text = if six {
-                format!("[fd00:10:244::{host}]:80")
-            } else {
-                format!("10.244.0.{host}:80")
-            };
-            text.parse().unwrap()
-        };
-        match hosts {
-            None => Backend::Refuse,
-            Some(hosts) if hosts.is_empty() => Backend::Drop,
-            Some(hosts) => balance(hosts.into_iter().map(endpoint)),
-        }
-    })
-}
-
-/// The even services are of IPv4. Each has a cluster IP, an external address and a node port, as a service would.
-fn any_state() -> impl Strategy<Value = NodeState> {
-    let name = (
-        0..4_u8,
-        prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]),
-        (80..82_u16).prop_map(|port| NonZeroU16::new(port).unwrap()),
-    );
-    let service = name.prop_flat_map(|(host, protocol, port)| {
-        let backend = || any_backend(host % 2 == 1).prop_map(Arc::new);
-        let affinity = prop::option::of(1..3_u32);
-        let sources = prop::option::of(prop::sample::select(vec!["192.0.2.0/24", "198.51.100.0/24"]));
-        let shown = (any::<bool>(), any::<bool>());
-        let parts = (
-            backend(),
-            backend(),
-            prop::option::of(backend()),
-            affinity,
-            sources,
-            shown,
-        );
-        (Just((host, protocol, port)), parts)
-    });
-    let services = prop::collection::vec(service, 0..8);
-    services
-        .prop_map(|services| services.into_iter().collect::<BTreeMap<_, _>>())
-        .prop_map(|services| {
-            let mut state = state(&[]);
-            services_of(&mut state).pods = [
-                "10.244.0.0/24".parse().unwrap(),
-                "fd00:10:244::/64".parse().unwrap(),
-            ]
-            .into();
-            for ((host, protocol, port), (internal, inside, outside, affinity, sources, shown)) in services {
-                let address = |four: &str, six: &str| {
-                    let text = if host % 2 == 1 { six } else { four };
-                    format!("{text}{host}").parse().unwrap()
-                };
-                let cluster_ip = address("10.96.0.", "fd00:10:96::");
-                let frontend = |address| Frontend {
-                    address,
-                    protocol,
-                    port,
-                };
-                let name = PortName {
-                    service: ObjectName::new("default", format!("svc{host}")),
-                    protocol,
-                    port,
-                };
-                let affinity = affinity.map_or(Affinity::None, |seconds| Affinity::ClientIp { seconds });
-                let internal = Entry {
-                    affinity,
-                    inside: internal,
-                    ..Entry::new(name, Backend::Refuse)
-                };
-                let external = Entry {
-                    inside,
-                    outside,
-                    ..internal.clone()
-                };
-                let guarded = Entry {
-                    sources: sources.map(|range| Arc::new([range.parse().unwrap()].into())),
-                    ..external.clone()
-                };
-                services_of(&mut state).cluster_ips.insert(cluster_ip);
-                let frontends = &mut services_of(&mut state).frontends;
-                frontends.insert(frontend(cluster_ip), internal.into());
-                if shown.0 {
-                    frontends.insert(frontend(address("203.0.113.", "2001:db8::")), guarded.into());
-                }
-                if shown.1 {
-                    let node_port = NodePort {
-                        family: podnet_core::cluster::Family::of(cluster_ip),
-                        protocol,
-                        port,
-                    };
-                    services_of(&mut state)
-                        .node_ports
-                        .insert(node_port, external.into());
-                }
-            }
-            state
-        })
-}
-
-/// What a dump should say of an entry.
-fn target(entry: &Entry, backend: &Backend) -> Target {
-    let fate = match backend {
-        Backend::Balance { endpoints, .. } => dump::Fate::Balance(endpoints.to_vec()),
-        Backend::Refuse => dump::Fate::Refuse,
-        Backend::Drop => dump::Fate::Drop,
-    };
-    Target {
-        guarded: entry.sources.is_some() && fate != dump::Fate::Drop,
-        sticky: entry.affinity != Affinity::None && matches!(fate, dump::Fate::Balance(_)),
-        fate,
-    }
-}
-
 proptest! {
     #[test]
     fn any_table_becomes_any_other(before in any_state(), after in any_state()) {
@@ -391,34 +212,19 @@ proptest! {
 
     #[test]
     fn a_step_from_state_to_state_is_the_difference_of_their_tables(before in any_state(), after in any_state()) {
-        let (old, new) = ((render::frame(&before), &*before.services), (render::frame(&after), &*after.services));
+        let (old, new) = ((render::frame(&before, Turn::Usual), &*before.services), (render::frame(&after, Turn::Usual), &*after.services));
         let (old, new) = render::changed(old, new);
         let step = Transaction::between(&new, Some(&Found::of(&old)));
         let whole = Transaction::between(&render(&after), Some(&Found::of(&render(&before))));
         prop_assert_eq!(step.is_empty(), whole.is_empty());
         prop_assert_eq!(run(&step, render(&before)), render(&after));
-        let nothing = render::changed((render::frame(&after), &after.services), (render::frame(&after), &after.services));
+        let nothing = render::changed((render::frame(&after, Turn::Usual), &after.services), (render::frame(&after, Turn::Usual), &after.services));
         prop_assert!(Transaction::between(&nothing.1, Some(&Found::of(&nothing.0))).is_empty());
     }
 
     #[test]
     fn what_is_rendered_reads_back_in_the_models_words(state in any_state()) {
-        let services = Services::from_found(&Found::of(&render(&state)));
-        for (frontend, entry) in &state.services.frontends {
-            // The guard refuses a cluster IP's ports that nobody serves: there is no element for them.
-            let wanted = Some(target(entry, &entry.inside));
-            let silent = state.services.cluster_ips.contains(&frontend.address);
-            let wanted = wanted.filter(|wanted| !(silent && wanted.fate == dump::Fate::Refuse));
-            prop_assert_eq!(services.frontends.get(frontend), wanted.as_ref());
-            let wanted = entry.outside.as_ref().map(|outside| target(entry, outside));
-            prop_assert_eq!(services.outside.get(frontend), wanted.as_ref());
-        }
-        for (node_port, entry) in &state.services.node_ports {
-            prop_assert_eq!(services.node_ports.get(node_port), Some(&target(entry, &entry.inside)));
-            let wanted = entry.outside.as_ref().map(|outside| target(entry, outside));
-            prop_assert_eq!(services.outside_ports.get(node_port), wanted.as_ref());
-        }
-        prop_assert!(services.cluster_ips.iter().eq(state.services.cluster_ips.iter()));
+        prop_assert_eq!(Services::from_found(&Found::of(&render(&state))), Services::of(&state.services));
     }
 }
 

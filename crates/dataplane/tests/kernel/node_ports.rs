@@ -4,11 +4,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::process::Command;
 
-use crate::common::{Lab, Machine, ask};
+use crate::common::{BackEnd, Lab, Machine, ask};
 use podnet_core::cluster::{Family, Protocol, Routing};
 use podnet_core::service::{HostAddress, HostPort};
 use podnet_linux::netlink::Route;
 use podnet_linux::sysctl;
+
+on_every_back_end!(
+    a_host_port_works_from_the_node_from_pods_and_from_outside,
+    two_pods_share_a_host_port_on_different_host_ips_or_protocols,
+    udp_flows_of_a_host_port_leave_with_its_pod,
+    a_host_port_on_loopback_opens_nothing_else_there_to_pods,
+    pods_leave_the_cluster_with_their_nodes_address_and_nowhere_else,
+);
 
 fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -38,8 +46,8 @@ const ANY: [(HostAddress, &str, &str); 2] = [
 ];
 
 /// Two nodes; on the first the servers `a` (.2) and `b` (.3) and a client (.9), on the second a client (.9).
-fn lab() -> (Lab, Vec<Machine>) {
-    let lab = Lab::new(2, Routing::default(), Family::V4, 1500);
+fn lab(on: BackEnd) -> (Lab, Vec<Machine>) {
+    let lab = Lab::new(2, Routing::default(), Family::V4, 1500).carried_by(on);
     let pods = vec![lab.pod(0, 2), lab.pod(0, 3), lab.pod(0, 9), lab.pod(1, 9)];
     pods[0].serve("a", 8080);
     pods[1].serve("b", 8080);
@@ -51,9 +59,8 @@ fn lab() -> (Lab, Vec<Machine>) {
     (lab, pods)
 }
 
-#[test]
-fn a_host_port_works_from_the_node_from_pods_and_from_outside() {
-    let (mut lab, pods) = lab();
+fn a_host_port_works_from_the_node_from_pods_and_from_outside(on: BackEnd) {
+    let (mut lab, pods) = lab(on);
     lab.apply_all();
     for (any, a, _) in ANY {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -95,9 +102,8 @@ fn a_host_port_works_from_the_node_from_pods_and_from_outside() {
     }
 }
 
-#[test]
-fn two_pods_share_a_host_port_on_different_host_ips_or_protocols() {
-    let (mut lab, pods) = lab();
+fn two_pods_share_a_host_port_on_different_host_ips_or_protocols(on: BackEnd) {
+    let (mut lab, pods) = lab(on);
     host_port(&mut lab, one("172.30.0.11"), Protocol::Tcp, 9090, "10.244.0.2");
     host_port(&mut lab, one("127.0.0.1"), Protocol::Tcp, 9090, "10.244.0.3");
     host_port(
@@ -126,9 +132,8 @@ fn two_pods_share_a_host_port_on_different_host_ips_or_protocols() {
     }
 }
 
-#[test]
-fn udp_flows_of_a_host_port_leave_with_its_pod() {
-    let (mut lab, _pods) = lab();
+fn udp_flows_of_a_host_port_leave_with_its_pod(on: BackEnd) {
+    let (mut lab, _pods) = lab(on);
     let bound = [
         (ANY[0].0, "172.30.0.11:8081"),
         (one("fd30::11"), "[fd30::11]:8081"),
@@ -155,9 +160,8 @@ fn sh(machine: &Machine, script: &str) {
     assert!(output.status.success(), "{script}: {output:?}");
 }
 
-#[test]
-fn a_host_port_on_loopback_opens_nothing_else_there_to_pods() {
-    let (mut lab, pods) = lab();
+fn a_host_port_on_loopback_opens_nothing_else_there_to_pods(on: BackEnd) {
+    let (mut lab, pods) = lab(on);
     host_port(
         &mut lab,
         HostAddress::Any(Family::V4),
@@ -184,9 +188,8 @@ fn a_host_port_on_loopback_opens_nothing_else_there_to_pods() {
     assert_eq!(pods[0].tcp("127.0.0.1:7777").unwrap().0, "node");
 }
 
-#[test]
-fn pods_leave_the_cluster_with_their_nodes_address_and_nowhere_else() {
-    let (mut lab, pods) = lab();
+fn pods_leave_the_cluster_with_their_nodes_address_and_nowhere_else(on: BackEnd) {
+    let (mut lab, pods) = lab(on);
     lab.underlay.serve("world", 8080);
     lab.nodes.iter().for_each(|node| node.serve("node", 7000));
     lab.apply_all();

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::common::{Lab, Machine};
-use podnet_core::cluster::{Family, Routing};
+use podnet_core::cluster::{DataplaneName, Family, Routing};
 use podnet_dataplane::Kernel;
 use podnet_linux::ethtool;
 
@@ -35,7 +35,12 @@ fn a_narrow_path_is_told_to_the_sender() {
         lab.cluster.local.path_mtu = ranges.map(|range| (range, 1340)).into();
         assert_eq!(lab.apply(0).route_changes, 2);
         assert!(lab.apply(0).is_nothing());
-        let known = lab.nodes[0].run(|| Kernel::open(None).unwrap().path_mtu().unwrap());
+        let known = lab.nodes[0].run(|| {
+            Kernel::open(None, DataplaneName::default())
+                .unwrap()
+                .path_mtu()
+                .unwrap()
+        });
         assert_eq!(known, lab.cluster.local.path_mtu, "an agent that starts knows it");
         for to in targets {
             assert!(refused_size(&here, to, 1400), "{to}");
@@ -45,7 +50,10 @@ fn a_narrow_path_is_told_to_the_sender() {
         assert_eq!(lab.apply(0).route_changes, 2);
         assert!(
             lab.nodes[0]
-                .run(|| Kernel::open(None).unwrap().path_mtu().unwrap())
+                .run(|| Kernel::open(None, DataplaneName::default())
+                    .unwrap()
+                    .path_mtu()
+                    .unwrap())
                 .is_empty()
         );
     }

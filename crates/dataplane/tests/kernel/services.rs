@@ -4,10 +4,23 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 
-use crate::common::{Lab, Machine, answerers, ask};
+use crate::common::{BackEnd, Lab, Machine, answerers, ask};
 use ipnet::IpNet;
 use podnet_core::cluster::{Affinity, ExternalPolicy, Family, ObjectName, Routing, Service};
 use podnet_linux::netlink::{Address, Route};
+
+on_every_back_end!(
+    the_outside_reaches_every_endpoint_over_vxlan,
+    the_outside_reaches_every_endpoint_over_direct_routes,
+    external_policy_local_keeps_the_clients_address_and_drops_where_no_endpoint_is,
+    without_endpoints_every_way_refuses_at_once,
+    source_ranges_guard_the_load_balancers_address_and_never_the_node_port,
+    node_ports_are_on_the_chosen_addresses_and_not_on_loopback,
+    a_client_stays_with_its_endpoint_by_whichever_address_it_comes,
+    a_client_that_was_idle_for_long_enough_chooses_anew,
+    a_datagram_client_of_a_node_port_moves_when_its_endpoint_goes,
+    a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not,
+);
 
 fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
@@ -29,8 +42,8 @@ struct Scene {
 const BOTH: [(usize, u8); 2] = [(0, 2), (1, 2)];
 
 impl Scene {
-    fn new(routing: Routing) -> Scene {
-        let lab = Lab::new(2, routing, Family::V4, 1500);
+    fn new(routing: Routing, on: BackEnd) -> Scene {
+        let lab = Lab::new(2, routing, Family::V4, 1500).carried_by(on);
         let (a, b, client) = (lab.pod(0, 2), lab.pod(1, 2), lab.pod(0, 9));
         a.serve("a", 8080);
         b.serve("b", 8080);
@@ -75,8 +88,8 @@ fn local(service: &mut Service) {
     service.external.policy = ExternalPolicy::Local;
 }
 
-fn the_outside_reaches_every_endpoint(routing: Routing) {
-    let mut scene = Scene::new(routing);
+fn the_outside_reaches_every_endpoint(routing: Routing, on: BackEnd) {
+    let mut scene = Scene::new(routing, on);
     scene.expose(1, &BOTH, |_| {});
     scene.expose(2, &BOTH[..1], |_| {});
     scene.expose(3, &BOTH[1..], |_| {});
@@ -135,19 +148,16 @@ fn the_outside_reaches_every_endpoint(routing: Routing) {
     }
 }
 
-#[test]
-fn the_outside_reaches_every_endpoint_over_vxlan() {
-    the_outside_reaches_every_endpoint(Routing::default());
+fn the_outside_reaches_every_endpoint_over_vxlan(on: BackEnd) {
+    the_outside_reaches_every_endpoint(Routing::default(), on);
 }
 
-#[test]
-fn the_outside_reaches_every_endpoint_over_direct_routes() {
-    the_outside_reaches_every_endpoint(Routing::Direct);
+fn the_outside_reaches_every_endpoint_over_direct_routes(on: BackEnd) {
+    the_outside_reaches_every_endpoint(Routing::Direct, on);
 }
 
-#[test]
-fn external_policy_local_keeps_the_clients_address_and_drops_where_no_endpoint_is() {
-    let mut scene = Scene::new(Routing::default());
+fn external_policy_local_keeps_the_clients_address_and_drops_where_no_endpoint_is(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
     scene.expose(1, &BOTH, local);
     scene.expose(3, &BOTH[1..], local);
     let outside = scene.outside();
@@ -185,9 +195,8 @@ fn external_policy_local_keeps_the_clients_address_and_drops_where_no_endpoint_i
     assert_eq!(answerers(20, || scene.a.tcp("172.30.0.12:30001")), set(&["b"]));
 }
 
-#[test]
-fn without_endpoints_every_way_refuses_at_once() {
-    let mut scene = Scene::new(Routing::default());
+fn without_endpoints_every_way_refuses_at_once(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
     scene.expose(1, &[], |_| {});
     scene.expose(2, &[], local);
     for to in ways(1).into_iter().chain(ways(2)) {
@@ -205,9 +214,8 @@ fn without_endpoints_every_way_refuses_at_once() {
     }
 }
 
-#[test]
-fn source_ranges_guard_the_load_balancers_address_and_never_the_node_port() {
-    let mut scene = Scene::new(Routing::default());
+fn source_ranges_guard_the_load_balancers_address_and_never_the_node_port(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
     let ranges = |scene: &mut Scene, ranges: &[&str]| {
         let ranges: BTreeSet<IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
         scene.expose(1, &BOTH[..1], |service| {
@@ -242,9 +250,8 @@ fn source_ranges_guard_the_load_balancers_address_and_never_the_node_port() {
     assert_eq!(scene.outside().tcp("[2001:db8::1]:80").unwrap().0, "a");
 }
 
-#[test]
-fn node_ports_are_on_the_chosen_addresses_and_not_on_loopback() {
-    let mut scene = Scene::new(Routing::default());
+fn node_ports_are_on_the_chosen_addresses_and_not_on_loopback(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
     scene.expose(1, &BOTH[..1], |_| {});
     let node = |scene: &Scene, to: &str| scene.lab.nodes[0].tcp(to).map(|(who, _)| who);
     assert_eq!(
@@ -269,9 +276,8 @@ fn stay(seconds: u32) -> impl Fn(&mut Service) {
     move |service| service.affinity = Affinity::ClientIp { seconds }
 }
 
-#[test]
-fn a_client_stays_with_its_endpoint_by_whichever_address_it_comes() {
-    let mut scene = Scene::new(Routing::default());
+fn a_client_stays_with_its_endpoint_by_whichever_address_it_comes(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
     for (family, cluster_ip) in [(0, "10.96.0.1:80"), (1, "[fd00:10:96::1]:80")] {
         scene.expose(1, &BOTH, stay(600));
         let of_family = |to: &&String| to.starts_with('[') == (family == 1);
@@ -319,9 +325,8 @@ fn a_client_stays_with_its_endpoint_by_whichever_address_it_comes() {
     }
 }
 
-#[test]
-fn a_client_that_was_idle_for_long_enough_chooses_anew() {
-    let mut scene = Scene::new(Routing::default());
+fn a_client_that_was_idle_for_long_enough_chooses_anew(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
     scene.expose(1, &BOTH, stay(1));
     let mut seen = BTreeSet::new();
     // Each time it may come to the same endpoint by chance: one in 2^20 that it always does.
@@ -335,9 +340,8 @@ fn a_client_that_was_idle_for_long_enough_chooses_anew() {
     panic!("it never moved");
 }
 
-#[test]
-fn a_datagram_client_of_a_node_port_moves_when_its_endpoint_goes() {
-    let mut scene = Scene::new(Routing::default());
+fn a_datagram_client_of_a_node_port_moves_when_its_endpoint_goes(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
     for to in ways(1) {
         for change in [stay(600), stay(0)] {
             let change = |service: &mut Service| {
@@ -360,9 +364,8 @@ fn a_datagram_client_of_a_node_port_moves_when_its_endpoint_goes() {
     }
 }
 
-#[test]
-fn a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not() {
-    let mut scene = Scene::new(Routing::default());
+fn a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
     for to in &ways(1)[..2] {
         for seconds in [Some(600), None] {
             scene.expose(1, &BOTH[..1], |service| {
@@ -385,7 +388,7 @@ fn a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not() {
 
 #[test]
 fn nft_prints_all_of_it() {
-    let mut scene = Scene::new(Routing::default());
+    let mut scene = Scene::new(Routing::default(), BackEnd::Nftables);
     scene.expose(1, &BOTH, |service| {
         stay(600)(service);
         local(service);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::common::{Lab, Machine, ask, node_name};
-use podnet_core::cluster::{Cluster, Family, ObjectName, Protocol, Routing};
+use podnet_core::cluster::{Cluster, DataplaneName, Family, ObjectName, Protocol, Routing};
 use podnet_core::compute;
 use podnet_core::service::{Backend, Entry, Frontend, PortName};
 use podnet_dataplane::{Dataplane, Dump, Kernel};
@@ -40,7 +40,7 @@ fn fresh(lab: &Lab) -> Dump {
     let clean = |kernel: &mut Kernel| drop(kernel.clean().unwrap());
     let state = compute(&lab.cluster, &node_name(0));
     lab.nodes[0].run(|| {
-        let mut kernel = Kernel::open(None).unwrap();
+        let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
         clean(&mut kernel);
         kernel.apply(&state).unwrap();
         kernel.dump().unwrap()
@@ -52,7 +52,7 @@ fn any_state_becomes_any_other_and_is_what_a_fresh_start_makes() {
     let mut lab = Lab::new(4, Routing::default(), Family::V4, 1500);
     let all = lab.cluster.clone();
     let mut dice = Random::new(1);
-    let mut kernel = lab.nodes[0].run(|| Kernel::open(None).unwrap());
+    let mut kernel = lab.nodes[0].run(|| Kernel::open(None, DataplaneName::default()).unwrap());
     for step in 0..40 {
         shuffle(&mut lab, &all, &mut dice);
         let state = compute(&lab.cluster, &node_name(0));
@@ -105,7 +105,7 @@ fn what_somebody_else_changed_is_put_back_and_what_is_theirs_stays() {
     command("nft add table inet theirs");
     command("ip route add 10.244.1.0/24 via 172.30.0.1 proto static metric 9");
     let state = compute(&lab.cluster, &node_name(0));
-    let mut kernel = node.run(|| Kernel::open(None).unwrap());
+    let mut kernel = node.run(|| Kernel::open(None, DataplaneName::default()).unwrap());
     node.run(|| kernel.apply(&state).unwrap());
     let want = lab.dump(0);
     for damage in [
@@ -250,14 +250,19 @@ fn thousands_of_services_go_in_at_once() {
         state
     };
     let (before, after) = (state(6), state(7));
-    let mut kernel = lab.nodes[0].run(|| Kernel::open(None).unwrap());
+    let mut kernel = lab.nodes[0].run(|| Kernel::open(None, DataplaneName::default()).unwrap());
     for state in [&before, &after] {
         let begin = std::time::Instant::now();
         let applied = lab.nodes[0].run(|| kernel.apply(state).unwrap());
         println!("{} changes in {:?}", applied.service_changes, begin.elapsed());
         assert!(applied.service_changes >= 5000);
         // Read back by one that knows nothing.
-        let again = lab.nodes[0].run(|| Kernel::open(None).unwrap().apply(state).unwrap());
+        let again = lab.nodes[0].run(|| {
+            Kernel::open(None, DataplaneName::default())
+                .unwrap()
+                .apply(state)
+                .unwrap()
+        });
         assert!(again.is_nothing(), "{again:?}");
     }
 }
@@ -287,7 +292,7 @@ fn settings_are_put_back() {
         let before = settings();
         assert_eq!(before, ["0", "1", "0", "0", "0", "1", "1", "0"]);
         let open = || {
-            let mut kernel = Kernel::open(None).unwrap();
+            let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
             kernel.keep_settings_in(&file).unwrap();
             kernel
         };

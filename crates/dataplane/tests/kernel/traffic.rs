@@ -5,9 +5,15 @@ use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use crate::common::{Lab, answerers, ask};
+use crate::common::{BackEnd, Lab, answerers, ask};
 use podnet_core::cluster::{Family, Routing};
 use podnet_linux::netlink::LinkChange;
+
+on_every_back_end!(
+    services_over_vxlan,
+    services_over_direct_routes,
+    a_udp_client_that_keeps_its_port_moves_to_an_endpoint_that_is_left,
+);
 
 fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
@@ -112,8 +118,8 @@ fn the_mtu_follows_the_underlays() {
     }
 }
 
-fn services(routing: Routing) {
-    let mut lab = Lab::new(2, routing, Family::V4, 1500);
+fn services(routing: Routing, on: BackEnd) {
+    let mut lab = Lab::new(2, routing, Family::V4, 1500).carried_by(on);
     let (a, b, client) = (lab.pod(0, 2), lab.pod(1, 2), lab.pod(0, 9));
     a.serve("a", 8080);
     b.serve("b", 8080);
@@ -180,19 +186,16 @@ fn services(routing: Routing) {
     }
 }
 
-#[test]
-fn services_over_vxlan() {
-    services(Routing::default());
+fn services_over_vxlan(on: BackEnd) {
+    services(Routing::default(), on);
 }
 
-#[test]
-fn services_over_direct_routes() {
-    services(Routing::Direct);
+fn services_over_direct_routes(on: BackEnd) {
+    services(Routing::Direct, on);
 }
 
-#[test]
-fn a_udp_client_that_keeps_its_port_moves_to_an_endpoint_that_is_left() {
-    let mut lab = Lab::new(1, Routing::default(), Family::V4, 1500);
+fn a_udp_client_that_keeps_its_port_moves_to_an_endpoint_that_is_left(on: BackEnd) {
+    let mut lab = Lab::new(1, Routing::default(), Family::V4, 1500).carried_by(on);
     let (a, b, client) = (lab.pod(0, 2), lab.pod(0, 3), lab.pod(0, 9));
     a.serve("a", 8080);
     b.serve("b", 8080);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::process::Command;
 
 use crate::common::{Lab, Machine, PATIENCE, node_name};
-use podnet_core::cluster::{Family, Routing};
+use podnet_core::cluster::{DataplaneName, Family, Routing};
 use podnet_core::compute;
 use podnet_dataplane::{Dataplane, Kernel};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketType, sockopt};
@@ -254,7 +254,10 @@ fn what_belongs_to_no_connection_stays_on_the_node_and_is_not_answered() {
     // Put back by the next application.
     let state = compute(&lab.cluster, &node_name(0));
     assert_eq!(
-        node.run(|| Kernel::open(None).unwrap().apply(&state).unwrap())
+        node.run(|| Kernel::open(None, DataplaneName::default())
+            .unwrap()
+            .apply(&state)
+            .unwrap())
             .route_changes,
         2
     );

@@ -3,16 +3,17 @@
 #[path = "../../../core/tests/clusters/mod.rs"]
 mod clusters;
 use podnet_core::Incremental;
+use podnet_core::cluster::DataplaneName;
 use podnet_dataplane::{Dataplane, Kernel};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use crate::common::Machine;
+use crate::common::{BackEnd, Machine};
 use clusters::{Edit, cluster, edit, node_name};
 
-fn walk(begin: &[Edit], edits: &[Edit]) {
+fn walk(name: DataplaneName, begin: &[Edit], edits: &[Edit]) {
     let mut wanted = Incremental::new(cluster(begin), node_name(0));
-    let mut kernel = Kernel::open(None).unwrap();
+    let mut kernel = Kernel::open(None, name).unwrap();
     kernel.apply(&wanted.compute()).unwrap();
     for edit in edits {
         edit.apply(&mut wanted.cluster);
@@ -20,16 +21,16 @@ fn walk(begin: &[Edit], edits: &[Edit]) {
         let applied = kernel.follow(&state).unwrap();
         assert!(applied.refused.is_empty(), "{edit:?}: {applied:?}");
         // By one that knows nothing, and reads all back.
-        let again = Kernel::open(None).unwrap().apply(&state).unwrap();
+        let again = Kernel::open(None, name).unwrap().apply(&state).unwrap();
         assert!(again.is_nothing(), "{edit:?}: {again:?}");
     }
 }
 
-#[test]
-fn a_thousand_clusters_after_every_edit_the_kernel_has_what_a_fresh_start_gives() {
+fn walks(on: BackEnd, cases: u32) {
     let node = Machine::alone(&["10.0.0.10/24", "fd00:ff::a/64"]);
+    on.prime(&node);
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: 1000,
+        cases,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
@@ -39,8 +40,15 @@ fn a_thousand_clusters_after_every_edit_the_kernel_has_what_a_fresh_start_gives(
     );
     // One kernel for all walks: each begins with what the last one left.
     let result = runner.run(&walks, |(begin, edits)| {
-        node.run(|| walk(&begin, &edits));
+        node.run(|| walk(on.name(), &begin, &edits));
         Ok(())
     });
     result.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+on_every_back_end!(random_clusters_after_every_edit_the_kernel_has_what_a_fresh_start_gives);
+
+fn random_clusters_after_every_edit_the_kernel_has_what_a_fresh_start_gives(on: BackEnd) {
+    // Beside the table a step costs a process or several.
+    walks(on, if on == BackEnd::Nftables { 1000 } else { 60 });
 }

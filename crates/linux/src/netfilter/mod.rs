@@ -1,7 +1,9 @@
 //! The netfilter netlink socket: requests, dumps, and batches that hold whole or not at all.
 
 pub mod expression;
+pub mod ipset;
 pub mod wire;
+pub mod xtables;
 
 use std::io;
 use std::os::fd::AsFd;

@@ -75,12 +75,27 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const DSTNAT: i32 = -100;
 /// NF_IP_PRI_NAT_SRC: where sources are translated.
 const SRCNAT: i32 = 100;
+/// When our table translates, among all that translate at the same hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// At the usual priorities.
+    Usual,
+    /// After those that have them, as another back end for services does.
+    Late,
+}
+
+impl Turn {
+    fn after(self, priority: i32) -> i32 {
+        priority + i32::from(self == Turn::Late)
+    }
+}
+
 /// The chain that refuses.
 const REFUSE: &str = "refuse";
 
 /// The table for a state.
 pub fn render(state: &NodeState) -> Table {
-    whole(frame(state), &state.services)
+    whole(frame(state, Turn::Usual), &state.services)
 }
 
 /// A frame, and all that services have in it.
@@ -105,12 +120,12 @@ fn is_cluster_ip(services: &ServiceState, frontend: &Frontend) -> bool {
 }
 
 /// All but what grows with the number of services.
-pub(crate) fn frame(state: &NodeState) -> Table {
+pub(crate) fn frame(state: &NodeState, turn: Turn) -> Table {
     let mut table = Table::default();
     for family in FAMILIES {
         declare(&mut table, family);
     }
-    chains(&mut table, state);
+    chains(&mut table, state, turn);
     let services = &state.services;
     shapes_of(services).iter().for_each(|shape| shape.add(&mut table));
     host_ports::add(&mut table, services);
@@ -276,7 +291,7 @@ fn leave() -> Clause {
     Clause::Verdict(Verdict::Return)
 }
 
-fn chains(table: &mut Table, state: &NodeState) {
+fn chains(table: &mut Table, state: &NodeState, turn: Turn) {
     let services = &state.services;
     let mut base = |name: &str, kind, hook, priority, rules| {
         let base = Some(Base { kind, hook, priority });
@@ -288,13 +303,19 @@ fn chains(table: &mut Table, state: &NodeState) {
     let outside = outside(services);
     let from_outside = (!outside.is_empty()).then(|| rule([jump("outside")]));
     let arriving = from_outside.into_iter().chain(judge()).collect();
-    base("prerouting", "nat", Hook::Prerouting, DSTNAT, arriving);
-    base("output", "nat", Hook::Output, DSTNAT, judge());
+    base(
+        "prerouting",
+        "nat",
+        Hook::Prerouting,
+        turn.after(DSTNAT),
+        arriving,
+    );
+    base("output", "nat", Hook::Output, turn.after(DSTNAT), judge());
     base(
         "postrouting",
         "nat",
         Hook::Postrouting,
-        SRCNAT,
+        turn.after(SRCNAT),
         leaving::sources(state),
     );
     let mut plain = |name: &str, rules: Vec<Rule>| {

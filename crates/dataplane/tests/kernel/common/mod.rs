@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use podnet_core::cluster::{
-    AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, Node, NodeName,
-    ObjectName, Parsed, PodRanges, Protocol, Routing, Service, ServicePort,
+    AddressFamily, Cluster, ClusterConfig, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family,
+    Node, NodeName, ObjectName, Parsed, PodRanges, Protocol, Routing, Service, ServicePort,
 };
 use podnet_core::compute;
 use podnet_dataplane::{Applied, Dataplane, Dump, Kernel};
@@ -99,6 +99,18 @@ impl Machine {
                 )
                 .unwrap()
         });
+    }
+
+    /// Runs a command, which must succeed; returns what it printed.
+    pub(crate) fn command(&self, text: &str) -> String {
+        let output = self.run(|| {
+            std::process::Command::new("sh")
+                .args(["-ec", text])
+                .output()
+                .unwrap()
+        });
+        assert!(output.status.success(), "{text}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     pub(crate) fn nft(&self) -> String {
@@ -201,8 +213,37 @@ fn parse(line: &str) -> std::io::Result<(String, IpAddr)> {
     }
 }
 
+/// What carries services in a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BackEnd {
+    Nftables,
+    IptablesLegacy,
+    IptablesNft,
+}
+
+impl BackEnd {
+    pub(crate) fn name(self) -> DataplaneName {
+        match self {
+            BackEnd::Nftables => DataplaneName::Nftables,
+            BackEnd::IptablesLegacy | BackEnd::IptablesNft => DataplaneName::Iptables,
+        }
+    }
+
+    /// Makes a node one that uses it: iptables' variant is the one that kubelet's chain is in.
+    pub(crate) fn prime(self, node: &Machine) {
+        let program = match self {
+            BackEnd::Nftables => return,
+            BackEnd::IptablesLegacy => "iptables-legacy",
+            BackEnd::IptablesNft => "iptables-nft",
+        };
+        node.command(&format!("{program} -t mangle -N KUBE-IPTABLES-HINT"));
+    }
+}
+
 /// An underlay and nodes on it.
 pub(crate) struct Lab {
+    /// What carries services.
+    pub(crate) on: BackEnd,
     pub(crate) underlay: Machine,
     pub(crate) nodes: Vec<Machine>,
     pub(crate) cluster: Cluster,
@@ -262,6 +303,7 @@ impl Lab {
             ..ClusterConfig::default()
         };
         let mut lab = Lab {
+            on: BackEnd::Nftables,
             underlay,
             nodes: Vec::new(),
             cluster: Cluster::new(config),
@@ -270,6 +312,12 @@ impl Lab {
             lab.add_node(index, primary, mtu);
         }
         lab
+    }
+
+    /// The same with services carried by that.
+    pub(crate) fn carried_by(self, on: BackEnd) -> Lab {
+        self.nodes.iter().for_each(|node| on.prime(node));
+        Lab { on, ..self }
     }
 
     fn add_node(&mut self, index: usize, primary: Family, mtu: u32) {
@@ -445,7 +493,7 @@ impl Lab {
     /// A new data plane applies the cluster's state on a node.
     pub(crate) fn apply(&self, node: usize) -> Applied {
         let state = compute(&self.cluster, &node_name(node));
-        self.nodes[node].run(|| Kernel::open(None).unwrap().apply(&state).unwrap())
+        self.nodes[node].run(|| Kernel::open(None, self.on.name()).unwrap().apply(&state).unwrap())
     }
 
     pub(crate) fn apply_all(&self) {
@@ -456,7 +504,7 @@ impl Lab {
     }
 
     pub(crate) fn dump(&self, node: usize) -> Dump {
-        self.nodes[node].run(|| Kernel::open(None).unwrap().dump().unwrap())
+        self.nodes[node].run(|| Kernel::open(None, self.on.name()).unwrap().dump().unwrap())
     }
 }
 
