@@ -252,10 +252,8 @@ impl ServiceBackend for Iptables {
     }
 
     fn distrust(&mut self) {
-        // Legacy tables of the same size may hold other rules.
-        if self.variant == Some(Variant::Legacy) {
-            self.known = None;
-        }
+        // Legacy tables of the same size may hold other rules, and sets of the same size other elements.
+        self.known = None;
     }
 
     fn dump(&mut self) -> Result<Services, ServiceError> {

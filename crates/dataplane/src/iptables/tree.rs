@@ -61,6 +61,10 @@ impl<'a, T> Tree<'a, T> {
     }
 
     fn first_from(&self, number: u128) -> Option<u128> {
+        // Beyond the last number there is nothing, whatever `from` makes of it.
+        if number > self.last(&Node { prefix: 0, length: 0 }) {
+            return None;
+        }
         (self.from)(number).next().map(|(number, _)| number)
     }
 
