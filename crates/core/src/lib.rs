@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod flow;
 pub mod ipam;
+pub mod load_balancer;
 pub mod masquerade;
 pub mod names;
 pub mod oracle;
