@@ -181,6 +181,7 @@ fn services_share_an_address_when_key_and_ports_and_policy_allow_it() {
         ["192.0.2.0", "192.0.2.0", "192.0.2.1", "192.0.2.2"]
     );
     // Asked for by name, it says why not.
+    let (web, tls) = (holding(web, &["192.0.2.0"]), holding(tls, &["192.0.2.0"]));
     let asked = wishing(sharing(on_port(claim("asked", 5), 80), "k"), &["192.0.2.0"]);
     let assignment = assign(&cluster, &[web.clone(), tls, asked.clone()]);
     assert_eq!(
