@@ -42,8 +42,11 @@ impl<'a> Book<'a> {
 
     /// Who keeps a service from an address, and why.
     pub(super) fn against(&self, claim: &Claim, address: IpAddr) -> Option<(&'a ObjectName, Apart)> {
-        let mut holders = self.holders.get(&address).into_iter().flatten();
-        holders.find_map(|holder| Some((&holder.service, claim.apart(holder)?)))
+        let holders = self.holders.get(&address).into_iter().flatten();
+        let apart =
+            holders.filter_map(|holder| Some((holder.created, &holder.service, claim.apart(holder)?)));
+        // The oldest, in whichever order they came by it.
+        apart.min().map(|(_, service, apart)| (service, apart))
     }
 
     /// What a service has.
