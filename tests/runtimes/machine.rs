@@ -51,9 +51,7 @@ impl Machine {
              done
              mount -t tmpfs run /run
              mkdir -p /etc/cni/net.d /opt/cni/bin
-             # What any Kubernetes node has; and no addresses that appear by and by.
-             echo 1 >/proc/sys/net/ipv4/ip_forward
-             echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+             # No addresses that appear by and by.
              echo 1 >/proc/sys/net/ipv6/conf/default/addr_gen_mode
              ip link set lo up
              ip link add eth0 type veth peer name far
@@ -141,9 +139,8 @@ END
              nft list ruleset | sed 's/ counter packets [0-9]* bytes [0-9]*//'
              iptables-save | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'
              ip6tables-save | grep -v '^#' | sed 's/\\[[0-9:]*\\]//'
-             # All but what counts or is drawn by lot, and two settings that the agent changes for good.
-             sysctl -a 2>/dev/null | grep '^net\\.' | grep -v -e nf_conntrack_count -e fastopen_key -e stable_secret \\
-                 -e tcp_be_liberal -e accept_ra
+             # All but what counts or is drawn by lot.
+             sysctl -a 2>/dev/null | grep '^net\\.' | grep -v -e nf_conntrack_count -e fastopen_key -e stable_secret
              find /run /media -path /media/.work -prune -o \\( -type f -o -type s \\) -print | grep -v \\
                  -e '^/run/\\(containerd\\|crun\\|netns\\|user\\)/' -e '^/media/var/lib/cni/' -e '/net.d/cni.lock$' || true",
         )

@@ -161,3 +161,51 @@ fn cleanup_after_containerd_podman_and_chained_plugins_leaves_the_machine_as_it_
             .contains("nothing of podnet")
     );
 }
+
+/// All on `cbr0`.
+const BRIDGED: &str = r#"{
+  "cniVersion": "1.0.0", "name": "bridged", "plugins": [
+    {"type": "podnet-cni", "socket": "/run/podnet/cni.sock", "stateDir": "/var/lib/podnet", "wiring": "bridge",
+     "capabilities": {"portMappings": true}}
+  ]}"#;
+
+#[test]
+fn cleanup_puts_back_every_setting_of_a_machine_that_was_no_kubernetes_node() {
+    let machine = Machine::start();
+    machine.run(&format!(
+        "echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables
+         echo 0 >/proc/sys/net/bridge/bridge-nf-call-ip6tables
+         echo 0 >/proc/sys/net/ipv4/conf/all/accept_redirects
+         echo 1 >/proc/sys/net/ipv4/conf/eth0/forwarding
+         echo '{BRIDGED}' >/etc/cni/net.d/20-bridged.conflist"
+    ));
+    let shell = |script: &str| machine.shell(script);
+    let runtimes = Runtimes::start(&shell);
+    let before = machine.snapshot();
+    for setting in [
+        "net.ipv4.ip_forward = 0",
+        "net.ipv6.conf.all.forwarding = 0",
+        "net.ipv6.conf.eth0.accept_ra = 1",
+        "net.netfilter.nf_conntrack_tcp_be_liberal = 0",
+        "net.bridge.bridge-nf-call-iptables = 0",
+    ] {
+        assert!(before.lines().any(|line| line == setting), "{setting}");
+    }
+    machine.start_agent();
+    let one = runtimes.start_echo(Runtime::Containerd, "one", "podnet", "");
+    let two = runtimes.start_echo(Runtime::Podman, "two", "bridged", "-p 8088:8080");
+    for family in 0..2 {
+        let (from, to) = (&one.addresses()[family], &two.addresses()[family]);
+        let seen = one.ask(&format!("http://{}:8080/", bracketed(to)));
+        assert_eq!(host(&seen["client"]), *from);
+    }
+    let during = machine.snapshot();
+    assert!(during.contains("net.bridge.bridge-nf-call-iptables = 1"));
+    assert!(during.contains("net.ipv4.ip_forward = 1"));
+    let removed = machine.clean_up();
+    assert!(
+        removed.contains("setting net/bridge/bridge-nf-call-ip6tables = 1, which was 0"),
+        "{removed}"
+    );
+    machine.assert_as(&before);
+}

@@ -7,6 +7,7 @@ mod fuzz;
 mod netperf;
 mod recipe;
 mod test;
+mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -30,6 +31,8 @@ enum Recipe {
     Fuzz(fuzz::Args),
     /// Measures podnet against what the kernel can do without it
     Bench(bench::Args),
+    /// Boots another kernel in a virtual machine and runs there the tests that are for it, or a command
+    Vm(vm::Args),
     /// Times CNI plugins on the node where it runs (used by `bench`)
     #[command(hide = true)]
     VerbTimes(bench::verbs::Args),
@@ -45,6 +48,7 @@ fn main() -> miette::Result<()> {
         Recipe::CheckEdges => edges::run(),
         Recipe::Fuzz(args) => fuzz::run(&args),
         Recipe::Bench(args) => bench::run(args),
+        Recipe::Vm(args) => vm::run(&args),
         Recipe::VerbTimes(args) => bench::verbs::run(&args),
         Recipe::Netperf(command) => netperf::run(command),
     }

@@ -18,12 +18,23 @@ pub(crate) fn root() -> PathBuf {
 
 /// Where release builds are.
 pub(crate) fn release() -> PathBuf {
-    root().join("target").join(TARGET).join("release")
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let target = target.unwrap_or_else(|| "target".into());
+    root().join(target).join(TARGET).join("release")
 }
 
 /// Executables that users and tests find on one path: podnet, podnet-cni, kubectl, tools.
 pub(crate) fn bin() -> PathBuf {
     root().join("target/bin")
+}
+
+/// Where programs are looked for.
+pub(crate) fn path() -> String {
+    format!(
+        "{}:{}",
+        bin().display(),
+        std::env::var("PATH").unwrap_or_default()
+    )
 }
 
 /// Runs a command line in the workspace; its failure is the recipe's.
@@ -32,15 +43,10 @@ pub(crate) fn run(words: &[&str]) -> miette::Result<()> {
     let [program, args @ ..] = words else {
         return Err(miette!("no command"));
     };
-    let path = format!(
-        "{}:{}",
-        bin().display(),
-        std::env::var("PATH").unwrap_or_default()
-    );
     let status = Command::new(program)
         .args(args)
         .current_dir(root())
-        .env("PATH", path)
+        .env("PATH", path())
         .status()
         .into_diagnostic()?;
     if status.success() {

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything CI checks.
 
-use crate::{edges, fuzz, recipe};
+use crate::{edges, fuzz, recipe, vm};
 
 /// Installs what the tests need, checks the house, runs the tests.
 ///
@@ -39,5 +39,6 @@ pub(crate) fn run() -> miette::Result<()> {
         "--workspace",
         "--no-fail-fast",
     ])?;
+    vm::run(&vm::Args::for_tests("6.12"))?;
     fuzz::run(&fuzz::Args::for_seconds(30))
 }

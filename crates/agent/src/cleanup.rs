@@ -197,6 +197,7 @@ mod tests {
             node: "node1".into(),
             wiring: podnet_cni::WiringName::Bridge,
             allowed_sysctls: Vec::new(),
+            settings: Default::default(),
         };
         cni_server::install_from(&plugin, &bin, &conf, &config).unwrap();
         std::fs::write(conf.join("20-other.conflist"), "{}").unwrap();

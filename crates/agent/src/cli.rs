@@ -294,6 +294,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         node: args.node.to_string(),
         wiring: args.wiring,
         allowed_sysctls: args.allowed_unsafe_sysctls.clone(),
+        settings: kernel.settings(),
     };
     let not_yet = Readiness::NotReady("the agent has not seen the cluster yet".into());
     let (readiness, ready) = watch::channel(not_yet);

@@ -10,7 +10,7 @@ use podnet_cni::WiringName;
 use podnet_core::path::targets;
 use podnet_core::route::is_whole;
 use podnet_core::state::Problem;
-use podnet_core::{Cluster, ClusterConfig, NodeName, NodeState, compute};
+use podnet_core::{Cluster, ClusterConfig, Incremental, NodeName, NodeState};
 use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
 use podnet_linux::sysctl;
 use tokio::sync::{mpsc, watch};
@@ -58,7 +58,8 @@ pub struct NodeLoop {
     readiness: watch::Sender<Readiness>,
     problems: watch::Sender<BTreeSet<Problem>>,
     health: watch::Sender<Health>,
-    cluster: Cluster,
+    /// The objects, and what they ask for.
+    wanted: Incremental,
     synced: Synced,
     /// The state in force.
     applied: Option<NodeState>,
@@ -105,7 +106,7 @@ impl NodeLoop {
         problems: watch::Sender<BTreeSet<Problem>>,
         health: watch::Sender<Health>,
     ) -> Self {
-        let cluster = Cluster::new(config.cluster.clone());
+        let wanted = Incremental::new(Cluster::new(config.cluster.clone()), config.name.clone());
         NodeLoop {
             config,
             kernel,
@@ -114,7 +115,7 @@ impl NodeLoop {
             readiness,
             problems,
             health,
-            cluster,
+            wanted,
             synced: Synced::default(),
             applied: None,
             told: BTreeSet::new(),
@@ -131,11 +132,11 @@ impl NodeLoop {
     /// Probes the paths to other nodes, and takes into account what is found. Goes on with what the last agent found.
     pub fn probing(mut self, paths: Paths) -> Self {
         match self.kernel.path_mtu() {
-            Ok(known) => self.cluster.local.path_mtu = known,
+            Ok(known) => self.wanted.cluster.local.path_mtu = known,
             Err(error) => tracing::warn!("cannot read what is known of paths: {error}"),
         }
         match self.kernel.checksum_offload() {
-            Ok(offload) => self.cluster.local.broken_checksums = offload == Some(false),
+            Ok(offload) => self.wanted.cluster.local.broken_checksums = offload == Some(false),
             Err(error) => tracing::warn!("cannot read what is known of checksums: {error}"),
         }
         self.paths = Some(paths);
@@ -160,7 +161,7 @@ impl NodeLoop {
             let cause = tokio::select! {
                 update = updates.recv() => {
                     let Some(update) = update else { return };
-                    update.apply(&mut self.cluster, &mut self.synced);
+                    update.apply(&mut self.wanted.cluster, &mut self.synced);
                     Cause::Objects
                 }
                 () = self.host_ports.changed() => Cause::Objects,
@@ -174,7 +175,7 @@ impl NodeLoop {
             let begin = Instant::now();
             // What is queued already belongs to the same generation.
             while let Ok(update) = updates.try_recv() {
-                update.apply(&mut self.cluster, &mut self.synced);
+                update.apply(&mut self.wanted.cluster, &mut self.synced);
             }
             if !self.synced.all() {
                 due = tokio::time::Instant::now() + RESYNC;
@@ -199,8 +200,8 @@ impl NodeLoop {
     fn turn(&mut self, cause: Cause, begin: Instant) -> Turn {
         self.look_around();
         let (version, host_ports) = self.host_ports.wanted();
-        self.cluster.host_ports = host_ports;
-        let state = compute(&self.cluster, &self.config.name);
+        self.wanted.cluster.host_ports = host_ports;
+        let state = self.wanted.compute();
         self.tell(&state.problems);
         let in_force = self.applied.as_ref().filter(|_| !self.failed);
         let same = in_force.is_some_and(|applied| applied.same_kernel_state(&state));
@@ -217,7 +218,11 @@ impl NodeLoop {
         }
         let before = self.applied.as_ref().map_or(0, |applied| applied.generation);
         let state = state.numbered(if same { before } else { before + 1 });
-        let unfinished = match self.kernel.apply(&state) {
+        let outcome = match cause {
+            Cause::Objects if !self.failed => self.kernel.follow(&state),
+            _ => self.kernel.apply(&state),
+        };
+        let unfinished = match outcome {
             Ok(applied) => {
                 self.failed = false;
                 self.host_ports.applied(version);
@@ -242,7 +247,7 @@ impl NodeLoop {
     }
 
     fn take_in(&mut self, found: Findings) {
-        let local = &mut self.cluster.local;
+        let local = &mut self.wanted.cluster.local;
         local.path_mtu = found.narrow;
         if found.broken_checksums && !local.broken_checksums {
             // For good: what does not leave checksums to the device cannot tell whether it would get them right now.
@@ -285,10 +290,10 @@ impl NodeLoop {
     /// Takes in what this node knows by itself.
     fn look_around(&mut self) {
         let me = &self.config.name;
-        if let Some(node) = self.cluster.node(me).filter(|node| is_whole(node)) {
-            self.cluster.local.node = Some(node.clone());
+        if let Some(node) = self.wanted.cluster.node(me).filter(|node| is_whole(node)) {
+            self.wanted.cluster.local.node = Some(node.clone());
         }
-        let own = self.cluster.local.node.as_ref();
+        let own = self.wanted.cluster.local.node.as_ref();
         let local = own.and_then(|node| node.address(node.primary?));
         // Who goes without the tunnel is told by them; and what can be no peer's range, where no cluster's range tells.
         let ClusterConfig {
@@ -301,7 +306,7 @@ impl NodeLoop {
             return;
         }
         match self.kernel.subnets(local) {
-            Ok(subnets) => self.cluster.local.subnets = subnets,
+            Ok(subnets) => self.wanted.cluster.local.subnets = subnets,
             // Applying says why; until then the subnets are those of before.
             Err(error) => tracing::debug!(%error, "cannot see the node's subnets"),
         }
@@ -368,13 +373,13 @@ impl NodeLoop {
     /// should be tried again.
     fn publish(&mut self, state: &NodeState) -> bool {
         let readiness = match self.pod_mtu {
-            _ if self.cluster.node(&state.node).is_none() && !state.routing.known => {
+            _ if self.wanted.cluster.node(&state.node).is_none() && !state.routing.known => {
                 Readiness::NotReady(format!(
                     "there is no usable Node object called {}: is that this node's name (--node)?",
                     state.node
                 ))
             }
-            _ if self.cluster.node(&state.node).is_none() => Readiness::NotReady(format!(
+            _ if self.wanted.cluster.node(&state.node).is_none() => Readiness::NotReady(format!(
                 "the Node object called {} is gone: its pods go on, new ones wait until it is registered again",
                 state.node
             )),
@@ -456,7 +461,7 @@ impl NodeLoop {
         }
         let ours = now
             .iter()
-            .filter(|problem| report::is_ours(problem, &self.cluster, &self.config.name));
+            .filter(|problem| report::is_ours(problem, &self.wanted.cluster, &self.config.name));
         let ours: BTreeSet<Problem> = ours.cloned().collect();
         self.problems.send_if_modified(|published| {
             let changed = *published != ours;

@@ -79,6 +79,55 @@ impl Update {
     }
 }
 
+/// Where the objects of a kind are kept.
+trait Objects<K, T> {
+    fn replace(&mut self, all: Vec<(K, T)>);
+    fn set(&mut self, key: K, object: T);
+    fn remove(&mut self, key: &K);
+}
+
+impl<K: Ord, T> Objects<K, T> for BTreeMap<K, T> {
+    fn replace(&mut self, all: Vec<(K, T)>) {
+        *self = all.into_iter().collect();
+    }
+
+    fn set(&mut self, key: K, object: T) {
+        self.insert(key, object);
+    }
+
+    fn remove(&mut self, key: &K) {
+        BTreeMap::remove(self, key);
+    }
+}
+
+impl Objects<ObjectName, Parsed<cluster::Service>> for cluster::Services {
+    fn replace(&mut self, all: Vec<(ObjectName, Parsed<cluster::Service>)>) {
+        cluster::Services::replace(self, all);
+    }
+
+    fn set(&mut self, key: ObjectName, object: Parsed<cluster::Service>) {
+        self.insert(key, object);
+    }
+
+    fn remove(&mut self, key: &ObjectName) {
+        cluster::Services::remove(self, key);
+    }
+}
+
+impl Objects<ObjectName, Parsed<cluster::EndpointSlice>> for cluster::Slices {
+    fn replace(&mut self, all: Vec<(ObjectName, Parsed<cluster::EndpointSlice>)>) {
+        cluster::Slices::replace(self, all);
+    }
+
+    fn set(&mut self, key: ObjectName, object: Parsed<cluster::EndpointSlice>) {
+        self.insert(key, object);
+    }
+
+    fn remove(&mut self, key: &ObjectName) {
+        cluster::Slices::remove(self, key);
+    }
+}
+
 impl<K: Ord, T> Change<K, T> {
     /// Of a kind whose objects are always sound, and that nothing has to wait for.
     fn apply_sound(self, objects: &mut BTreeMap<K, T>) {
@@ -98,14 +147,14 @@ impl<K: Ord, T> Change<K, T> {
         }
     }
 
-    fn apply(self, objects: &mut BTreeMap<K, Parsed<T>>, listed: &mut bool) {
+    fn apply(self, objects: &mut impl Objects<K, Parsed<T>>, listed: &mut bool) {
         match self {
             Change::All(all) => {
-                *objects = all.into_iter().collect();
+                objects.replace(all);
                 *listed = true;
             }
-            Change::Set(key, object) => _ = objects.insert(key, *object),
-            Change::Gone(key) => _ = objects.remove(&key),
+            Change::Set(key, object) => objects.set(key, *object),
+            Change::Gone(key) => objects.remove(&key),
         }
     }
 }

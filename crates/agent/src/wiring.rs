@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podnet_cni::{Attachment, Bandwidth, HOST_LINK_PREFIX};
+use podnet_dataplane::{SettingError, Settings};
 use podnet_linux::MacAddr;
 use podnet_linux::netlink::{
     Address, AddressFlags, Link, LinkChange, LinkKind, Neighbour, Netlink, NetlinkError, NewLink,
@@ -84,9 +85,12 @@ pub enum WiringError {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// A setting could not be made.
+    /// A setting of the pod's, or of a link of ours, could not be made.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    /// A setting of the node could not be made.
+    #[error(transparent)]
+    NodeSetting(#[from] SettingError),
 }
 
 /// Why an ADD failed, and what it left.
@@ -178,6 +182,8 @@ pub struct PodLink<'a> {
     pub routes: &'a [(IpNet, Option<IpAddr>)],
     /// Settings of its network namespace, by their paths below /proc/sys.
     pub sysctls: &'a BTreeMap<String, String>,
+    /// The node's settings.
+    pub settings: &'a Settings,
 }
 
 impl PodLink<'_> {
@@ -249,7 +255,7 @@ fn create(node: &mut Netlink, pod: &PodLink<'_>, namespace: &Namespace) -> Resul
     let name = pod.attachment.host_link();
     let (kind, bridge) = match pod.mode {
         Mode::Routed(kind) => (*kind, None),
-        Mode::Bridged(ranges) => (Pair::Veth, Some(bridge::ensure(node, ranges, pod.mtu)?)),
+        Mode::Bridged(ranges) => (Pair::Veth, Some(bridge::ensure(node, ranges, pod)?)),
     };
     let kind = kind.kind(pod.attachment.ifname(), Some(pod.mac), Some(namespace.as_fd()));
     let pair = NewLink {

@@ -170,6 +170,7 @@ impl World {
                 node: node_name(index).to_string(),
                 wiring: WiringName::Ptp,
                 allowed_sysctls: Vec::new(),
+                settings: Default::default(),
             },
             plugin: path("podnet-cni"),
         };

@@ -1,233 +1,37 @@
 //! Random clusters: compute depends on the objects alone, and agrees with the oracle.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod clusters;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
-use podnet_core::cluster::{
-    AddressFamily, Cluster, ClusterConfig, DnsConfig, Endpoint, EndpointPort, EndpointSlice, External,
-    ExternalPolicy, Family, Hints, InternalPolicy, Node, NodeName, ObjectName, PodRanges, Protocol, Routing,
-    Service, ServicePort,
-};
+use podnet_core::cluster::{Family, Protocol, Routing};
 use podnet_core::oracle::{self, Fate, Way};
 use podnet_core::route::Hop;
 use podnet_core::service::{Backend, Frontend, NodePort};
-use podnet_core::{NodeState, compute};
+use podnet_core::{Incremental, NodeState, compute};
 use proptest::prelude::*;
 
-const NODES: u8 = 4;
-const SERVICES: u8 = 4;
+use clusters::{Edit, NODES, cluster, edit, empty, node_name, v4, v6};
 
-fn node_name(index: u8) -> NodeName {
-    NodeName::new(format!("node{index}")).unwrap()
-}
-
-fn service_name(index: u8) -> ObjectName {
-    ObjectName::new(format!("ns{}", index % 2), format!("svc{index}"))
-}
-
-fn v4(a: u8, b: u8, c: u8) -> IpAddr {
-    Ipv4Addr::new(10, a, b, c).into()
-}
-
-fn v6(a: u16, b: u8, c: u8) -> IpAddr {
-    Ipv6Addr::new(0xfd00, a, 0, u16::from(b), 0, 0, 0, u16::from(c)).into()
-}
-
-/// One edit of a cluster: an object set or removed.
-#[derive(Debug, Clone)]
-enum Edit {
-    Node(u8, Option<Node>),
-    Service(u8, Option<Service>),
-    Slice(u8, Option<EndpointSlice>),
-}
-
-impl Edit {
-    fn apply(&self, cluster: &mut Cluster) {
-        match self.clone() {
-            Edit::Node(key, Some(node)) => _ = cluster.nodes.insert(node_name(key), Ok(node)),
-            Edit::Node(key, None) => _ = cluster.nodes.remove(&node_name(key)),
-            Edit::Service(key, Some(service)) => _ = cluster.services.insert(service_name(key), Ok(service)),
-            Edit::Service(key, None) => _ = cluster.services.remove(&service_name(key)),
-            Edit::Slice(key, Some(slice)) => _ = cluster.slices.insert(slice_name(key), Ok(slice)),
-            Edit::Slice(key, None) => _ = cluster.slices.remove(&slice_name(key)),
-        }
+/// Which object an edit is of: the kind and its number.
+fn key(edit: &Edit) -> (u8, u8) {
+    match edit {
+        Edit::Node(key, _) => (0, *key),
+        Edit::Service(key, _) | Edit::BrokenService(key) => (1, *key),
+        Edit::Slice(key, _) | Edit::BrokenSlice(key) => (2, *key),
     }
 }
 
-fn slice_name(index: u8) -> ObjectName {
-    ObjectName::new("any", format!("slice{index}"))
-}
-
-fn node(index: u8) -> impl Strategy<Value = Node> {
-    (any::<bool>(), any::<bool>()).prop_map(move |(six, ready)| {
-        let mut addresses = vec![v4(0, 0, 10 + index)];
-        let mut ranges = vec![format!("10.244.{index}.0/24").parse().unwrap()];
-        if six {
-            addresses.push(v6(0xff, 0, 10 + index));
-            ranges.push(format!("fd00:10:0:{index:x}::/64").parse().unwrap());
-        }
-        let mut node = Node::new(node_name(index), &addresses, PodRanges::new(ranges).unwrap());
-        node.ready = ready;
-        node.labels
-            .insert("topology.kubernetes.io/zone".into(), zone(index));
-        node
-    })
-}
-
-fn zone(node: u8) -> String {
-    format!("zone{}", node % 2)
-}
-
-fn protocol() -> impl Strategy<Value = Protocol> {
-    prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp])
-}
-
-fn number() -> impl Strategy<Value = NonZeroU16> {
-    (80_u16..84).prop_map(|number| NonZeroU16::new(number).unwrap())
-}
-
-fn port_name() -> impl Strategy<Value = String> {
-    prop::sample::select(vec!["".to_owned(), "a".to_owned(), "b".to_owned()])
-}
-
-fn service() -> impl Strategy<Value = Service> {
-    let node_port = prop::option::of(30_000..30_003_u16).prop_map(|port| port.and_then(NonZeroU16::new));
-    let port = (port_name(), protocol(), number(), node_port);
-    let port = port.prop_map(|(name, protocol, port, node_port)| ServicePort {
-        node_port,
-        ..ServicePort::new(name, protocol, port)
-    });
-    let ports = prop::collection::vec(port, 1..4);
-    // Few addresses, so that services claim each other's.
-    (1..6_u8, any::<bool>(), any::<bool>(), ports, external()).prop_map(
-        |(host, dual, local, ports, external)| {
-            let mut addresses = vec![v4(96, 0, host)];
-            if dual {
-                addresses.push(v6(0x96, 0, host));
-            }
-            let mut kept: Vec<ServicePort> = Vec::new();
-            for port in ports {
-                let clash = |other: &ServicePort| {
-                    other.name == port.name
-                        || (other.protocol, other.port) == (port.protocol, port.port)
-                        || port.node_port.is_some()
-                            && (other.protocol, other.node_port) == (port.protocol, port.node_port)
-                };
-                if !kept.iter().any(clash) {
-                    kept.push(port);
-                }
-            }
-            let mut service = Service::new(addresses, kept).unwrap();
-            service.internal_policy = if local {
-                InternalPolicy::Local
-            } else {
-                InternalPolicy::Cluster
-            };
-            service.external = external;
-            service
-        },
-    )
-}
-
-/// Few addresses again, some of them another service's cluster IP, or in the range of these.
-fn external() -> impl Strategy<Value = External> {
-    let address = prop_oneof![
-        8 => (0..4_u8, any::<bool>()).prop_map(|(host, six)| if six { v6(0xcb, 0, host) } else { v4(203, 0, host) }),
-        1 => (1..8_u8).prop_map(|host| v4(96, 0, host)),
-        // A node's own.
-        1 => (0..NODES).prop_map(|node| v4(0, 0, 10 + node)),
-    ];
-    let addresses = || prop::collection::vec(address.clone(), 0..3);
-    let range = prop::sample::select(vec!["10.244.1.0/24", "172.16.0.0/12", "0.0.0.0/0", "fd00::/16"]);
-    let sources = prop::collection::btree_set(range.prop_map(|range| range.parse().unwrap()), 0..3);
-    (addresses(), addresses(), sources, any::<bool>()).prop_map(|(ips, load_balancer, sources, local)| {
-        External {
-            ips,
-            load_balancer,
-            sources,
-            policy: if local {
-                ExternalPolicy::Local
-            } else {
-                ExternalPolicy::Cluster
-            },
-            health_check: None,
-        }
-    })
-}
-
-fn slice() -> impl Strategy<Value = EndpointSlice> {
-    let port = (port_name(), protocol(), prop::option::weighted(0.9, number()));
-    let port = port.prop_map(|(name, protocol, port)| EndpointPort { name, protocol, port });
-    let endpoint = (0..NODES, 2..6_u8, any::<[bool; 3]>(), any::<bool>(), hints());
-    let endpoints = prop::collection::vec(endpoint, 0..5);
-    let ports = prop::collection::vec(port, 0..4);
-    (
-        any::<bool>(),
-        prop::option::weighted(0.9, 0..SERVICES),
-        ports,
-        endpoints,
-    )
-        .prop_map(|(six, of, ports, endpoints)| {
-            let endpoints =
-                endpoints
-                    .into_iter()
-                    .map(
-                        |(on, host, [ready, serving, terminating], placed, hints)| Endpoint {
-                            hostname: None,
-                            hints,
-                            address: if six {
-                                v6(0x10, on, host)
-                            } else {
-                                v4(244, on, host)
-                            },
-                            ready,
-                            serving,
-                            terminating,
-                            node: placed.then(|| node_name(on)),
-                        },
-                    );
-            let family = AddressFamily::Ip(if six { Family::V6 } else { Family::V4 });
-            EndpointSlice::new(of.map(service_name), family, ports, endpoints.collect()).unwrap()
-        })
-}
-
-fn hints() -> impl Strategy<Value = Hints> {
-    let zones = prop::option::weighted(0.8, 0..2_u8);
-    let nodes = prop::option::weighted(0.3, 0..NODES);
-    (zones, nodes).prop_map(|(zones, nodes)| Hints {
-        zones: zones.map(|index| zone(index).into()).into_iter().collect(),
-        nodes: nodes.map(node_name).into_iter().collect(),
-    })
-}
-
-fn edit() -> impl Strategy<Value = Edit> {
-    prop_oneof![
-        (0..NODES)
-            .prop_flat_map(|key| (Just(key), prop::option::weighted(0.8, node(key))))
-            .prop_map(|(key, node)| Edit::Node(key, node)),
-        (0..SERVICES, prop::option::weighted(0.8, service()))
-            .prop_map(|(key, service)| Edit::Service(key, service)),
-        (0..6_u8, prop::option::weighted(0.8, slice())).prop_map(|(key, slice)| Edit::Slice(key, slice)),
-    ]
-}
-
-fn empty(routing: Routing) -> Cluster {
-    Cluster::new(ClusterConfig {
-        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10::/56".parse().unwrap()],
-        service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
-        routing,
-        masquerade: Some(vec!["192.168.0.0/16".parse().unwrap()]),
-        dns: Some(DnsConfig::default()),
-        ..ClusterConfig::default()
-    })
-}
-
-fn cluster(edits: &[Edit]) -> Cluster {
-    let mut cluster = empty(Routing::default());
-    edits.iter().for_each(|edit| edit.apply(&mut cluster));
-    cluster
+/// The edit that takes an edit's object away.
+fn removal(edit: &Edit) -> Edit {
+    match key(edit) {
+        (0, key) => Edit::Node(key, None),
+        (1, key) => Edit::Service(key, None),
+        (_, key) => Edit::Slice(key, None),
+    }
 }
 
 /// What a state does with a connection. `own` are the node's addresses.
@@ -287,20 +91,10 @@ proptest! {
         // The last edit of each key, in another order, after a detour that it overwrites or undoes.
         let mut last: BTreeMap<(u8, u8), Edit> = BTreeMap::new();
         for edit in detour.iter().chain(&edits) {
-            let (key, removal) = match edit {
-                Edit::Node(key, _) => ((0, *key), Edit::Node(*key, None)),
-                Edit::Service(key, _) => ((1, *key), Edit::Service(*key, None)),
-                Edit::Slice(key, _) => ((2, *key), Edit::Slice(*key, None)),
-            };
-            last.entry(key).or_insert(removal);
+            last.entry(key(edit)).or_insert(removal(edit));
         }
         for edit in &edits {
-            let key = match edit {
-                Edit::Node(key, _) => (0, *key),
-                Edit::Service(key, _) => (1, *key),
-                Edit::Slice(key, _) => (2, *key),
-            };
-            last.insert(key, edit.clone());
+            last.insert(key(edit), edit.clone());
         }
         let mut last: Vec<Edit> = last.into_values().collect();
         let count = last.len().max(1);
@@ -374,5 +168,31 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_kept_up_with_edits_is_what_is_computed_anew(
+        begin in prop::collection::vec(edit(), 0..20),
+        edits in prop::collection::vec(prop::collection::vec(edit(), 0..3), 1..15),
+        on in 0..NODES,
+    ) {
+        let me = node_name(on);
+        let mut wanted = Incremental::new(cluster(&begin), me.clone());
+        for edits in edits {
+            edits.iter().for_each(|edit| edit.apply(&mut wanted.cluster));
+            let state = wanted.compute();
+            let anew = compute(&wanted.cluster, &me);
+            prop_assert_eq!(state.to_string(), anew.to_string());
+            prop_assert_eq!(state, anew);
+        }
+        // Other tables in the place of those it knows.
+        wanted.cluster = cluster(&begin);
+        prop_assert_eq!(wanted.compute(), compute(&wanted.cluster, &me));
+        wanted.cluster.services = empty(Routing::default()).services;
+        prop_assert_eq!(wanted.compute(), compute(&wanted.cluster, &me));
     }
 }

@@ -14,7 +14,7 @@ use podnet_core::cluster::{
     AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, Node, NodeName,
     ObjectName, PodRanges, Protocol, Service, ServicePort,
 };
-use podnet_core::compute;
+use podnet_core::{Incremental, compute};
 use podnet_dataplane::{Dataplane, Kernel};
 use podnet_linux::netlink::{Address, LinkChange, Netlink, NewLink, NewLinkKind};
 use podnet_linux::ns::{Kind, Namespace};
@@ -83,7 +83,7 @@ fn resident() -> f64 {
 
 fn measure(services: u32) -> String {
     let before = resident();
-    let mut cluster = cluster(services);
+    let cluster = cluster(services);
     let mut kernel = Kernel::open(None).unwrap();
     let begin = Instant::now();
     let state = compute(&cluster, &me());
@@ -96,12 +96,14 @@ fn measure(services: u32) -> String {
     let again = kernel.apply(&compute(&cluster, &me())).unwrap();
     let restart = milliseconds(begin);
     assert!(again.is_nothing(), "{again:?}");
+    let mut wanted = Incremental::new(cluster, me());
+    kernel.apply(&wanted.compute()).unwrap();
     let mut changes: Vec<f64> = (1..=CHANGES)
         .map(|round| {
             let changed = slice(services / 2, round);
-            cluster.slices.insert(name(services / 2), Ok(changed));
             let begin = Instant::now();
-            let applied = kernel.apply(&compute(&cluster, &me())).unwrap();
+            wanted.cluster.slices.insert(name(services / 2), Ok(changed));
+            let applied = kernel.follow(&wanted.compute()).unwrap();
             assert!(applied.service_changes > 0);
             milliseconds(begin)
         })

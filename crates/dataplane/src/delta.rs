@@ -3,6 +3,8 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use podnet_core::shared_map::SharedMap;
+
 /// What to do to a table, by key, in key order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delta<'a, K, V, W = V> {
@@ -21,13 +23,22 @@ impl<'a, K: Ord, V, W> Delta<'a, K, V, W> {
         have: &'a BTreeMap<K, W>,
         same: impl Fn(&V, &W) -> bool,
     ) -> Self {
+        Delta::of_sorted(want.iter(), have.iter(), same)
+    }
+
+    /// The same for entries by key.
+    fn of_sorted(
+        want: impl Iterator<Item = (&'a K, &'a V)>,
+        have: impl Iterator<Item = (&'a K, &'a W)>,
+        same: impl Fn(&V, &W) -> bool,
+    ) -> Self {
         let mut delta = Delta {
             add: Vec::new(),
             change: Vec::new(),
             remove: Vec::new(),
         };
         // Both are in order: one walk finds it all.
-        let (mut want, mut have) = (want.iter().peekable(), have.iter().peekable());
+        let (mut want, mut have) = (want.peekable(), have.peekable());
         loop {
             let order = match (want.peek(), have.peek()) {
                 (Some((wanted, _)), Some((there, _))) => wanted.cmp(there),
@@ -85,6 +96,12 @@ impl<'a, K: Ord, V: PartialEq> Delta<'a, K, V> {
     /// The difference from `have` to `want`.
     pub fn between(want: &'a BTreeMap<K, V>, have: &'a BTreeMap<K, V>) -> Self {
         Delta::between_by(want, have, PartialEq::eq)
+    }
+
+    /// The difference between maps of which one was copied from the other: it costs what was changed.
+    pub fn between_shared(want: &'a SharedMap<K, V>, have: &'a SharedMap<K, V>) -> Self {
+        let (want, have) = want.unshared(have);
+        Delta::of_sorted(want.into_iter(), have.into_iter(), PartialEq::eq)
     }
 }
 

@@ -16,18 +16,23 @@ use std::{fmt, io};
 
 use ipnet::IpNet;
 use podnet_core::NodeState;
+use podnet_core::route::RoutingState;
 
 use monitor::Monitor;
 use nftables::{NetfilterError, Nftables, Services};
-use route::{Installed, RouteError, Routes};
-pub use settings::SettingError;
-use settings::Settings;
+use route::{Installed, RouteError, Routes, RoutesApplied};
+pub use settings::{SettingError, Settings};
 
 /// What turns states into a kernel's tables. It keeps nothing that it could not read back: a new one goes on where
 /// another ended.
 pub trait Dataplane {
     /// Makes the kernel's state the one of `want`, changing only what differs.
     fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError>;
+    /// The same for a state that follows the one applied last, while somebody listens to others' changes: what these
+    /// could have changed unseen is not looked for, so it costs what differs between the two states.
+    fn follow(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
+        self.apply(want)
+    }
     /// What the kernel has of ours, in the model's words.
     fn dump(&mut self) -> Result<Dump, ApplyError>;
     /// Leaves nothing of ours behind; says what it removed.
@@ -77,6 +82,8 @@ pub struct Kernel {
     routes: Routes,
     services: Nftables,
     settings: Settings,
+    /// The routing that is in force unless others changed it, and what came of its application.
+    routed: Option<(RoutingState, RoutesApplied)>,
 }
 
 impl Kernel {
@@ -87,6 +94,7 @@ impl Kernel {
             routes: Routes::open(underlay)?,
             services: Nftables::open()?,
             settings: Settings::default(),
+            routed: None,
         })
     }
 
@@ -94,6 +102,11 @@ impl Kernel {
     pub fn keep_settings_in(&mut self, file: &Path) -> Result<(), ApplyError> {
         self.settings = Settings::kept_in(file).map_err(ApplyError::Settings)?;
         Ok(())
+    }
+
+    /// The node's settings, for others that have to change some of them.
+    pub fn settings(&self) -> Settings {
+        self.settings.clone()
     }
 
     /// The subnets that the link between nodes is on, where `local` is the node's address.
@@ -117,6 +130,25 @@ impl Kernel {
         Monitor::open(self.services.port(), self.routes.underlay_index())
     }
 
+    fn route(&mut self, want: &RoutingState) -> Result<RoutesApplied, RouteError> {
+        if let Some((routing, applied)) = &self.routed
+            && routing == want
+        {
+            return Ok(applied.clone());
+        }
+        self.routed = None;
+        let applied = self.routes.apply(want, &self.settings)?;
+        // What was refused is tried again.
+        if applied.refused.is_empty() {
+            let again = RoutesApplied {
+                changes: 0,
+                ..applied.clone()
+            };
+            self.routed = Some((want.clone(), again));
+        }
+        Ok(applied)
+    }
+
     /// What [`Dataplane::clean`] would remove.
     pub fn present(&mut self) -> Result<Vec<String>, ApplyError> {
         let mut present = self.routes.clean(false)?;
@@ -134,12 +166,17 @@ fn table() -> String {
 
 impl Dataplane for Kernel {
     fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
+        self.routed = None;
+        self.follow(want)
+    }
+
+    fn follow(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
         // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
         // nothing.
-        let routes = self.routes.apply(&want.routing, &mut self.settings);
+        let routes = self.route(&want.routing);
         let services = self.services.apply(want)?;
         // After the table, which loads connection tracking where it is a module.
-        let tracking = nftables::be_liberal(&mut self.settings);
+        let tracking = nftables::be_liberal(&self.settings);
         let routes = routes?;
         Ok(Applied {
             route_changes: routes.changes,
@@ -157,6 +194,7 @@ impl Dataplane for Kernel {
     }
 
     fn clean(&mut self) -> Result<Vec<String>, ApplyError> {
+        self.routed = None;
         // All are tried; the first failure is told.
         let services = self.services.clean();
         let routes = self.routes.clean(true);

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podnet_linux::bootid;
 use podnet_linux::sysctl::{self, SysctlError};
@@ -34,8 +35,12 @@ pub enum SettingError {
     },
 }
 
+/// The node's settings. All copies keep one record, so that whoever changes one of them is undone with the others.
+#[derive(Debug, Clone, Default)]
+pub struct Settings(Arc<Mutex<Records>>);
+
 #[derive(Debug, Default)]
-pub(crate) struct Settings {
+struct Records {
     file: Option<PathBuf>,
     changes: Vec<Change>,
 }
@@ -49,7 +54,7 @@ struct Change {
 
 impl Settings {
     /// Keeps what was before in `file`, and goes on where another left it.
-    pub(crate) fn kept_in(file: &Path) -> Result<Self, SettingError> {
+    pub fn kept_in(file: &Path) -> Result<Self, SettingError> {
         let failed = |source| SettingError::Records {
             file: file.to_owned(),
             source,
@@ -59,25 +64,44 @@ impl Settings {
             other => other.map_err(failed)?,
         };
         let boot = bootid::boot_id().map_err(failed)?;
-        Ok(Settings {
+        let records = Records {
             file: Some(file.to_owned()),
             changes: read(&text, &boot),
-        })
+        };
+        Ok(Settings(Arc::new(Mutex::new(records))))
     }
 
-    /// Gives `key` the value and tells whether it had another.
-    pub(crate) fn ensure(&mut self, key: &str, value: &str) -> Result<bool, SettingError> {
+    /// Gives `key`, a path below /proc/sys, the value and tells whether it had another.
+    pub fn ensure(&self, key: &str, value: &str) -> Result<bool, SettingError> {
+        let mut records = self.records();
         let before = sysctl::get(key)?;
         if before == value {
             return Ok(false);
         }
-        self.note(key, &before, value)?;
+        records.note(key, &before, value)?;
         sysctl::set(key, value)?;
         Ok(true)
     }
 
+    /// Writes down what `key` is, because a change of another setting, made next, takes it along.
+    pub(crate) fn note(&self, key: &str, now: &str) -> Result<(), SettingError> {
+        self.records().note(key, now, now)
+    }
+
+    /// Puts back what nobody else has changed since, with `really`, and says what it is. The last change goes first.
+    pub(crate) fn restore(&self, really: bool) -> Result<Vec<String>, SettingError> {
+        self.records().restore(really)
+    }
+
+    fn records(&self) -> MutexGuard<'_, Records> {
+        // No step of theirs leaves them half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Records {
     /// Writes down that `key`, now at `before`, is about to become `after`. The first value counts.
-    pub(crate) fn note(&mut self, key: &str, before: &str, after: &str) -> Result<(), SettingError> {
+    fn note(&mut self, key: &str, before: &str, after: &str) -> Result<(), SettingError> {
         if self.changes.iter().any(|change| change.key == key) {
             return Ok(());
         }
@@ -105,8 +129,7 @@ impl Settings {
         replace(file, &text).map_err(failed)
     }
 
-    /// Puts back what nobody else has changed since, with `really`, and says what it is. The last change goes first.
-    pub(crate) fn restore(&mut self, really: bool) -> Result<Vec<String>, SettingError> {
+    fn restore(&mut self, really: bool) -> Result<Vec<String>, SettingError> {
         let (mut restored, mut left, mut failure) = (Vec::new(), Vec::new(), None);
         for change in self.changes.iter().rev() {
             match change.undo(really) {

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use common::{Lab, Machine, answerers, ask};
 use ipnet::IpNet;
-use podnet_core::cluster::{Affinity, ExternalPolicy, Family, Routing, Service};
+use podnet_core::cluster::{Affinity, ExternalPolicy, Family, ObjectName, Routing, Service};
 use podnet_linux::netlink::{Address, Route};
 
 fn set(names: &[&str]) -> BTreeSet<String> {
@@ -215,7 +215,7 @@ fn source_ranges_guard_the_load_balancers_address_and_never_the_node_port() {
         let ranges: BTreeSet<IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
         scene.expose(1, &BOTH[..1], |service| {
             service.external.load_balancer = std::mem::take(&mut service.external.ips);
-            service.external.sources = ranges;
+            service.external.sources = (!ranges.is_empty()).then_some(ranges);
         });
     };
     let closed = |from: &Machine, to: &str| {
@@ -364,13 +364,36 @@ fn a_datagram_client_of_a_node_port_moves_when_its_endpoint_goes() {
 }
 
 #[test]
+fn a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not() {
+    let mut scene = Scene::new(Routing::default());
+    for to in &ways(1)[..2] {
+        for seconds in [Some(600), None] {
+            scene.expose(1, &BOTH[..1], |service| {
+                if let Some(seconds) = seconds {
+                    stay(seconds)(service);
+                }
+            });
+            let socket = scene.outside().udp_socket(to);
+            assert_eq!(ask(&socket).unwrap().0, "a", "{to}");
+            scene
+                .lab
+                .cluster
+                .services
+                .remove(&ObjectName::new("default", "svc1"));
+            scene.lab.apply_all();
+            assert!(ask(&socket).is_err(), "{to} {seconds:?}");
+        }
+    }
+}
+
+#[test]
 fn nft_prints_all_of_it() {
     let mut scene = Scene::new(Routing::default());
     scene.expose(1, &BOTH, |service| {
         stay(600)(service);
         local(service);
         service.external.load_balancer = std::mem::take(&mut service.external.ips);
-        service.external.sources = ["192.0.2.0/24".parse().unwrap()].into();
+        service.external.sources = Some(["192.0.2.0/24".parse().unwrap()].into());
     });
     let _ = scene.client.tcp("10.96.0.1:80").unwrap();
     let rules = scene.lab.nodes[0].nft();

@@ -222,7 +222,7 @@ fn agents_that_come_and_go_lose_no_packet() {
 
 #[test]
 fn thousands_of_services_go_in_at_once() {
-    let mut lab = Lab::new(1, Routing::default(), Family::V4, 1500);
+    let lab = Lab::new(1, Routing::default(), Family::V4, 1500);
     let state = |last: u8| {
         let mut state = compute(&lab.cluster, &node_name(0));
         for number in 0..5000_u16 {
@@ -253,7 +253,6 @@ fn thousands_of_services_go_in_at_once() {
         state
     };
     let (before, after) = (state(6), state(7));
-    lab.cluster.services.clear();
     let mut kernel = lab.nodes[0].run(|| Kernel::open(None).unwrap());
     for state in [&before, &after] {
         let begin = std::time::Instant::now();
@@ -274,6 +273,8 @@ fn settings_are_put_back() {
     let file = directory.path().join("state/settings");
     let keys = [
         "net/ipv4/ip_forward",
+        "net/ipv4/conf/lo/forwarding",
+        "net/ipv4/conf/all/accept_redirects",
         "net/ipv6/conf/all/forwarding",
         "net/ipv6/conf/eth0/forwarding",
         "net/ipv6/conf/eth0/accept_ra",
@@ -282,17 +283,19 @@ fn settings_are_put_back() {
     ];
     let settings = || keys.map(|key| sysctl::get(key).unwrap());
     lab.nodes[0].run(|| {
-        // One link forwarded already.
+        // One link forwarded already; and switching IPv4's forwarding off again would switch redirects on.
+        sysctl::set("net/ipv4/conf/lo/forwarding", "1").unwrap();
+        sysctl::set("net/ipv4/conf/all/accept_redirects", "0").unwrap();
         sysctl::set("net/ipv6/conf/lo/forwarding", "1").unwrap();
         let before = settings();
-        assert_eq!(before, ["0", "0", "0", "1", "1", "0"]);
+        assert_eq!(before, ["0", "1", "0", "0", "0", "1", "1", "0"]);
         let open = || {
             let mut kernel = Kernel::open(None).unwrap();
             kernel.keep_settings_in(&file).unwrap();
             kernel
         };
         open().apply(&state).unwrap();
-        assert_eq!(settings(), ["1", "1", "1", "2", "1", "1"]);
+        assert_eq!(settings(), ["1", "1", "0", "1", "1", "2", "1", "1"]);
         // Another agent finds what the first has written, and does not take it for what was before.
         open().apply(&state).unwrap();
         let present = open().present().unwrap();
@@ -311,6 +314,6 @@ fn settings_are_put_back() {
         open().apply(&state).unwrap();
         sysctl::set("net/ipv6/conf/eth0/accept_ra", "0").unwrap();
         open().clean().unwrap();
-        assert_eq!(settings(), ["0", "0", "0", "0", "1", "0"]);
+        assert_eq!(settings(), ["0", "1", "0", "0", "0", "0", "1", "0"]);
     });
 }

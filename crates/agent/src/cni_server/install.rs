@@ -119,6 +119,7 @@ mod tests {
             node: "node1".into(),
             wiring: podnet_cni::WiringName::Bridge,
             allowed_sysctls: Vec::new(),
+            settings: Default::default(),
         };
         for _ in 0..2 {
             install_from(&plugin, &bin, &conf, &config).unwrap();

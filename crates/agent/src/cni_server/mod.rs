@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use podnet_cni::{AgentReply, AgentRequest, CniError, WiringName};
 use podnet_core::ipam::Addressing;
+use podnet_dataplane::Settings;
 use podnet_linux::netlink::NetlinkError;
 use podnet_linux::ns::Namespace;
 use podnet_linux::{bootid, fdpass};
@@ -84,6 +85,8 @@ pub struct CniServerConfig {
     pub wiring: WiringName,
     /// Kernel settings that pods may ask for beside the safe ones.
     pub allowed_sysctls: Vec<AllowedSysctl>,
+    /// The node's, which some wirings change.
+    pub settings: Settings,
 }
 
 /// Why the server cannot serve.
@@ -117,6 +120,7 @@ struct Server {
     host_ports: Arc<HostPorts>,
     wiring: WiringName,
     allowed_sysctls: Vec<AllowedSysctl>,
+    settings: Settings,
     reaper: Reaper,
     ready: watch::Receiver<Readiness>,
     node: String,
@@ -241,6 +245,7 @@ impl Server {
             host_ports,
             wiring: config.wiring,
             allowed_sysctls: config.allowed_sysctls.clone(),
+            settings: config.settings.clone(),
             reaper,
             ready,
             node: config.node.clone(),

@@ -137,6 +137,7 @@ impl Server {
             on_loopback: host_ports::is_on_loopback(&lease),
             routes: &routes.collect::<Vec<_>>(),
             sysctls: &sysctls,
+            settings: &self.settings,
         };
         if let Err(error) = wiring::attach(&pod, target.namespace) {
             if error.link_left {
@@ -383,6 +384,7 @@ fn wiring_error(error: &WiringError, attachment: &Attachment) -> CniError {
         WiringError::NotANamespace(_) | WiringError::NodeNamespace => Code::InvalidNetns,
         WiringError::Netlink(_)
         | WiringError::Sysctl(_)
+        | WiringError::NodeSetting(_)
         | WiringError::ForeignBridge
         | WiringError::NoBridgeNetfilter
         | WiringError::NoNetkit

@@ -53,7 +53,7 @@ fn parse(object: &api::Service) -> Result<Option<Service>, String> {
         Some("Local") => InternalPolicy::Local,
         _ => InternalPolicy::Cluster,
     };
-    service.external = external(object, spec)?;
+    service.external = external(object, spec);
     if spec.session_affinity.as_deref() == Some("ClientIP") {
         let config = spec
             .session_affinity_config
@@ -67,14 +67,18 @@ fn parse(object: &api::Service) -> Result<Option<Service>, String> {
     Ok(Some(service))
 }
 
-/// How it is reached otherwise than by its cluster IPs.
-fn external(object: &api::Service, spec: &api::ServiceSpec) -> Result<External, String> {
-    let address = |field: &str, text: &str| -> Result<IpAddr, String> {
-        text.parse()
-            .map_err(|_| format!("{field}: {text:?} is no IP address"))
+/// How it is reached otherwise than by its cluster IPs. What cannot be read of that is left out, and told: it is no reason
+/// to take the rest of the service away.
+fn external(object: &api::Service, spec: &api::ServiceSpec) -> External {
+    let mut unread = Vec::new();
+    let mut read = |field: &str, text: &str| {
+        let address = text.parse::<IpAddr>();
+        address
+            .map_err(|_| unread.push(format!("{field}: {text:?} is no IP address; it is left out")))
+            .ok()
     };
     let ips = spec.external_ips.iter().flatten();
-    let ips = ips.map(|text| address("spec.externalIPs", text));
+    let ips = ips.filter_map(|text| read("spec.externalIPs", text)).collect();
     let status = object
         .status
         .as_ref()
@@ -86,24 +90,44 @@ fn external(object: &api::Service, spec: &api::ServiceSpec) -> Result<External, 
     // An ingress that has a name only is reached by other means, and so is one whose load balancer is a proxy.
     let as_they_are = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
     let load_balancer = as_they_are.filter_map(|ingress| ingress.ip.as_deref());
-    let load_balancer = load_balancer.map(|text| address("status.loadBalancer.ingress", text));
-    let sources = spec.load_balancer_source_ranges.iter().flatten();
-    let sources = sources.map(|text| {
-        let range: Result<IpNet, _> = text.trim().parse();
-        range.map_err(|_| format!("spec.loadBalancerSourceRanges: {text:?} is no range such as 192.0.2.0/24"))
+    let load_balancer = load_balancer
+        .filter_map(|text| read("status.loadBalancer.ingress", text))
+        .collect();
+    // A list of which no range can be read lets nobody in: that is not the same as no list.
+    let listed = spec
+        .load_balancer_source_ranges
+        .as_deref()
+        .filter(|listed| !listed.is_empty());
+    let sources = listed.map(|listed| {
+        let ranges = listed.iter().filter_map(|text| match text.trim().parse::<IpNet>() {
+            Ok(range) => Some(range),
+            Err(_) => {
+                unread.push(format!(
+                    "spec.loadBalancerSourceRanges: {text:?} is no range such as 192.0.2.0/24; it lets nobody in"
+                ));
+                None
+            }
+        });
+        ranges.collect()
     });
     let policy = match spec.external_traffic_policy.as_deref() {
         Some("Local") => ExternalPolicy::Local,
         _ => ExternalPolicy::Cluster,
     };
     let health_check = spec.health_check_node_port.filter(|number| *number != 0);
-    Ok(External {
-        ips: ips.collect::<Result<_, _>>()?,
-        load_balancer: load_balancer.collect::<Result<_, _>>()?,
-        sources: sources.collect::<Result<_, _>>()?,
+    let health_check = health_check.and_then(|number| {
+        port(number)
+            .map_err(|why| unread.push(format!("spec.healthCheckNodePort: {why}; nothing listens there")))
+            .ok()
+    });
+    External {
+        ips,
+        load_balancer,
+        sources,
         policy,
-        health_check: health_check.map(port).transpose()?,
-    })
+        health_check,
+        unread,
+    }
 }
 
 /// Its addresses, and what its name stands for.

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use podnet_core::cluster::{Affinity, Family, InternalPolicy, Resolution};
 use serde_json::{Value, json};
 
@@ -142,6 +144,36 @@ fn a_service_is_read_with_its_policies() {
             .unwrap_err();
         assert_eq!(invalid.why, why);
     }
+}
+
+#[test]
+fn what_cannot_be_read_of_the_ways_in_hurts_itself_only() {
+    let spec = json!({
+        "clusterIP": "10.96.0.1", "ports": [{"port": 80}],
+        "externalIPs": ["203.0.113.7", "all"], "loadBalancerSourceRanges": ["192.0.2.0/33"],
+        "healthCheckNodePort": 70_000,
+    });
+    let mut object: k8s_openapi::api::core::v1::Service =
+        from(json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec}));
+    object.status = Some(from(
+        json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.7"}, {"ip": "::g"}]}}),
+    ));
+    let external = service(&object).1.unwrap().unwrap().external;
+    assert_eq!(external.ips, ["203.0.113.7".parse::<IpAddr>().unwrap()]);
+    assert_eq!(
+        external.load_balancer,
+        ["198.51.100.7".parse::<IpAddr>().unwrap()]
+    );
+    // There is a list, and it lets nobody in.
+    assert_eq!(external.sources, Some([].into()));
+    assert_eq!(external.health_check, None);
+    let unread = [
+        "spec.externalIPs: \"all\" is no IP address; it is left out",
+        "status.loadBalancer.ingress: \"::g\" is no IP address; it is left out",
+        "spec.loadBalancerSourceRanges: \"192.0.2.0/33\" is no range such as 192.0.2.0/24; it lets nobody in",
+        "spec.healthCheckNodePort: 70000 is no port: ports are from 1 to 65535; nothing listens there",
+    ];
+    assert_eq!(external.unread, unread);
 }
 
 #[test]

@@ -11,12 +11,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use podnet_dataplane::SettingError;
 use podnet_linux::MacAddr;
 use podnet_linux::netlink::{
     Address, AddressFlags, FdbEntry, Link, LinkChange, LinkKind, Neighbour, Netlink, NetlinkError, NewLink,
     NewLinkKind, Request, RouteFilter,
 };
-use podnet_linux::sysctl::{self, SysctlError};
+use podnet_linux::sysctl;
 
 use super::{POD_ROUTE_PROTOCOL, PodLink, WiringError};
 use crate::ipam::LinksInKernel;
@@ -39,12 +40,12 @@ pub(super) fn gateway(range: IpNet) -> Option<IpNet> {
 }
 
 /// The bridge, made where it is missing.
-pub(super) fn ensure(node: &mut Netlink, ranges: &[IpNet], mtu: u32) -> Result<Link, WiringError> {
+pub(super) fn ensure(node: &mut Netlink, ranges: &[IpNet], pod: &PodLink<'_>) -> Result<Link, WiringError> {
     let link = match node.link(BRIDGE)? {
         Some(link) if is_ours(&link) => link,
         Some(_) => return Err(WiringError::ForeignBridge),
         None => {
-            let bridge = create(node, mtu)?;
+            let bridge = create(node, pod)?;
             // Whoever is wired without it from now on sees the bridge.
             let routed: Vec<IpAddr> = routed(node, &[])?.into_iter().collect();
             node.apply(routed.iter().map(|address| proxy(&bridge, *address)))?;
@@ -92,18 +93,18 @@ fn is_ours(link: &Link) -> bool {
     link.kind == LinkKind::Bridge && link.mac == Some(MAC)
 }
 
-fn create(node: &mut Netlink, mtu: u32) -> Result<Link, WiringError> {
+fn create(node: &mut Netlink, pod: &PodLink<'_>) -> Result<Link, WiringError> {
     // What goes from pod to pod has to meet the rules of services and policies, too: an answer that went by on the
     // bridge would come from an address that nobody asked.
     for key in [
         "net/bridge/bridge-nf-call-iptables",
         "net/bridge/bridge-nf-call-ip6tables",
     ] {
-        sysctl::ensure(key, "1").map_err(explained)?;
+        pod.settings.ensure(key, "1").map_err(explained)?;
     }
     let bridge = NewLink {
         mac: Some(MAC),
-        mtu: Some(mtu),
+        mtu: Some(pod.mtu),
         up: true,
         ..NewLink::new(BRIDGE, NewLinkKind::Bridge)
     };
@@ -123,11 +124,10 @@ fn create(node: &mut Netlink, mtu: u32) -> Result<Link, WiringError> {
     Ok(link)
 }
 
-fn explained(error: SysctlError) -> WiringError {
-    if error.is_not_found() {
-        WiringError::NoBridgeNetfilter
-    } else {
-        error.into()
+fn explained(error: SettingError) -> WiringError {
+    match error {
+        SettingError::Kernel(error) if error.is_not_found() => WiringError::NoBridgeNetfilter,
+        other => other.into(),
     }
 }
 

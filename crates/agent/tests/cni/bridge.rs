@@ -59,7 +59,12 @@ fn a_bridge_joins_pods_with_each_other_and_their_node() {
 
 #[test]
 fn a_pod_on_a_bridge_reaches_itself_through_a_host_port() {
-    let node = Node::wired(WiringName::Bridge);
+    hairpin_of(WiringName::Bridge);
+}
+
+/// Its own host port, from the pod itself, from another pod and from the node.
+pub(crate) fn hairpin_of(wiring: WiringName) {
+    let node = Node::wired(wiring);
     let (one, two) = (Pod::new("one"), Pod::new("two"));
     let wishes = json!({ "portMappings": [{ "hostPort": 8081, "containerPort": 8080, "protocol": "tcp" }] });
     let own = addresses(&answer(&node.cni_with("ADD", &one, "1.1.0", with(&wishes))));
@@ -80,7 +85,7 @@ fn a_pod_on_a_bridge_reaches_itself_through_a_host_port() {
 }
 
 /// The kind of the link that an ADD made on the node, and the bridge that it is a port of.
-fn kind(node: &Node, result: &Value) -> (LinkKind, bool) {
+pub(crate) fn kind(node: &Node, result: &Value) -> (LinkKind, bool) {
     let name = result["interfaces"][0]["name"].as_str().unwrap();
     let link = node
         .netns

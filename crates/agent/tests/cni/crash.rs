@@ -41,6 +41,7 @@ fn serves_until_it_is_killed() {
         node: "node1".into(),
         wiring: WiringName::Ptp,
         allowed_sysctls: Vec::new(),
+        settings: Default::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

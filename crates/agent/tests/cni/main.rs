@@ -6,6 +6,7 @@ mod args;
 mod bridge;
 mod crash;
 mod input;
+mod linux_6_12;
 mod node;
 mod orphans;
 mod settings;

@@ -25,6 +25,10 @@ use tokio::sync::{oneshot, watch};
 pub(crate) fn plugin() -> &'static PathBuf {
     static PLUGIN: OnceLock<PathBuf> = OnceLock::new();
     PLUGIN.get_or_init(|| {
+        // In a virtual machine nothing is built.
+        if let Some(path) = std::env::var_os("PODNET_CNI") {
+            return path.into();
+        }
         // target/TARGET/PROFILE/deps/THIS
         let executable = std::env::current_exe().unwrap();
         let path = executable.parent().unwrap().parent().unwrap().join("podnet-cni");
@@ -149,6 +153,7 @@ impl Node {
             node: "node1".into(),
             wiring: self.wiring,
             allowed_sysctls: vec!["net.core.*".parse().unwrap()],
+            settings: Default::default(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use podnet_cni::WiringName;
 use podnet_linux::ns::Namespace;
 use serde_json::{Value, json};
 
@@ -40,7 +41,11 @@ pub(crate) fn through(from: &Namespace, to: &str, server: &Namespace, at: Socket
 
 #[test]
 fn host_ports_hold_over_a_restart_and_go_with_their_pod() {
-    let mut node = Node::start();
+    host_ports_of(WiringName::Ptp);
+}
+
+pub(crate) fn host_ports_of(wiring: WiringName) {
+    let mut node = Node::wired(wiring);
     let (one, two) = (Pod::new("one"), Pod::new("two"));
     let wishes = json!({ "portMappings": [
         { "hostPort": 8081, "containerPort": 8080, "protocol": "tcp" },
@@ -122,9 +127,13 @@ fn check_sees_a_host_port_that_is_closed() {
 
 #[test]
 fn bandwidth_is_limited_in_both_directions() {
+    limits_of(WiringName::Ptp);
+}
+
+pub(crate) fn limits_of(wiring: WiringName) {
     const RATE: u64 = 16_000_000;
     const BYTES: usize = 1_500_000;
-    let node = Node::start();
+    let node = Node::wired(wiring);
     let (limited, other) = (Pod::new("limited"), Pod::new("other"));
     let burst = 800_000;
     let wishes = json!({ "bandwidth": {

@@ -17,6 +17,7 @@ mod selector;
 mod selector_object;
 mod service;
 mod slice;
+mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,6 +43,7 @@ pub use service::{
     ServicePort, UnknownProtocol,
 };
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, SliceError};
+pub use table::{Changes, Services, Slices};
 
 use crate::service::HostPort;
 
@@ -156,9 +158,9 @@ pub struct Cluster {
     /// Nodes by name.
     pub nodes: BTreeMap<NodeName, Parsed<Node>>,
     /// Services by namespace and name.
-    pub services: BTreeMap<ObjectName, Parsed<Service>>,
+    pub services: Services,
     /// Endpoint slices by namespace and name.
-    pub slices: BTreeMap<ObjectName, Parsed<EndpointSlice>>,
+    pub slices: Slices,
     /// Pods by namespace and name. Only those a feature asks for are watched.
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
     /// IP pools by name; none where their kind is not installed.

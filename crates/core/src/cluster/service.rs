@@ -77,12 +77,14 @@ pub struct External {
     /// `status.loadBalancer.ingress`: the addresses that reach the nodes as they are (`ipMode: VIP`). One whose packets
     /// the load balancer sends to node ports (`ipMode: Proxy`) is not among them.
     pub load_balancer: Vec<IpAddr>,
-    /// Who may come to the load balancer's addresses (`spec.loadBalancerSourceRanges`); all, where there is none.
-    pub sources: BTreeSet<IpNet>,
+    /// Who may come to the load balancer's addresses (`spec.loadBalancerSourceRanges`); everybody, where there is no list.
+    pub sources: Option<BTreeSet<IpNet>>,
     /// Which endpoints clients from outside get.
     pub policy: ExternalPolicy,
     /// Where a load balancer asks whether this node has endpoints (`spec.healthCheckNodePort`).
     pub health_check: Option<NonZeroU16>,
+    /// What of it could not be read, and why. It hurts nothing else of the service.
+    pub unread: Vec<String>,
 }
 
 /// A transport protocol that services can have.

@@ -64,7 +64,6 @@ pub(crate) fn compute(cluster: &Cluster, problems: &mut Vec<Problem>) -> Option<
         config,
         ..Names::default()
     };
-    let slices = slices_by_service(cluster);
     let mut taken = HashSet::new();
     for (name, service) in cluster.valid_services() {
         let Some(key) = key(name) else {
@@ -75,8 +74,8 @@ pub(crate) fn compute(cluster: &Cluster, problems: &mut Vec<Problem>) -> Option<
             });
             continue;
         };
-        let slices = slices.get(name).map_or(&[][..], Vec::as_slice);
-        let service = NamedService::new(key, service, slices);
+        let slices: Vec<_> = cluster.slices.of(name).collect();
+        let service = NamedService::new(key, service, &slices);
         names.add(service, &mut taken);
     }
     names.reverse.sort_unstable();
@@ -87,17 +86,6 @@ pub(crate) fn compute(cluster: &Cluster, problems: &mut Vec<Problem>) -> Option<
 /// The names of a cluster by themselves; `None` without DNS to serve.
 pub fn of(cluster: &Cluster) -> Option<Names> {
     compute(cluster, &mut Vec::new())
-}
-
-fn slices_by_service(cluster: &Cluster) -> HashMap<&ObjectName, Vec<&EndpointSlice>> {
-    let mut slices: HashMap<&ObjectName, Vec<&EndpointSlice>> =
-        HashMap::with_capacity(cluster.services.len());
-    for slice in cluster.valid_slices() {
-        if let Some(service) = &slice.service {
-            slices.entry(service).or_default().push(slice);
-        }
-    }
-    slices
 }
 
 /// Kubernetes' names are lower case already.

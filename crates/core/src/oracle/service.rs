@@ -122,7 +122,7 @@ pub fn connect(cluster: &Cluster, node: &NodeName, from: IpAddr, protocol: Proto
 
 fn carried(cluster: &Cluster) -> Vec<(&ObjectName, &Service)> {
     let mut carried = Vec::new();
-    for (name, service) in &cluster.services {
+    for (name, service) in cluster.services.iter() {
         if let Ok(service) = service
             && !service.proxied_elsewhere
             && !service.cluster_ips().is_empty()
@@ -164,9 +164,11 @@ fn behind(
     asked: Asked,
     address: IpAddr,
 ) -> Fate {
-    if asked == Asked::LoadBalancer && !service.external.sources.is_empty() {
+    if asked == Asked::LoadBalancer
+        && let Some(sources) = &service.external.sources
+    {
         let mut admitted = false;
-        for range in &service.external.sources {
+        for range in sources {
             admitted |= range.contains(&from);
         }
         if !admitted {

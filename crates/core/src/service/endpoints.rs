@@ -1,19 +1,16 @@
 //! Which of a service port's endpoints a client may get, and why not the others.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Backend;
-use crate::cluster::{
-    AddressFamily, Cluster, Endpoint, EndpointSlice, Family, NodeName, ObjectName, ServicePort,
-};
+use crate::cluster::{AddressFamily, Cluster, Endpoint, EndpointSlice, Family, NodeName, ServicePort};
 
 /// Where a choice is made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) node: &'a NodeName,
-    zone: Option<&'a str>,
+    pub(super) zone: Option<&'a str>,
 }
 
 impl<'a> Place<'a> {
@@ -74,17 +71,6 @@ enum Nearness {
 
 /// The endpoints of one service port in one family, from all its slices.
 pub(super) struct Candidates<'a>(Vec<(SocketAddr, &'a Endpoint)>);
-
-/// The slices of every service.
-pub(super) fn slices_by_service(cluster: &Cluster) -> BTreeMap<&ObjectName, Vec<&EndpointSlice>> {
-    let mut slices: BTreeMap<&ObjectName, Vec<&EndpointSlice>> = BTreeMap::new();
-    for slice in cluster.valid_slices() {
-        if let Some(service) = &slice.service {
-            slices.entry(service).or_default().push(slice);
-        }
-    }
-    slices
-}
 
 impl<'a> Candidates<'a> {
     /// A slice's port is the service's when it has its name and protocol; one name may stand for different numbers

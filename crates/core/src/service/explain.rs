@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use super::endpoints::{Candidates, Place, Scope, slices_by_service};
+use super::endpoints::{Candidates, Place, Scope};
 use super::{PortName, Unchosen};
 use crate::cluster::{
     Affinity, Cluster, ExternalPolicy, Family, InternalPolicy, NodeName, ObjectName, Service, ServicePort,
@@ -71,13 +71,12 @@ pub fn explain(
     client: Client,
 ) -> Vec<Explanation> {
     let place = Place::of(cluster, node);
-    let slices = slices_by_service(cluster);
-    let slices = slices.get(name).map_or(&[][..], Vec::as_slice);
+    let slices: Vec<_> = cluster.slices.of(name).collect();
     let mut explanations = Vec::new();
     for address in service.cluster_ips() {
         let family = Family::of(*address);
         for port in service.ports() {
-            let candidates = Candidates::of(slices, family, port);
+            let candidates = Candidates::of(&slices, family, port);
             let mut explain = |asked: Vec<String>, scope| {
                 let judged = candidates.judge(scope, place);
                 let mut endpoints: Vec<Explained> = judged

@@ -17,6 +17,17 @@ pub struct Frontend {
     pub port: NonZeroU16,
 }
 
+impl Frontend {
+    /// The least of those that an address can have.
+    pub(super) fn first_of(address: IpAddr) -> Self {
+        Frontend {
+            address,
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::MIN,
+        }
+    }
+}
+
 /// A port that a service has on the addresses of every node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodePort {

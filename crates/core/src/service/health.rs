@@ -20,15 +20,14 @@ pub struct HealthCheck {
 }
 
 impl HealthChecks {
-    /// Gives a port to a service, unless another has it already: then says which.
-    pub(super) fn insert(&mut self, port: NonZeroU16, check: HealthCheck) -> Result<(), ObjectName> {
-        match self.0.get(&port) {
-            Some(other) => Err(other.service.clone()),
-            None => {
-                self.0.insert(port, check);
-                Ok(())
-            }
-        }
+    /// Answers so on a port.
+    pub(super) fn insert(&mut self, port: NonZeroU16, check: HealthCheck) {
+        self.0.insert(port, check);
+    }
+
+    /// Answers no more on a port.
+    pub(super) fn remove(&mut self, port: NonZeroU16) {
+        self.0.remove(&port);
     }
 
     /// What is answered on a port.

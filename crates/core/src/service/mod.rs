@@ -10,6 +10,7 @@ mod explain;
 mod frontend;
 mod health;
 mod host_port;
+mod ledger;
 mod served;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,27 +20,26 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::cluster::{Affinity, Cluster, NodeName, ObjectName, ObjectRef};
-use crate::state::Problem;
+use crate::cluster::Affinity;
+use crate::shared_map::{SharedMap, SharedSet};
 pub use endpoints::Unchosen;
-use endpoints::{Place, slices_by_service};
 pub use explain::{Client, Explained, Explanation, Otherwise, explain};
 pub use frontend::{Frontend, NodePort, PortName};
 pub use health::{HealthCheck, HealthChecks};
 pub use host_port::{HostAddress, HostPort};
-use served::Served;
+pub(crate) use ledger::Ledger;
 
 /// Service addresses of a cluster, as one node sees them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServiceState {
     /// What is behind each address, protocol and port.
-    pub frontends: BTreeMap<Frontend, Arc<Entry>>,
+    pub frontends: SharedMap<Frontend, Arc<Entry>>,
     /// What is behind the ports of this node's own addresses.
-    pub node_ports: BTreeMap<NodePort, Arc<Entry>>,
+    pub node_ports: SharedMap<NodePort, Arc<Entry>>,
     /// Which of the node's addresses have node ports: those in these ranges; all but loopback addresses when `None`.
     pub node_port_addresses: Option<BTreeSet<IpNet>>,
     /// The cluster IPs in use: a port of theirs that is no frontend is refused.
-    pub cluster_ips: BTreeSet<IpAddr>,
+    pub cluster_ips: SharedSet<IpAddr>,
     /// The ranges services' addresses are from: an address in them that is not in use is dropped.
     pub ranges: BTreeSet<IpNet>,
     /// Where this node's pods have their addresses from: who comes from there is inside.
@@ -149,137 +149,6 @@ impl ServiceState {
             None => !address.is_loopback(),
             Some(ranges) => ranges.iter().any(|range| range.contains(&address)),
         }
-    }
-}
-
-/// The service part of [`crate::compute`]. `pods` is where this node's pods have their addresses from.
-pub(crate) fn compute(
-    cluster: &Cluster,
-    me: &NodeName,
-    pods: BTreeSet<IpNet>,
-    problems: &mut Vec<Problem>,
-) -> ServiceState {
-    let slices = slices_by_service(cluster);
-    let place = Place::of(cluster, me);
-    let carried = cluster
-        .valid_services()
-        .filter(|(_, service)| service.is_carried());
-    let served = carried.map(|(name, service)| {
-        let slices = slices.get(name).map_or(&[][..], Vec::as_slice);
-        (name, Served::of(name, service, slices, place))
-    });
-    let served: Vec<(&ObjectName, Served)> = served.collect();
-    let ranges = |ranges: &[IpNet]| ranges.iter().map(IpNet::trunc).collect();
-    let mut state = ServiceState {
-        ranges: ranges(&cluster.config.service_cidrs),
-        node_port_addresses: cluster.config.node_port_addresses.as_deref().map(ranges),
-        pods,
-        host_ports: cluster.host_ports.clone(),
-        local_endpoints: cluster.host_ports.values().map(SocketAddr::ip).collect(),
-        ..Default::default()
-    };
-    let mut claims = Claims::new(problems);
-    // Cluster IPs first: no other address of a service can take one away.
-    for (name, served) in &served {
-        claims.cluster_ips(&mut state, name, served);
-    }
-    for (name, served) in &served {
-        claims.others(&mut state, name, served);
-    }
-    state
-}
-
-/// Who has which address. Of two services that claim one, the first by name has it.
-struct Claims<'a, 'p> {
-    cluster_ips: BTreeMap<IpAddr, &'a ObjectName>,
-    problems: &'p mut Vec<Problem>,
-}
-
-impl<'a, 'p> Claims<'a, 'p> {
-    fn new(problems: &'p mut Vec<Problem>) -> Self {
-        Claims {
-            cluster_ips: BTreeMap::new(),
-            problems,
-        }
-    }
-
-    fn cluster_ips(&mut self, state: &mut ServiceState, name: &'a ObjectName, served: &Served) {
-        for address in &served.cluster_ips {
-            match self.cluster_ips.get(address) {
-                Some(owner) => {
-                    let why =
-                        format!("its cluster IP {address} belongs to service {owner}; it is not served");
-                    self.problem(name, why);
-                }
-                None => {
-                    self.cluster_ips.insert(*address, name);
-                    state.cluster_ips.insert(*address);
-                }
-            }
-        }
-        for (frontend, entry) in &served.internal {
-            if self.cluster_ips.get(&frontend.address) == Some(&name) {
-                state.frontends.insert(*frontend, entry.clone());
-            }
-        }
-        state.local_endpoints.extend(&served.local);
-    }
-
-    fn others(&mut self, state: &mut ServiceState, name: &ObjectName, served: &Served) {
-        for why in &served.problems {
-            self.problem(name, why.clone());
-        }
-        for (frontend, entry) in &served.external {
-            let address = frontend.address;
-            if let Some(owner) = self.cluster_ips.get(&address) {
-                self.problem(
-                    name,
-                    format!("its address {address} is the cluster IP of service {owner}; it is not served"),
-                );
-            } else if let Some(range) = state.ranges.iter().find(|range| range.contains(&address)) {
-                let why = format!(
-                    "its address {address} is in the range {range}, which is for cluster IPs; it is not served"
-                );
-                self.problem(name, why);
-            } else if let Some(other) = state.frontends.get(frontend) {
-                // A service may have one address in both ways.
-                if other.port.service != *name {
-                    let why = format!(
-                        "{frontend} belongs to service {}; it is not served",
-                        other.port.service
-                    );
-                    self.problem(name, why);
-                }
-            } else {
-                state.frontends.insert(*frontend, entry.clone());
-            }
-        }
-        for (node_port, entry) in &served.node_ports {
-            match state.node_ports.get(node_port) {
-                Some(other) => {
-                    let (protocol, port, owner) = (node_port.protocol, node_port.port, &other.port.service);
-                    let why = format!(
-                        "its node port {protocol} {port} belongs to service {owner}; it is not served"
-                    );
-                    self.problem(name, why);
-                }
-                None => _ = state.node_ports.insert(*node_port, entry.clone()),
-            }
-        }
-        if let Some((port, check)) = &served.health_check
-            && let Err(owner) = state.health_checks.insert(*port, check.clone())
-        {
-            let why =
-                format!("its health check node port {port} belongs to service {owner}; it is not answered");
-            self.problem(name, why);
-        }
-    }
-
-    fn problem(&mut self, name: &ObjectName, why: String) {
-        self.problems.push(Problem {
-            object: ObjectRef::service(name),
-            why,
-        });
     }
 }
 

@@ -14,6 +14,7 @@ use crate::cluster::{
 };
 
 /// What one service has on one node.
+#[derive(Debug)]
 pub(super) struct Served {
     /// Its cluster IPs.
     pub(super) cluster_ips: Vec<IpAddr>,
@@ -45,7 +46,7 @@ impl Served {
             node_ports: Vec::new(),
             local: BTreeSet::new(),
             health_check: None,
-            problems: Vec::new(),
+            problems: service.external.unread.clone(),
         };
         let mut ready_here = BTreeSet::new();
         for &address in service.cluster_ips() {
@@ -157,8 +158,9 @@ impl Served {
             }
         }
         for address in &external.load_balancer {
-            let of_family = |range: &&IpNet| Family::of(range.addr()) == Family::of(*address);
-            if !external.sources.is_empty() && !external.sources.iter().any(|range| of_family(&range)) {
+            let of_family = |range: &IpNet| Family::of(range.addr()) == Family::of(*address);
+            let nobody = |sources: &BTreeSet<IpNet>| !sources.iter().any(of_family);
+            if external.sources.as_ref().is_some_and(nobody) {
                 self.problems.push(format!(
                     "spec.loadBalancerSourceRanges has no range of the family of {address}: nobody can come to it"
                 ));
@@ -183,17 +185,16 @@ impl Outer {
                 .filter(|address| Family::of(*address) == family)
                 .collect()
         };
-        let ranges = external
-            .sources
-            .iter()
-            .filter(|range| Family::of(range.addr()) == family);
-        let ranges: BTreeSet<IpNet> = ranges.map(IpNet::trunc).collect();
         // A list that has no range of this family lets nobody of it in; only no list at all lets everybody.
-        let everybody = external.sources.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0);
+        let sources = external.sources.as_ref().map(|sources| {
+            let ranges = sources.iter().filter(|range| Family::of(range.addr()) == family);
+            ranges.map(IpNet::trunc).collect::<BTreeSet<IpNet>>()
+        });
+        let sources = sources.filter(|ranges| ranges.iter().all(|range| range.prefix_len() > 0));
         Outer {
             ips: of_family(&external.ips),
             load_balancer: of_family(&external.load_balancer),
-            sources: (!everybody).then(|| Arc::new(ranges)),
+            sources: sources.map(Arc::new),
         }
     }
 }

@@ -3,8 +3,23 @@ use std::num::NonZeroU16;
 use super::*;
 use crate::cluster::{
     AddressFamily, Endpoint, EndpointPort, EndpointSlice, External, ExternalPolicy, Family, Hints,
-    InternalPolicy, Node, PodRanges, Protocol, Service, ServicePort,
+    InternalPolicy, Node, NodeName, ObjectName, PodRanges, Protocol, Service, ServicePort,
 };
+use crate::cluster::{Changes, Cluster};
+use crate::state::Problem;
+
+fn compute(
+    cluster: &Cluster,
+    me: &NodeName,
+    pods: BTreeSet<IpNet>,
+    problems: &mut Vec<Problem>,
+) -> Arc<ServiceState> {
+    let mut ledger = Ledger::default();
+    let state = ledger.update(cluster, me, &pods, [Changes::All, Changes::All]);
+    problems.extend(ledger.problems().cloned());
+    problems.sort();
+    state
+}
 
 fn name(text: &str) -> ObjectName {
     ObjectName::new("default", text)
@@ -149,9 +164,10 @@ fn outer(policy: ExternalPolicy) -> Service {
     service.external = External {
         ips: vec!["203.0.113.7".parse().unwrap()],
         load_balancer: vec!["198.51.100.7".parse().unwrap()],
-        sources: ["192.0.2.0/24".parse().unwrap()].into(),
+        sources: Some(["192.0.2.0/24".parse().unwrap()].into()),
         policy,
         health_check: Some(port(32000)),
+        unread: Vec::new(),
     };
     service
 }
@@ -271,10 +287,10 @@ fn an_address_in_use_or_in_the_range_of_cluster_ips_is_nobodys_external_address(
 #[test]
 fn a_list_of_sources_that_has_none_of_a_family_lets_nobody_of_it_in_and_0_everybody() {
     let mut closed = outer(ExternalPolicy::Cluster);
-    closed.external.sources = ["fd00::/8".parse().unwrap()].into();
+    closed.external.sources = Some(["fd00::/8".parse().unwrap()].into());
     let mut open = service("10.96.0.8", InternalPolicy::Cluster);
     open.external.load_balancer = vec!["198.51.100.8".parse().unwrap()];
-    open.external.sources = ["0.0.0.0/0".parse().unwrap(), "192.0.2.0/24".parse().unwrap()].into();
+    open.external.sources = Some(["0.0.0.0/0".parse().unwrap(), "192.0.2.0/24".parse().unwrap()].into());
     insta::assert_snapshot!(show(&cluster_of(vec![("closed", closed), ("open", open)], Vec::new())), @r"
     service range 10.96.0.0/16
     inside 10.244.0.0/24

@@ -21,7 +21,7 @@ const UDP: u8 = 17;
 /// As the kernel comes they would go on untranslated, and the client, which knows no connection to the endpoint's own
 /// address, would reset it (kubernetes/kubernetes#74839). Dropping them by a rule would cost every packet a look at it.
 /// Returns whether this changed anything.
-pub(crate) fn be_liberal(settings: &mut Settings) -> Result<bool, SettingError> {
+pub(crate) fn be_liberal(settings: &Settings) -> Result<bool, SettingError> {
     settings.ensure("net/netfilter/nf_conntrack_tcp_be_liberal", "1")
 }
 

@@ -21,11 +21,18 @@ pub(super) struct Touched {
     sticky: BTreeSet<String>,
     /// Ports of the node's own addresses, with what was behind them.
     ports: BTreeMap<(Family, u16), BTreeSet<SocketAddr>>,
+    /// What changed before is not known: who made the table may have ended before it came to the flows.
+    everything: bool,
 }
 
 impl Touched {
     pub(super) fn is_empty(&self) -> bool {
-        self.frontends.is_empty() && self.sticky.is_empty() && self.ports.is_empty()
+        self.frontends.is_empty() && self.sticky.is_empty() && self.ports.is_empty() && !self.everything
+    }
+
+    /// Every flow is to be looked at: the table is somebody else's.
+    pub(super) fn note_all(&mut self) {
+        self.everything = true;
     }
 
     pub(super) fn note(&mut self, done: &Transaction) {
@@ -84,8 +91,15 @@ impl Touched {
             protocol,
             port,
         };
-        let entry = state.services.frontends.get(&frontend);
-        if self.frontends.contains(&frontend) || entry.is_some_and(|entry| self.has_touched(family, entry)) {
+        let services = &state.services;
+        let entry = services.frontends.get(&frontend);
+        let translated = answered_from != sent_to;
+        let is_cluster_ip = || services.ranges.iter().any(|range| range.contains(&sent_to.ip()));
+        let perhaps = self.everything && (entry.is_some() || translated && is_cluster_ip());
+        if perhaps
+            || self.frontends.contains(&frontend)
+            || entry.is_some_and(|entry| self.has_touched(family, entry))
+        {
             return match entry {
                 Some(entry) => !entry.keeps(answered_from),
                 None => !host_port(HostAddress::One(sent_to.ip())),
@@ -98,10 +112,11 @@ impl Touched {
         };
         let node_port = state.services.node_ports.get(&node_port);
         let left = self.ports.get(&(family, sent_to.port()));
-        // What was sent to the node itself before the port led anywhere, too.
+        // On the node's own addresses whatever was sent there: to the node itself before the port led anywhere, and to
+        // endpoints that only the choices of sticky clients named.
         let own = sent_to.ip().is_loopback() || state.routing.node_addresses.contains(&sent_to.ip());
-        let was_there =
-            left.is_some_and(|left| left.contains(&answered_from) || own && answered_from == sent_to);
+        let was_there = left.is_some_and(|left| own || left.contains(&answered_from))
+            || self.everything && own && (node_port.is_some() || translated);
         let was_sticky = own && node_port.is_some_and(|entry| self.has_touched(family, entry));
         let kept =
             node_port.is_some_and(|entry| entry.keeps(answered_from)) || host_port(HostAddress::Any(family));

@@ -109,6 +109,9 @@ impl Nftables {
                 Transaction::between(&new, Some(&Found::of(&old)))
             }
             Some((_, Known::Read(found))) => {
+                if found.is_some() {
+                    self.touched.note_all();
+                }
                 Transaction::between(&render::whole(frame.clone(), services), found.as_ref())
             }
             None => return Err(NetfilterError::Changed),

@@ -4,52 +4,44 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
+use podnet_linux::netfilter::expression::Comparison::{Equal, NotEqual};
+use podnet_linux::netfilter::expression::{
+    Comparison, Expressions, META_IIFNAME, META_L4PROTO, META_OIFNAME, NETWORK_HEADER, NFPROTO_IPV4,
+    NFPROTO_IPV6, REGISTER, TRANSPORT_HEADER, VERDICT,
+};
 use podnet_linux::netfilter::wire::Attributes;
 
 use super::model::Verdict;
 use super::rule::{Asked, Choice, Clause, octets};
 
-/// 32-bit registers; a 16-byte one overlays four of them.
-const REGISTER: u32 = 8;
-/// The register whose value decides where evaluation goes on.
-const VERDICT: u32 = 0;
-const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
-const META_IIFNAME: u32 = 6;
-const META_OIFNAME: u32 = 7;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
-const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
-const EQUAL: u32 = 0;
-const NOT_EQUAL: u32 = 1;
-const IFNAMSIZ: usize = 16;
 
 /// A rule's expressions in the making.
 #[derive(Default)]
-pub(super) struct Program(Attributes);
+pub(super) struct Program(Expressions);
 
 impl Program {
     pub(super) fn into_expressions(self) -> Attributes {
-        self.0
+        self.0.into_attributes()
     }
 
     pub(super) fn clause(&mut self, clause: &Clause) {
         match clause {
-            Clause::Family(family) => self.family(*family),
+            Clause::Family(family) => self.0.family(nfproto(*family)),
             Clause::DestinationIn(family, set) => self.destination_in(*family, set),
-            Clause::DestinationWithin(range) => self.within(*range, End::Destination, EQUAL),
-            Clause::DestinationNotWithin(range) => self.within(*range, End::Destination, NOT_EQUAL),
-            Clause::SourceWithin(range) => self.within(*range, End::Source, EQUAL),
+            Clause::DestinationWithin(range) => self.within(*range, End::Destination, Equal),
+            Clause::DestinationNotWithin(range) => self.within(*range, End::Destination, NotEqual),
+            Clause::SourceWithin(range) => self.within(*range, End::Source, Equal),
             Clause::DestinationIsLocal => self.local(End::Destination),
             Clause::PairIn(family, set) => self.pair_in(*family, set),
             Clause::SourceIsNot(address) => self.source_is_not(*address),
             Clause::SourceIsLocal => self.local(End::Source),
-            Clause::Leaves(link) => self.link(META_OIFNAME, EQUAL, link),
-            Clause::CameNotBy(link) => self.link(META_IIFNAME, NOT_EQUAL, link),
+            Clause::Leaves(link) => self.0.link(META_OIFNAME, Equal, link),
+            Clause::CameNotBy(link) => self.0.link(META_IIFNAME, NotEqual, link),
             Clause::Translated => self.translated(),
             Clause::Answers => self.answers(),
-            Clause::Protocol(number) => self.protocol(*number),
+            Clause::Protocol(number) => self.0.protocol(*number),
             Clause::EchoRequest(family) => self.echo_request(*family),
             Clause::ServiceVerdict(family, asked, map) => self.service_verdict(*family, *asked, map),
             Clause::TranslateToOneOf(family, choice) => {
@@ -58,79 +50,30 @@ impl Program {
             }
             Clause::VerdictByLot(count, map) => {
                 self.lot(REGISTER, *count, 0);
-                self.lookup(map, Some(VERDICT));
+                self.0.lookup(map, Some(VERDICT));
             }
             Clause::SourceIn(family, set) => {
-                self.family(*family);
+                self.0.family(nfproto(*family));
                 self.address(*family, End::Source, REGISTER);
-                self.lookup(set, None);
+                self.0.lookup(set, None);
             }
             Clause::KeepSource(family, set, seconds) => self.keep_source(*family, set, *seconds),
             Clause::TranslateToSocket(socket) => self.translate_to_socket(*socket),
             Clause::TranslateByPort(family, map) => self.translate_by_port(*family, map),
             Clause::TranslateTo(address) => self.translate_to(*address),
-            Clause::Masquerade => self.expression("masq", Attributes::new()),
+            Clause::Masquerade => self.0.add("masq", Attributes::new()),
             Clause::Reset => self.reject(1, 0),
             Clause::PortUnreachable => self.reject(2, 1),
-            Clause::Verdict(verdict) => self.immediate(VERDICT, encode_verdict(verdict)),
+            Clause::Verdict(verdict) => self.0.immediate(VERDICT, encode_verdict(verdict)),
         }
     }
 
-    fn expression(&mut self, name: &str, data: Attributes) {
-        let expression = Attributes::new().text(1, name).nest(2, data);
-        self.0 = std::mem::take(&mut self.0).nest(1, expression);
-    }
-
-    fn payload(&mut self, base: u32, offset: usize, length: usize, register: u32) {
-        let data = Attributes::new()
-            .u32(1, register)
-            .u32(2, base)
-            .u32(3, offset as u32)
-            .u32(4, length as u32);
-        self.expression("payload", data);
-    }
-
-    fn meta(&mut self, key: u32, register: u32) {
-        self.expression("meta", Attributes::new().u32(1, register).u32(2, key));
-    }
-
-    fn compare(&mut self, operator: u32, value: &[u8]) {
-        let data = Attributes::new()
-            .u32(1, REGISTER)
-            .u32(2, operator)
-            .nest(3, Attributes::new().bytes(1, value));
-        self.expression("cmp", data);
-    }
-
-    fn mask(&mut self, mask: &[u8]) {
-        let data = Attributes::new()
-            .u32(1, REGISTER)
-            .u32(2, REGISTER)
-            .u32(3, mask.len() as u32)
-            .nest(4, Attributes::new().bytes(1, mask))
-            .nest(5, Attributes::new().bytes(1, &vec![0; mask.len()]));
-        self.expression("bitwise", data);
-    }
-
-    fn lookup(&mut self, set: &str, destination: Option<u32>) {
-        let data = Attributes::new().text(1, set).u32(2, REGISTER);
-        let data = match destination {
-            Some(register) => data.u32(3, register),
-            None => data,
-        };
-        self.expression("lookup", data);
-    }
-
-    fn connection(&mut self, key: u32) {
-        self.expression("ct", Attributes::new().u32(1, REGISTER).u32(2, key));
-    }
-
-    fn within(&mut self, range: IpNet, end: End, operator: u32) {
+    fn within(&mut self, range: IpNet, end: End, comparison: Comparison) {
         let family = Family::of(range.addr());
-        self.family(family);
+        self.0.family(nfproto(family));
         self.address(family, end, REGISTER);
-        self.mask(&octets(range.netmask()));
-        self.compare(operator, &octets(range.network()));
+        self.0.mask(&octets(range.netmask()));
+        self.0.compare(comparison, &octets(range.network()));
     }
 
     /// Whether an address is one of this node's.
@@ -142,13 +85,8 @@ impl Program {
             End::Destination => 2,
         };
         let data = Attributes::new().u32(1, REGISTER).u32(2, ADDRESS_TYPE).u32(3, by);
-        self.expression("fib", data);
-        self.compare(EQUAL, &LOCAL.to_ne_bytes());
-    }
-
-    fn family(&mut self, family: Family) {
-        self.meta(META_NFPROTO, REGISTER);
-        self.compare(EQUAL, &[nfproto(family)]);
+        self.0.add("fib", data);
+        self.0.compare(Equal, &LOCAL.to_ne_bytes());
     }
 
     fn address(&mut self, family: Family, end: End, register: u32) {
@@ -161,12 +99,12 @@ impl Program {
         } else {
             source
         };
-        self.payload(NETWORK_HEADER, offset, length, register);
+        self.0.payload(NETWORK_HEADER, offset, length, register);
     }
 
     /// What is asked for, field by field side by side; returns the register after them.
     fn asked(&mut self, family: Family, asked: Asked) -> u32 {
-        self.family(family);
+        self.0.family(nfproto(family));
         let next = match asked {
             Asked::Port => REGISTER,
             Asked::Address => {
@@ -174,8 +112,8 @@ impl Program {
                 REGISTER + words(family)
             }
         };
-        self.meta(META_L4PROTO, next);
-        self.payload(TRANSPORT_HEADER, 2, 2, next + 1);
+        self.0.meta(META_L4PROTO, next);
+        self.0.payload(TRANSPORT_HEADER, 2, 2, next + 1);
         next + 2
     }
 
@@ -189,53 +127,41 @@ impl Program {
             Some(register) => data.u32(5, register),
             None => data,
         };
-        self.expression("nat", data);
+        self.0.add("nat", data);
     }
 
     fn destination_in(&mut self, family: Family, set: &str) {
-        self.family(family);
+        self.0.family(nfproto(family));
         self.address(family, End::Destination, REGISTER);
-        self.lookup(set, None);
+        self.0.lookup(set, None);
     }
 
     fn pair_in(&mut self, family: Family, set: &str) {
-        self.family(family);
+        self.0.family(nfproto(family));
         self.address(family, End::Source, REGISTER);
         self.address(family, End::Destination, REGISTER + words(family));
-        self.lookup(set, None);
+        self.0.lookup(set, None);
     }
 
     fn source_is_not(&mut self, address: IpAddr) {
         let family = Family::of(address);
-        self.family(family);
+        self.0.family(nfproto(family));
         self.address(family, End::Source, REGISTER);
-        self.compare(NOT_EQUAL, &octets(address));
-    }
-
-    fn link(&mut self, key: u32, operator: u32, name: &str) {
-        let mut name = name.as_bytes().to_vec();
-        name.resize(IFNAMSIZ, 0);
-        self.meta(key, REGISTER);
-        self.compare(operator, &name);
+        self.0.compare(NotEqual, &octets(address));
     }
 
     fn translated(&mut self) {
         /// IPS_DST_NAT.
         const DESTINATION: u32 = 1 << 5;
-        self.connection(CT_STATUS);
-        self.mask(&DESTINATION.to_ne_bytes());
-        self.compare(NOT_EQUAL, &[0; 4]);
+        self.0.connection(CT_STATUS);
+        self.0.mask(&DESTINATION.to_ne_bytes());
+        self.0.compare(NotEqual, &[0; 4]);
     }
 
     fn answers(&mut self) {
         const REPLY: u8 = 1;
-        self.connection(CT_DIRECTION);
-        self.compare(EQUAL, &[REPLY]);
-    }
-
-    fn protocol(&mut self, number: u8) {
-        self.meta(META_L4PROTO, REGISTER);
-        self.compare(EQUAL, &[number]);
+        self.0.connection(CT_DIRECTION);
+        self.0.compare(Equal, &[REPLY]);
     }
 
     fn echo_request(&mut self, family: Family) {
@@ -243,21 +169,21 @@ impl Program {
             Family::V4 => (1, 8),
             Family::V6 => (58, 128),
         };
-        self.protocol(protocol);
-        self.payload(TRANSPORT_HEADER, 0, 1, REGISTER);
-        self.compare(EQUAL, &[kind]);
+        self.0.protocol(protocol);
+        self.0.payload(TRANSPORT_HEADER, 0, 1, REGISTER);
+        self.0.compare(Equal, &[kind]);
     }
 
     fn service_verdict(&mut self, family: Family, asked: Asked, map: &str) {
         self.asked(family, asked);
-        self.lookup(map, Some(VERDICT));
+        self.0.lookup(map, Some(VERDICT));
     }
 
     /// An endpoint's address and port side by side.
     fn choose(&mut self, family: Family, choice: &Choice) {
         let next = self.asked(family, choice.asked);
         self.lot(next, choice.count, choice.first);
-        self.lookup(&choice.map, Some(REGISTER));
+        self.0.lookup(&choice.map, Some(REGISTER));
     }
 
     /// One of so many numbers from `first`.
@@ -268,13 +194,13 @@ impl Program {
             .u32(2, count)
             .u32(3, RANDOM)
             .u32(4, first);
-        self.expression("numgen", number);
+        self.0.add("numgen", number);
     }
 
     /// When the set is full, the rule ends here.
     fn keep_source(&mut self, family: Family, set: &str, seconds: u32) {
         const UPDATE: u32 = 1;
-        self.family(family);
+        self.0.family(nfproto(family));
         self.address(family, End::Source, REGISTER);
         let milliseconds = u64::from(seconds) * 1000;
         let data = Attributes::new()
@@ -282,35 +208,32 @@ impl Program {
             .u32(3, UPDATE)
             .u32(4, REGISTER)
             .bytes(6, &milliseconds.to_be_bytes());
-        self.expression("dynset", data);
+        self.0.add("dynset", data);
     }
 
     fn translate_to_socket(&mut self, socket: SocketAddr) {
         let family = Family::of(socket.ip());
         let port = REGISTER + words(family);
-        self.immediate(REGISTER, Attributes::new().bytes(1, &octets(socket.ip())));
-        self.immediate(port, Attributes::new().bytes(1, &socket.port().to_be_bytes()));
+        self.0.load(REGISTER, &octets(socket.ip()));
+        self.0.load(port, &socket.port().to_be_bytes());
         self.nat(family, Some(port));
     }
 
     fn translate_by_port(&mut self, family: Family, map: &str) {
         self.asked(family, Asked::Port);
-        self.lookup(map, Some(REGISTER));
+        self.0.lookup(map, Some(REGISTER));
         self.nat(family, Some(REGISTER + words(family)));
     }
 
     fn translate_to(&mut self, address: IpAddr) {
-        self.immediate(REGISTER, Attributes::new().bytes(1, &octets(address)));
+        self.0.load(REGISTER, &octets(address));
         self.nat(Family::of(address), None);
-    }
-
-    fn immediate(&mut self, register: u32, value: Attributes) {
-        self.expression("immediate", Attributes::new().u32(1, register).nest(2, value));
     }
 
     /// `kind` is NFT_REJECT_*, `code` nftables' own number for that of ICMP in both families.
     fn reject(&mut self, kind: u32, code: u8) {
-        self.expression("reject", Attributes::new().u32(1, kind).bytes(2, &[code]));
+        self.0
+            .add("reject", Attributes::new().u32(1, kind).bytes(2, &[code]));
     }
 }
 
@@ -339,8 +262,8 @@ pub(crate) fn encode_verdict(verdict: &Verdict) -> Attributes {
 
 fn nfproto(family: Family) -> u8 {
     match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
     }
 }
 

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use podnet_core::cluster::{Affinity, ClusterConfig, NodeName, ObjectName, Protocol};
+use podnet_core::cluster::{Affinity, ClusterConfig, Family, NodeName, ObjectName, Protocol};
 use podnet_core::service::{Backend, Entry, Frontend, HostPort, NodePort, PortName, ServiceState};
 use podnet_core::{Cluster, compute};
 use proptest::prelude::*;
@@ -418,6 +418,45 @@ proptest! {
             let wanted = entry.outside.as_ref().map(|outside| target(entry, outside));
             prop_assert_eq!(services.outside_ports.get(node_port), wanted.as_ref());
         }
-        prop_assert_eq!(&services.cluster_ips, &state.services.cluster_ips);
+        prop_assert!(services.cluster_ips.iter().eq(state.services.cluster_ips.iter()));
     }
+}
+
+#[test]
+fn of_a_table_somebody_else_made_every_flow_is_looked_at() {
+    let mut state = state(&[("UDP 10.96.0.10:53", Some(&["10.244.0.2:53"]))]);
+    let entry = entry(&frontend("UDP 10.96.0.10:53"), backend(Some(&["10.244.0.2:53"])));
+    let node_port = NodePort {
+        family: Family::V4,
+        protocol: Protocol::Udp,
+        port: NonZeroU16::new(30_053).unwrap(),
+    };
+    services_of(&mut state).node_ports.insert(node_port, entry.into());
+    let mut all = Touched::default();
+    assert!(all.is_empty());
+    all.note_all();
+    assert!(!all.is_empty());
+    let flow = |sent_to: &str, answered_from: &str| {
+        let (sent_to, answered_from) = (sent_to.parse().unwrap(), answered_from.parse().unwrap());
+        // Of one that has changed nothing, no flow is stale.
+        assert!(!Touched::default().is_stale(&state, sent_to, answered_from));
+        all.is_stale(&state, sent_to, answered_from)
+    };
+    assert!(!flow("10.96.0.10:53", "10.244.0.2:53"));
+    assert!(flow("10.96.0.10:53", "10.244.0.9:53"), "its endpoint is gone");
+    assert!(flow("10.96.0.11:53", "10.244.0.9:53"), "its service is gone");
+    assert!(!flow("172.30.0.11:30053", "10.244.0.2:53"));
+    assert!(flow("172.30.0.11:30053", "10.244.0.9:53"));
+    assert!(
+        flow("172.30.0.11:30053", "172.30.0.11:30053"),
+        "it is from before"
+    );
+    assert!(
+        flow("172.30.0.11:30054", "10.244.0.9:53"),
+        "its node port is gone"
+    );
+    // Others' are theirs.
+    assert!(!flow("172.30.0.11:500", "172.30.0.11:500"));
+    assert!(!flow("10.244.0.2:53", "10.244.0.2:53"));
+    assert!(!flow("198.51.100.7:53", "198.51.100.7:53"));
 }

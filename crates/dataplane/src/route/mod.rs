@@ -25,6 +25,9 @@ use crate::settings::{SettingError, Settings};
 pub use sink::SINK_LINK;
 use way::{Links, RouteKey, Way};
 
+/// Whether all links forward, by family.
+const IPV4_FORWARDING: &str = "net/ipv4/ip_forward";
+const IPV6_FORWARDING: &str = "net/ipv6/conf/all/forwarding";
 /// The name of the VXLAN link.
 pub const TUNNEL_LINK: &str = "podnet.vxlan";
 /// The protocol number of our routes to other nodes.
@@ -125,7 +128,7 @@ impl Routes {
     pub(crate) fn apply(
         &mut self,
         want: &RoutingState,
-        settings: &mut Settings,
+        settings: &Settings,
     ) -> Result<RoutesApplied, RouteError> {
         let mut applied = RoutesApplied::default();
         if !want.known {
@@ -218,20 +221,16 @@ impl Routes {
         &mut self,
         want: &RoutingState,
         underlay: Option<&Link>,
-        settings: &mut Settings,
+        settings: &Settings,
         applied: &mut RoutesApplied,
     ) -> Result<(), RouteError> {
-        const ALL_V6: &str = "net/ipv6/conf/all/forwarding";
+        let links = self.netlink.links()?;
         if want.pod_ranges.iter().any(|range| range.addr().is_ipv4()) {
-            applied.changes += usize::from(settings.ensure("net/ipv4/ip_forward", "1")?);
+            applied.changes += usize::from(forward_all(settings, IPV4_FORWARDING, &links)?);
         }
         if want.pod_ranges.iter().any(|range| range.addr().is_ipv6()) {
-            let links = self.netlink.links()?;
             listen_to_routers(settings, &links, underlay)?;
-            if sysctl::get(ALL_V6).map_err(SettingError::from)? != "1" {
-                note_forwarding_links(settings, &links)?;
-            }
-            applied.changes += usize::from(settings.ensure(ALL_V6, "1")?);
+            applied.changes += usize::from(forward_all(settings, IPV6_FORWARDING, &links)?);
         }
         Ok(())
     }
@@ -359,7 +358,7 @@ impl Changes {
 /// A forwarding host stops listening to router advertisements, and so would lose its default route, unless told to
 /// listen all the same (2). That is for the links that listen until now, and for the underlay.
 fn listen_to_routers(
-    settings: &mut Settings,
+    settings: &Settings,
     links: &[Link],
     underlay: Option<&Link>,
 ) -> Result<(), SettingError> {
@@ -376,16 +375,28 @@ fn listen_to_routers(
     Ok(())
 }
 
-/// The setting for all links sets every link's own, so that switching it off again would take those along that forwarded
-/// before.
-fn note_forwarding_links(settings: &mut Settings, links: &[Link]) -> Result<(), SettingError> {
-    let keys = links
-        .iter()
-        .map(|link| format!("net/ipv6/conf/{}/forwarding", link.name));
-    for key in keys.filter(|key| sysctl::get(key).is_ok_and(|value| value == "1")) {
-        settings.note(&key, "1", "1")?;
+/// Has all links of a family forward by `all`, the setting for them; tells whether they did not.
+///
+/// It sets every link's own, so that switching it off again would take those along that forwarded before. In IPv4, that
+/// switches redirects on, too.
+fn forward_all(settings: &Settings, all: &str, links: &[Link]) -> Result<bool, SettingError> {
+    if sysctl::get(all)? != "1" {
+        let conf = if all == IPV4_FORWARDING {
+            "net/ipv4/conf"
+        } else {
+            "net/ipv6/conf"
+        };
+        let names = links.iter().map(|link| link.name.as_str()).chain(["default"]);
+        let forwarding = names.map(|name| (format!("{conf}/{name}/forwarding"), "1"));
+        let redirects = (format!("{conf}/all/accept_redirects"), "0");
+        for (key, value) in forwarding.chain([redirects]) {
+            // A link need not have the family.
+            if sysctl::get(&key).is_ok_and(|now| now == value) {
+                settings.note(&key, value)?;
+            }
+        }
     }
-    Ok(())
+    settings.ensure(all, "1")
 }
 
 fn is_gone(outcome: &Result<(), NetlinkError>) -> bool {
@@ -415,15 +426,15 @@ mod tests {
                     pod_ranges: ["fd00:10:244::/64".parse().unwrap()].into(),
                     ..RoutingState::default()
                 };
-                let (mut routes, mut settings) = (Routes::open(None).unwrap(), Settings::default());
-                routes.apply(&want, &mut settings).unwrap();
+                let (mut routes, settings) = (Routes::open(None).unwrap(), Settings::default());
+                routes.apply(&want, &settings).unwrap();
                 assert_eq!(sysctl::get("net/ipv6/conf/all/forwarding").unwrap(), "1");
                 assert_eq!((accepts("uplink"), accepts("deaf")), ("2".into(), "0".into()));
                 // A link that comes later forwards from the start, and never listened.
                 netlink
                     .apply([NewLink::veth("later", "latest", None).create()])
                     .unwrap();
-                routes.apply(&want, &mut settings).unwrap();
+                routes.apply(&want, &settings).unwrap();
                 assert_eq!(accepts("later"), "1");
             })
             .unwrap();

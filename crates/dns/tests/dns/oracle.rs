@@ -34,7 +34,7 @@ pub(crate) fn records(cluster: &Cluster) -> BTreeSet<Record> {
         all.insert(address(&format!("ns.dns.{zone}"), *server));
     }
     let mut owners: Vec<IpAddr> = Vec::new();
-    for (object, service) in &cluster.services {
+    for (object, service) in cluster.services.iter() {
         let service = service.as_ref().unwrap();
         let name = format!("{}.{}.svc.{zone}", object.name, object.namespace);
         if let Resolution::Alias(target) = &service.resolution {

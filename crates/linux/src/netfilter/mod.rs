@@ -1,5 +1,6 @@
 //! The netfilter netlink socket: requests, dumps, and batches that hold whole or not at all.
 
+pub mod expression;
 pub mod wire;
 
 use std::io;

@@ -152,8 +152,8 @@ pub(crate) fn changed(old: (Table, &ServiceState), new: (Table, &ServiceState)) 
         new.local_endpoints.difference(&old.local_endpoints),
     );
 
-    let frontends = Delta::between(&new.frontends, &old.frontends);
-    let node_ports = Delta::between(&new.node_ports, &old.node_ports);
+    let frontends = Delta::between_shared(&new.frontends, &old.frontends);
+    let node_ports = Delta::between_shared(&new.node_ports, &old.node_ports);
     let named = frontends
         .values()
         .chain(node_ports.values())
