@@ -252,3 +252,6 @@ fn status(pool: &LoadBalancerPool, used: &PoolUse, now: Timestamp) -> Option<Act
         false => action,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,6 +41,8 @@ pub struct LoadBalancerPoolSpec {
     pub avoid_first_and_last: bool,
     /// Nothing is to be given out of it any more. What was, stays.
     pub disabled: bool,
+    /// Nodes answer ARP and NDP for its addresses.
+    pub on_local_network: bool,
     /// Which nodes announce its addresses; all, where there is none.
     pub nodes: Option<Selector>,
     /// The links on which they are announced, by name, or by how a name begins before a `*`; where there is none, the link
@@ -67,6 +69,7 @@ struct SpecObject {
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct AnnouncementObject {
+    local_network: Option<bool>,
     node_selector: Option<SelectorObject>,
     #[serde(default)]
     interfaces: Vec<String>,
@@ -97,6 +100,7 @@ impl LoadBalancerPoolSpec {
             on_request: object.auto_assign == Some(false),
             avoid_first_and_last: object.avoid_first_and_last,
             disabled: object.disabled,
+            on_local_network: announcement.local_network != Some(false),
             nodes: selector("spec.announcement.nodeSelector", announcement.node_selector)?,
             links: announcement.interfaces,
         })
@@ -293,6 +297,9 @@ mod tests {
             read(json!({"ranges": ["192.0.2.1"], "announcement": {"interfaces": interfaces}})).unwrap()
         };
         assert!(spec(&[]).announces_on("eth0", true) && !spec(&[]).announces_on("eth1", false));
+        assert!(spec(&[]).on_local_network);
+        let routed = json!({"ranges": ["192.0.2.1"], "announcement": {"localNetwork": false}});
+        assert!(!read(routed).unwrap().on_local_network);
         let named = spec(&["lan", "bond*"]);
         assert!(named.announces_on("lan", false) && named.announces_on("bond0", false));
         assert!(!named.announces_on("eth0", true) && !named.announces_on("lan1", false));
