@@ -11,6 +11,7 @@ use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_cni::WiringName;
 use podnet_core::cluster::{ClusterConfig, NodeName, Routing, parse_range};
 use podnet_core::path;
+use podnet_core::service::ServiceState;
 use podnet_dataplane::Kernel;
 use podnet_dataplane::monitor::Monitor;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +24,7 @@ use crate::dropins;
 use crate::health_checks::{self, Health};
 use crate::host_ports::HostPorts;
 use crate::metrics::{self, Metrics};
-use crate::node::{NodeConfig, NodeLoop};
+use crate::node::{NodeConfig, NodeLoop, Outlets};
 use crate::orphans;
 use crate::paths::{self, Paths};
 use crate::sysctls::AllowedSysctl;
@@ -92,6 +93,9 @@ pub struct Args {
     /// Where to serve /metrics, /livez, /readyz and /healthz; "off" for nowhere
     #[arg(long, default_value = "127.0.0.1:9980", value_name = "ADDR:PORT|off")]
     metrics_address: MetricsAddress,
+    /// Serve the metrics that kube-proxy has too under its names (kubeproxy_...) as well
+    #[arg(long)]
+    kube_proxy_metrics: bool,
 }
 
 /// Where podnet's files are on a node.
@@ -231,6 +235,15 @@ impl Args {
         (self.masquerade == Switch::On).then(|| self.non_masquerade_cidr.iter().map(IpNet::trunc).collect())
     }
 
+    fn metrics(&self, paths: &Paths, in_force: watch::Receiver<Arc<ServiceState>>) -> Arc<Metrics> {
+        let metrics = Metrics::new(in_force).with_paths(paths.reports.clone());
+        Arc::new(if self.kube_proxy_metrics {
+            metrics.with_kube_proxys_names()
+        } else {
+            metrics
+        })
+    }
+
     fn plugin(&self) -> miette::Result<PathBuf> {
         let beside = || Some(std::env::current_exe().ok()?.with_file_name("podnet-cni"));
         let plugin = self
@@ -303,7 +316,8 @@ async fn agent(args: Args) -> miette::Result<()> {
         ..path::Settings::default()
     });
     let paths = paths.into_diagnostic().wrap_err("cannot start a thread")?;
-    let metrics = Arc::new(Metrics::default().with_paths(paths.reports.clone()));
+    let (services, in_force) = watch::channel(Default::default());
+    let metrics = args.metrics(&paths, in_force.clone());
     let mut tasks = JoinSet::new();
     serve_metrics(&args, &metrics, &ready, &mut tasks).await;
     tracing::info!(node = %args.node, api = url, routing = %args.routing, "podnet agent");
@@ -314,6 +328,8 @@ async fn agent(args: Args) -> miette::Result<()> {
     tasks.spawn(health_checks::run(asked));
     let (problems, reported) = watch::channel(Default::default());
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
+    let (repairs, repaired) = watch::channel(None);
+    tasks.spawn(report::repairs(client.clone(), args.node.clone(), repaired));
     let reports = paths.reports.clone();
     tasks.spawn(paths::report::publish(
         client.clone(),
@@ -356,8 +372,21 @@ async fn agent(args: Args) -> miette::Result<()> {
         plugin,
     };
     let disturbed = disturbances(kernel.monitor());
-    let node = NodeLoop::new(config, kernel, metrics, host_ports, readiness, problems, health).probing(paths);
-    tasks.spawn(status::serve(status, node.status(), reports));
+    let out = Outlets {
+        metrics,
+        readiness,
+        problems,
+        health,
+        services,
+        repairs,
+    };
+    let node = NodeLoop::new(config, kernel, host_ports, out).probing(paths);
+    let sources = status::Sources {
+        node: node.status(),
+        paths: reports,
+        services: in_force,
+    };
+    tasks.spawn(status::serve(status, sources));
     let (mut interrupt, mut terminate) = (
         stopped(SignalKind::interrupt())?,
         stopped(SignalKind::terminate())?,

@@ -1,6 +1,7 @@
 //! The node loop: watch, compute, apply; and the socket the CNI plugin calls
 
 pub mod blocks;
+pub mod busy_ports;
 pub mod cleanup;
 pub mod cli;
 pub mod cni_server;

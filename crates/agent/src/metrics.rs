@@ -1,5 +1,7 @@
 //! What Prometheus may ask.
 
+mod services;
+
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -11,6 +13,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use podnet_core::ipam::Usage;
 use podnet_core::path::{Checksums, Reach, Report};
+use podnet_core::service::ServiceState;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -27,6 +30,7 @@ use tokio::sync::watch;
 use crate::cni_server::Readiness;
 use crate::ipam::Leases;
 use crate::web;
+pub use services::{ServiceMetrics, Sync};
 
 /// The agent's metrics.
 #[derive(Debug)]
@@ -38,7 +42,11 @@ pub struct Metrics {
     put_back: Counter,
     pools: Pools,
     leases: OnceLock<Arc<Leases>>,
+    /// What kube-proxy tells too.
+    pub services: ServiceMetrics,
 }
+
+const PREFIX: &str = "podnet";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabels {
@@ -84,9 +92,11 @@ impl Pools {
     }
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let mut registry = Registry::with_prefix("podnet");
+impl Metrics {
+    /// With the figures of the services that are in force.
+    pub fn new(in_force: watch::Receiver<Arc<ServiceState>>) -> Self {
+        let mut all = Registry::default();
+        let registry = all.sub_registry_with_prefix(PREFIX);
         let generation = Gauge::default();
         // From 0.1 ms to 3.3 s.
         let apply_seconds = Histogram::new(exponential_buckets(0.0001, 2.0, 16));
@@ -109,16 +119,26 @@ impl Default for Metrics {
             put_back.clone(),
         );
         let pools = Pools::default();
-        pools.register(&mut registry);
+        pools.register(registry);
+        let services = ServiceMetrics::new(in_force);
+        services.register(registry);
         Metrics {
             pools,
             leases: OnceLock::new(),
-            registry,
+            registry: all,
             generation,
             apply_seconds,
             sync_errors,
             put_back,
+            services,
         }
+    }
+
+    /// With those figures of services that kube-proxy has under its own prefix too.
+    pub fn with_kube_proxys_names(mut self) -> Self {
+        let registry = self.registry.sub_registry_with_prefix(services::KUBE_PROXY);
+        self.services.register(registry);
+        self
     }
 }
 
@@ -177,7 +197,8 @@ impl Collector for Paths {
 impl Metrics {
     /// With the figures of these paths.
     pub fn with_paths(mut self, reports: watch::Receiver<Arc<Vec<Report>>>) -> Self {
-        self.registry.register_collector(Box::new(Paths(reports)));
+        let registry = self.registry.sub_registry_with_prefix(PREFIX);
+        registry.register_collector(Box::new(Paths(reports)));
         self
     }
 
@@ -222,7 +243,8 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, readiness: watc
 
 fn answer(request: &Request<Incoming>, metrics: &Metrics, readiness: &Readiness) -> Response<Full<Bytes>> {
     let fine = || (StatusCode::OK, "ok\n".to_owned());
-    let (status, text) = match (request.uri().path(), readiness) {
+    let path = request.uri().path();
+    let (status, text) = match (path, readiness) {
         ("/metrics", _) => (StatusCode::OK, metrics.text()),
         ("/livez", _) => fine(),
         ("/readyz" | "/healthz", Readiness::NotReady(why)) => {
@@ -236,6 +258,7 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics, readiness: &Readiness)
             "only /metrics, /livez, /readyz and /healthz are here\n".to_owned(),
         ),
     };
+    metrics.services.asked(path, status);
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

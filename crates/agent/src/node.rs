@@ -1,24 +1,29 @@
 //! The loop: what changed is taken in, the state computed, applied, and told.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use podnet_cni::WiringName;
 use podnet_core::path::targets;
 use podnet_core::route::is_whole;
+use podnet_core::service::{NodePort, ServiceState};
+use podnet_core::shared_map::SharedMap;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, ClusterConfig, Incremental, NodeName, NodeState};
 use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
+use podnet_linux::listeners::{Listener, listening};
 use podnet_linux::sysctl;
 use tokio::sync::{mpsc, watch};
 
+use crate::busy_ports;
 use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
 use crate::health_checks::Health;
 use crate::host_ports::HostPorts;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Sync};
 use crate::paths::{Findings, Paths};
 use crate::report;
 use crate::settings;
@@ -49,15 +54,49 @@ pub struct NodeConfig {
     pub plugin: PathBuf,
 }
 
+/// Where the loop says what has come of it.
+#[derive(Debug)]
+pub struct Outlets {
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// Whether pods can be added.
+    pub readiness: watch::Sender<Readiness>,
+    /// What is wrong with objects, as far as this node is the one to tell their owners.
+    pub problems: watch::Sender<BTreeSet<Problem>>,
+    /// What load balancers are told.
+    pub health: watch::Sender<Health>,
+    /// The services in force.
+    pub services: watch::Sender<Arc<ServiceState>>,
+    /// What was put right last because others had changed it; nothing before the first time.
+    pub repairs: watch::Sender<Option<Repair>>,
+}
+
+/// What others had changed and was put right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repair {
+    /// Entries of the tunnel and of routing.
+    pub routes: usize,
+    /// Entries of services' tables.
+    pub services: usize,
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Repair { routes, services } = self;
+        write!(
+            f,
+            "somebody else changed podnet's tables on this node: {routes} entries of routing and {services} of services \
+             were put back"
+        )
+    }
+}
+
 /// One node's network, kept as its cluster wants it.
 pub struct NodeLoop {
     config: NodeConfig,
     kernel: Kernel,
-    metrics: Arc<Metrics>,
     host_ports: Arc<HostPorts>,
-    readiness: watch::Sender<Readiness>,
-    problems: watch::Sender<BTreeSet<Problem>>,
-    health: watch::Sender<Health>,
+    out: Outlets,
     /// The objects, and what they ask for.
     wanted: Incremental,
     synced: Synced,
@@ -75,7 +114,13 @@ pub struct NodeLoop {
     wrong_settings: Vec<settings::Wrong>,
     /// The last application failed, perhaps half-way: what is in force is neither `applied` nor what was to follow.
     failed: bool,
+    begun: SystemTime,
+    /// When that happened which is not in force yet.
+    triggers: Vec<SystemTime>,
 }
+
+/// Of so many triggers the time is measured at once: while nothing can be applied they are not hoarded.
+const TRIGGERS: usize = 1000;
 
 /// Why the loop turns.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -97,24 +142,13 @@ enum Turn {
 
 impl NodeLoop {
     /// A loop that has seen nothing yet.
-    pub fn new(
-        config: NodeConfig,
-        kernel: Kernel,
-        metrics: Arc<Metrics>,
-        host_ports: Arc<HostPorts>,
-        readiness: watch::Sender<Readiness>,
-        problems: watch::Sender<BTreeSet<Problem>>,
-        health: watch::Sender<Health>,
-    ) -> Self {
+    pub fn new(config: NodeConfig, kernel: Kernel, host_ports: Arc<HostPorts>, out: Outlets) -> Self {
         let wanted = Incremental::new(Cluster::new(config.cluster.clone()), config.name.clone());
         NodeLoop {
             config,
             kernel,
-            metrics,
             host_ports,
-            readiness,
-            problems,
-            health,
+            out,
             wanted,
             synced: Synced::default(),
             applied: None,
@@ -126,6 +160,8 @@ impl NodeLoop {
             pod_mtu: None,
             wrong_settings: Vec::new(),
             failed: false,
+            begun: SystemTime::now(),
+            triggers: Vec::new(),
         }
     }
 
@@ -161,7 +197,11 @@ impl NodeLoop {
             let cause = tokio::select! {
                 update = updates.recv() => {
                     let Some(update) = update else { return };
-                    update.apply(&mut self.wanted.cluster, &mut self.synced);
+                    let alone = matches!(update, Update::Triggered(_));
+                    self.learn(update);
+                    if alone {
+                        continue;
+                    }
                     Cause::Objects
                 }
                 () = self.host_ports.changed() => Cause::Objects,
@@ -175,7 +215,7 @@ impl NodeLoop {
             let begin = Instant::now();
             // What is queued already belongs to the same generation.
             while let Ok(update) = updates.try_recv() {
-                update.apply(&mut self.wanted.cluster, &mut self.synced);
+                self.learn(update);
             }
             if !self.synced.all() {
                 due = tokio::time::Instant::now() + RESYNC;
@@ -196,17 +236,36 @@ impl NodeLoop {
         }
     }
 
+    /// Takes in what changed.
+    fn learn(&mut self, update: Update) {
+        let services = &self.out.metrics.services;
+        match &update {
+            Update::Services(change) => services.services_changed(change.count()),
+            Update::Slices(change) => services.endpoints_changed(change.count()),
+            // What happened before says how long the node was without an agent.
+            Update::Triggered(at) if *at > self.begun && self.triggers.len() < TRIGGERS => {
+                self.triggers.push(*at);
+            }
+            _ => {}
+        }
+        update.apply(&mut self.wanted.cluster, &mut self.synced);
+    }
+
     /// Computes and applies.
     fn turn(&mut self, cause: Cause, begin: Instant) -> Turn {
         self.look_around();
+        if cause == Cause::Kernel {
+            self.look_for_free_ports();
+        }
         let (version, host_ports) = self.host_ports.wanted();
         self.wanted.cluster.host_ports = host_ports;
-        let state = self.wanted.compute();
+        let state = self.compute();
         self.tell(&state.problems);
         let in_force = self.applied.as_ref().filter(|_| !self.failed);
         let same = in_force.is_some_and(|applied| applied.same_kernel_state(&state));
         if same && cause == Cause::Objects {
             self.host_ports.applied(version);
+            self.in_force();
             let moved = |applied: &NodeState| applied.addressing != state.addressing;
             if self.applied.as_ref().is_some_and(moved) {
                 self.publish(&state);
@@ -218,19 +277,22 @@ impl NodeLoop {
         }
         let before = self.applied.as_ref().map_or(0, |applied| applied.generation);
         let state = state.numbered(if same { before } else { before + 1 });
-        let outcome = match cause {
-            Cause::Objects if !self.failed => self.kernel.follow(&state),
-            _ => self.kernel.apply(&state),
+        let (sync, outcome) = match cause {
+            Cause::Objects if !self.failed => (Sync::Partial, self.kernel.follow(&state)),
+            _ => (Sync::Full, self.kernel.apply(&state)),
         };
         let unfinished = match outcome {
             Ok(applied) => {
                 self.failed = false;
                 self.host_ports.applied(version);
+                self.out.metrics.services.applied(sync, begin.elapsed());
+                self.in_force();
                 self.log(&state, &applied, same, begin.elapsed());
                 self.pod_mtu = applied.pod_mtu;
                 self.check_settings(&state);
                 let installed = self.publish(&state);
                 self.tell_health(&state);
+                self.out.services.send_replace(Arc::clone(&state.services));
                 self.probe(&state, &applied);
                 self.applied = Some(state);
                 !installed || !applied.refused.is_empty()
@@ -244,6 +306,54 @@ impl NodeLoop {
         };
         self.say();
         if unfinished { Turn::Again } else { Turn::Done }
+    }
+
+    /// What the node should have. A node port that a program has is left to it; one that services have already is not asked
+    /// about again: who comes later does not get it.
+    fn compute(&mut self) -> NodeState {
+        let state = self.wanted.compute();
+        let applied = self.applied.as_ref().map(|applied| &*applied.services);
+        let had = |port: &NodePort| applied.is_some_and(|applied| applied.node_ports.contains_key(port));
+        let nothing = SharedMap::default();
+        let before = applied.map_or(&nothing, |applied| &applied.node_ports);
+        let (now, _) = state.services.node_ports.unshared(before);
+        let new: Vec<NodePort> = now
+            .into_iter()
+            .map(|(port, _)| *port)
+            .filter(|port| !had(port))
+            .collect();
+        if new.is_empty() {
+            return state;
+        }
+        let busy = busy_ports::of(new, &self.listeners(), &state.services);
+        if busy.is_empty() {
+            return state;
+        }
+        self.wanted.cluster.local.busy_ports.extend(busy);
+        self.wanted.compute()
+    }
+
+    fn look_for_free_ports(&mut self) {
+        let busy = std::mem::take(&mut self.wanted.cluster.local.busy_ports);
+        if let (false, Some(applied)) = (busy.is_empty(), &self.applied) {
+            self.wanted.cluster.local.busy_ports = busy_ports::of(busy, &self.listeners(), &applied.services);
+        }
+    }
+
+    fn listeners(&self) -> Vec<Listener> {
+        listening().unwrap_or_else(|error| {
+            tracing::warn!("cannot see which ports of the node are in use: {error}");
+            Vec::new()
+        })
+    }
+
+    /// All that was learnt is in force.
+    fn in_force(&mut self) {
+        let services = &self.out.metrics.services;
+        services.in_force_now();
+        for trigger in self.triggers.drain(..) {
+            services.programmed(trigger);
+        }
     }
 
     fn take_in(&mut self, found: Findings) {
@@ -317,10 +427,11 @@ impl NodeLoop {
         let milliseconds = took.as_secs_f64() * 1000.0;
         let (routes, services) = (applied.route_changes, applied.service_changes);
         if !same {
-            self.metrics.applied(generation, took);
+            self.out.metrics.applied(generation, took);
             tracing::info!(generation, routes, services, milliseconds, "applied");
         } else if !applied.is_nothing() && self.refused.is_empty() {
-            self.metrics.put_back(routes + services);
+            self.out.metrics.put_back(routes + services);
+            self.out.repairs.send_replace(Some(Repair { routes, services }));
             tracing::warn!(
                 generation,
                 routes,
@@ -331,7 +442,7 @@ impl NodeLoop {
         }
         if applied.refused != self.refused {
             for refusal in &applied.refused {
-                self.metrics.failed();
+                self.out.metrics.failed();
                 tracing::warn!(generation, "the kernel refused: {refusal}");
             }
             self.refused.clone_from(&applied.refused);
@@ -339,14 +450,14 @@ impl NodeLoop {
     }
 
     fn fail(&mut self, state: &NodeState, error: &ApplyError) {
-        self.metrics.failed();
+        self.out.metrics.failed();
         let text = error.to_string();
         if self.refused != [text.clone()] {
             tracing::error!(generation = state.generation, "not applied, trying again: {text}");
         }
         self.refused = vec![text.clone()];
         // What was ready goes on: what the kernel has is the last generation.
-        self.readiness.send_modify(|readiness| {
+        self.out.readiness.send_modify(|readiness| {
             *readiness = match readiness.network() {
                 Some(network) if self.applied.is_some() => Readiness::Limited(network.clone(), text),
                 _ => Readiness::NotReady(text),
@@ -405,7 +516,7 @@ impl NodeLoop {
             }
         };
         let ready = readiness.network().is_some();
-        self.readiness.send_if_modified(|published| {
+        self.out.readiness.send_if_modified(|published| {
             let changed = *published != readiness;
             if changed {
                 *published = readiness;
@@ -421,7 +532,7 @@ impl NodeLoop {
             checks: state.services.health_checks.clone(),
             healthy: !self.failed,
         };
-        self.health.send_if_modified(|told| {
+        self.out.health.send_if_modified(|told| {
             let changed = *told != health;
             *told = health;
             changed
@@ -463,7 +574,7 @@ impl NodeLoop {
             .iter()
             .filter(|problem| report::is_ours(problem, &self.wanted.cluster, &self.config.name));
         let ours: BTreeSet<Problem> = ours.cloned().collect();
-        self.problems.send_if_modified(|published| {
+        self.out.problems.send_if_modified(|published| {
             let changed = *published != ours;
             *published = ours;
             changed

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use podnet_core::cluster::ObjectRef;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, NodeName};
 use tokio::sync::watch;
+
+use crate::node::Repair;
 
 /// A problem must last so long: what is still on its way (a new node's range, say) is not worth an Event.
 const LASTING: Duration = Duration::from_secs(10);
@@ -27,11 +30,7 @@ pub fn is_ours(problem: &Problem, cluster: &Cluster, me: &NodeName) -> bool {
 
 /// Publishes an Event for each problem that lasts, once, until the sender goes.
 pub async fn publish(client: kube::Client, me: NodeName, mut problems: watch::Receiver<BTreeSet<Problem>>) {
-    let reporter = Reporter {
-        controller: "podnet-agent".into(),
-        instance: Some(me.to_string()),
-    };
-    let recorder = Recorder::new(client.clone(), reporter);
+    let recorder = recorder(&client, &me);
     let mut since: BTreeMap<Problem, (Instant, bool)> = BTreeMap::new();
     loop {
         let now = problems.borrow_and_update().clone();
@@ -43,7 +42,7 @@ pub async fn publish(client: kube::Client, me: NodeName, mut problems: watch::Re
             .iter_mut()
             .filter(|(_, (first, told))| !told && first.elapsed() >= LASTING);
         for (problem, (_, told)) in lasting {
-            match event(&client, &recorder, problem).await {
+            match event(&client, &recorder, &problem.object, not_applied(problem)).await {
                 Ok(()) => *told = true,
                 // An Event is a courtesy: the log has said it, and the next round tries again.
                 Err(error) => tracing::debug!(object = %problem.object, %error, "no Event"),
@@ -57,8 +56,56 @@ pub async fn publish(client: kube::Client, me: NodeName, mut problems: watch::Re
     }
 }
 
-async fn event(client: &kube::Client, recorder: &Recorder, problem: &Problem) -> Result<(), kube::Error> {
-    let object = &problem.object;
+/// Publishes an Event on the Node when something was put right that others had changed, until the sender goes. Who goes on
+/// changing it makes an Event now and then.
+pub async fn repairs(client: kube::Client, me: NodeName, mut repairs: watch::Receiver<Option<Repair>>) {
+    let recorder = recorder(&client, &me);
+    let node = ObjectRef::node(&me);
+    while repairs.changed().await.is_ok() {
+        let Some(repair) = *repairs.borrow_and_update() else {
+            continue;
+        };
+        // The API server may be just what cannot be reached.
+        while let Err(error) = event(&client, &recorder, &node, put_back(repair)).await {
+            tracing::debug!(%error, "no Event");
+            tokio::time::sleep(LASTING / 5).await;
+        }
+        tokio::time::sleep(LASTING).await;
+    }
+}
+
+fn recorder(client: &kube::Client, me: &NodeName) -> Recorder {
+    let reporter = Reporter {
+        controller: "podnet-agent".into(),
+        instance: Some(me.to_string()),
+    };
+    Recorder::new(client.clone(), reporter)
+}
+
+fn put_back(repair: Repair) -> Event {
+    warning("NetworkPutBack", "Repair", repair.to_string())
+}
+
+fn not_applied(problem: &Problem) -> Event {
+    warning("NetworkNotApplied", "Compute", problem.why.clone())
+}
+
+fn warning(reason: &str, action: &str, note: String) -> Event {
+    Event {
+        type_: EventType::Warning,
+        reason: reason.into(),
+        note: Some(note),
+        action: action.into(),
+        secondary: None,
+    }
+}
+
+async fn event(
+    client: &kube::Client,
+    recorder: &Recorder,
+    object: &ObjectRef,
+    event: Event,
+) -> Result<(), kube::Error> {
     let (group, version) = match object.kind {
         "EndpointSlice" => ("discovery.k8s.io", "v1"),
         "NetworkPolicy" => ("networking.k8s.io", "v1"),
@@ -80,13 +127,6 @@ async fn event(client: &kube::Client, recorder: &Recorder, problem: &Problem) ->
         name: Some(object.name.clone()),
         uid,
         ..ObjectReference::default()
-    };
-    let event = Event {
-        type_: EventType::Warning,
-        reason: "NetworkNotApplied".into(),
-        note: Some(problem.why.clone()),
-        action: "Compute".into(),
-        secondary: None,
     };
     recorder.publish(&event, &reference).await
 }

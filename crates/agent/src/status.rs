@@ -1,8 +1,11 @@
-//! `podnet status`: what the agent of this node says of itself and of the paths to other nodes.
+//! `podnet status`: what the agent of this node says of itself, of the paths to other nodes, and of services.
 //!
-//! The agent answers whoever connects to `status.sock` in its run directory with one JSON document.
+//! Whoever connects to `status.sock` in the agent's run directory says in a line what it wants to know, and is answered
+//! with one JSON document.
 
-use std::io::Read;
+mod services;
+
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,15 +14,21 @@ use std::time::Duration;
 
 use miette::{Context, IntoDiagnostic, miette};
 use podnet_core::path::Report;
+use podnet_core::service::ServiceState;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
+
+pub use services::{FrontendStatus, ServicesStatus};
 
 /// The socket's name in the run directory.
 pub const SOCKET: &str = "status.sock";
 /// The agent answers at once; one that does not is stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest line that is read.
+const LONGEST_LINE: u64 = 64;
 
 /// What the node loop has come to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -94,26 +103,49 @@ impl From<&Report> for PathStatus {
     }
 }
 
+/// Where what is told comes from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The node loop.
+    pub node: watch::Receiver<NodeStatus>,
+    /// The probes.
+    pub paths: watch::Receiver<Arc<Vec<Report>>>,
+    /// Services in force.
+    pub services: watch::Receiver<Arc<ServiceState>>,
+}
+
+impl Sources {
+    fn answer(&self, question: &str) -> serde_json::Result<Vec<u8>> {
+        let node = self.node.borrow().clone();
+        if question == What::Services.word() {
+            let state = self.services.borrow().clone();
+            return serde_json::to_vec(&ServicesStatus::of(node, &state));
+        }
+        let paths = self.paths.borrow().iter().map(PathStatus::from).collect();
+        serde_json::to_vec(&Status { node, paths })
+    }
+}
+
 /// Answers until the task ends.
-pub async fn serve(
-    listener: UnixListener,
-    node: watch::Receiver<NodeStatus>,
-    reports: watch::Receiver<Arc<Vec<Report>>>,
-) {
+pub async fn serve(listener: UnixListener, sources: Sources) {
     loop {
-        let Ok((mut stream, _)) = listener.accept().await else {
+        let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let status = Status {
-            node: node.borrow().clone(),
-            paths: reports.borrow().iter().map(PathStatus::from).collect(),
-        };
+        let sources = sources.clone();
         tokio::spawn(async move {
-            let text = serde_json::to_vec(&status).unwrap_or_default();
+            let (reader, mut writer) = stream.into_split();
+            let mut question = String::new();
+            let mut reader = tokio::io::BufReader::new(reader.take(LONGEST_LINE));
+            let read = tokio::time::timeout(PATIENCE, reader.read_line(&mut question)).await;
+            if !matches!(read, Ok(Ok(_))) {
+                return;
+            }
+            let text = sources.answer(question.trim()).unwrap_or_default();
             // Who asks and goes away is no concern of ours.
-            let _ = stream.write_all(&text).await;
-            let _ = stream.shutdown().await;
+            let _ = writer.write_all(&text).await;
+            let _ = writer.shutdown().await;
         });
     }
 }
@@ -134,12 +166,30 @@ pub fn listen(run_dir: &Path) -> std::io::Result<UnixListener> {
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Where the agent's sockets are
-    #[arg(long, default_value = "/run/podnet", value_name = "DIR")]
+    #[arg(long, default_value = "/run/podnet", value_name = "DIR", global = true)]
     run_dir: PathBuf,
     /// How to print
-    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    #[arg(long, short, value_enum, default_value_t = Format::Table, global = true)]
     output: Format,
+}
+
+/// What more to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Subcommand)]
+enum What {
+    /// What is in force on this node for every address of every service
+    Services,
+}
+
+impl What {
+    /// What the agent is asked.
+    fn word(self) -> &'static str {
+        match self {
+            What::Services => "services",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -148,17 +198,27 @@ enum Format {
     Json,
 }
 
-/// Asks the agent of this node and prints what it says.
-pub fn run(args: Args) -> miette::Result<()> {
-    let status = ask(&args.run_dir)?;
-    match args.output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&status).into_diagnostic()?),
-        Format::Table => print!("{status}"),
+impl Format {
+    fn print(self, status: &(impl Serialize + std::fmt::Display)) -> miette::Result<()> {
+        match self {
+            Format::Json => println!("{}", serde_json::to_string_pretty(status).into_diagnostic()?),
+            Format::Table => print!("{status}"),
+        }
+        Ok(())
     }
-    Ok(())
 }
 
-fn ask(run_dir: &Path) -> miette::Result<Status> {
+/// Asks the agent of this node and prints what it says.
+pub fn run(args: Args) -> miette::Result<()> {
+    match args.what {
+        None => args.output.print(&ask::<Status>(&args.run_dir, "")?),
+        Some(what @ What::Services) => args
+            .output
+            .print(&ask::<ServicesStatus>(&args.run_dir, what.word())?),
+    }
+}
+
+fn ask<T: DeserializeOwned>(run_dir: &Path, question: &str) -> miette::Result<T> {
     let path = run_dir.join(SOCKET);
     let stream = UnixStream::connect(&path).map_err(|error| {
         miette!(
@@ -170,6 +230,7 @@ fn ask(run_dir: &Path) -> miette::Result<Status> {
     let mut text = String::new();
     stream
         .set_read_timeout(Some(PATIENCE))
+        .and_then(|()| writeln!(&stream, "{question}"))
         .and_then(|()| (&stream).read_to_string(&mut text))
         .into_diagnostic()
         .wrap_err("the agent does not answer")?;
@@ -178,7 +239,20 @@ fn ask(run_dir: &Path) -> miette::Result<Status> {
         .wrap_err("the agent's answer is not understood: is it of another version?")
 }
 
-impl std::fmt::Display for Status {
+/// Rows in columns, the first row being the header.
+fn columns<const N: usize>(f: &mut std::fmt::Formatter<'_>, rows: &[[String; N]]) -> std::fmt::Result {
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+            line.push_str(&format!("{cell:width$}   "));
+        }
+        writeln!(f, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+impl std::fmt::Display for NodeStatus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let NodeStatus {
             node,
@@ -189,7 +263,7 @@ impl std::fmt::Display for Status {
             checksum_offload,
             failures,
             problems,
-        } = &self.node;
+        } = self;
         let or = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_owned());
         let generation = or(
             generation.map(|number| format!("generation {number}")),
@@ -211,7 +285,13 @@ impl std::fmt::Display for Status {
             .try_for_each(|failure| writeln!(f, "not applied: {failure}"))?;
         problems
             .iter()
-            .try_for_each(|problem| writeln!(f, "left out: {problem}"))?;
+            .try_for_each(|problem| writeln!(f, "left out: {problem}"))
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.node)?;
         if self.paths.is_empty() {
             return writeln!(f, "there is no path to another node");
         }
@@ -220,15 +300,7 @@ impl std::fmt::Display for Status {
             .chain(self.paths.iter().map(PathStatus::row))
             .collect();
         writeln!(f)?;
-        for row in &rows {
-            let mut line = String::new();
-            for (column, cell) in row.iter().enumerate() {
-                let width = rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-                line.push_str(&format!("{cell:width$}   "));
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
+        columns(f, &rows)
     }
 }
 

@@ -7,7 +7,7 @@ mod pools;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -17,7 +17,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use podnet_core::Cluster;
-use podnet_core::cluster::{self, NodeName, ObjectName, Parsed};
+use podnet_core::cluster::{self, NodeName, ObjectName, OfService, Parsed, Table};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -48,6 +48,8 @@ pub enum Update {
     Pools(Change<String, cluster::IpPool>),
     /// Namespaces.
     Namespaces(Change<String, cluster::Namespace>),
+    /// What the next change of a slice comes from happened then.
+    Triggered(SystemTime),
 }
 
 /// The kinds that have been listed once: before all have been, the cluster is not known.
@@ -75,6 +77,7 @@ impl Update {
             Update::Slices(change) => change.apply(&mut cluster.slices, &mut synced.slices),
             Update::Pools(change) => change.apply(&mut cluster.ip_pools, &mut synced.pools),
             Update::Namespaces(change) => change.apply_sound(&mut cluster.namespaces),
+            Update::Triggered(_) => {}
         }
     }
 }
@@ -100,35 +103,29 @@ impl<K: Ord, T> Objects<K, T> for BTreeMap<K, T> {
     }
 }
 
-impl Objects<ObjectName, Parsed<cluster::Service>> for cluster::Services {
-    fn replace(&mut self, all: Vec<(ObjectName, Parsed<cluster::Service>)>) {
-        cluster::Services::replace(self, all);
+impl<T: OfService> Objects<ObjectName, Parsed<T>> for Table<T> {
+    fn replace(&mut self, all: Vec<(ObjectName, Parsed<T>)>) {
+        Table::replace(self, all);
     }
 
-    fn set(&mut self, key: ObjectName, object: Parsed<cluster::Service>) {
+    fn set(&mut self, key: ObjectName, object: Parsed<T>) {
         self.insert(key, object);
     }
 
     fn remove(&mut self, key: &ObjectName) {
-        cluster::Services::remove(self, key);
-    }
-}
-
-impl Objects<ObjectName, Parsed<cluster::EndpointSlice>> for cluster::Slices {
-    fn replace(&mut self, all: Vec<(ObjectName, Parsed<cluster::EndpointSlice>)>) {
-        cluster::Slices::replace(self, all);
-    }
-
-    fn set(&mut self, key: ObjectName, object: Parsed<cluster::EndpointSlice>) {
-        self.insert(key, object);
-    }
-
-    fn remove(&mut self, key: &ObjectName) {
-        cluster::Slices::remove(self, key);
+        Table::remove(self, key);
     }
 }
 
 impl<K: Ord, T> Change<K, T> {
+    /// How many objects it tells of.
+    pub fn count(&self) -> usize {
+        match self {
+            Change::All(all) => all.len(),
+            Change::Set(..) | Change::Gone(_) => 1,
+        }
+    }
+
     /// Of a kind whose objects are always sound, and that nothing has to wait for.
     fn apply_sound(self, objects: &mut BTreeMap<K, T>) {
         match self {
@@ -162,7 +159,12 @@ impl<K: Ord, T> Change<K, T> {
 /// Starts watching; the tasks end with the set. The other end sees the end of `updates` when all of them have ended.
 pub fn start(client: &kube::Client, updates: mpsc::UnboundedSender<Update>, tasks: &mut JoinSet<()>) {
     let node = |object: &Node| parse::node(object).map(|(name, parsed)| (name, Some(parsed)));
-    let slice = |object: &EndpointSlice| {
+    let tell = updates.clone();
+    let slice = move |object: &EndpointSlice| {
+        if let Some(trigger) = parse::trigger(object) {
+            // Who listens no more needs no slice either.
+            let _ = tell.send(Update::Triggered(trigger));
+        }
         let (name, parsed) = parse::slice(object);
         Some((name, Some(parsed)))
     };

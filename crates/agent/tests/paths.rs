@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use podnet_agent::cni_server::{CniServerConfig, Readiness};
 use podnet_agent::host_ports::HostPorts;
 use podnet_agent::metrics::Metrics;
-use podnet_agent::node::{NodeConfig, NodeLoop};
+use podnet_agent::node::{NodeConfig, NodeLoop, Outlets};
 use podnet_agent::paths::Paths;
 use podnet_agent::status::NodeStatus;
 use podnet_agent::watch::{Change, Update};
@@ -194,13 +194,16 @@ impl World {
             };
             let paths = Paths::start(settings).unwrap();
             let reports = paths.reports.clone();
-            let metrics = Arc::new(Metrics::default());
-            let readiness = watch::channel(Readiness::NotReady("starting".into())).0;
-            let problems = watch::channel(BTreeSet::new()).0;
-            let health = watch::channel(Default::default()).0;
-            let host_ports = Arc::new(HostPorts::default());
-            let node = NodeLoop::new(config, kernel, metrics, host_ports, readiness, problems, health)
-                .probing(paths);
+            let (services, in_force) = watch::channel(Default::default());
+            let out = Outlets {
+                metrics: Arc::new(Metrics::new(in_force)),
+                readiness: watch::channel(Readiness::NotReady("starting".into())).0,
+                problems: watch::channel(BTreeSet::new()).0,
+                health: watch::channel(Default::default()).0,
+                services,
+                repairs: watch::channel(None).0,
+            };
+            let node = NodeLoop::new(config, kernel, Arc::new(HostPorts::default()), out).probing(paths);
             tell.send((reports, node.status())).unwrap();
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(1)

@@ -77,7 +77,7 @@ fn compute_with(ledger: &mut Ledger, cluster: &Cluster, node: &NodeName, changes
         .map(|block| block.range);
     let pods = routing.pod_ranges.iter().copied().chain(blocks).collect();
     let services = ledger.update(cluster, node, &pods, changes);
-    problems.extend(ledger.problems().cloned());
+    problems.extend(ledger.problems());
     routing.sink(services.addresses());
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
     let names = names::compute(cluster, &mut problems).map(Arc::new);

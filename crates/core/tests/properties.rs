@@ -16,21 +16,31 @@ use proptest::prelude::*;
 
 use clusters::{Edit, NODES, cluster, edit, empty, node_name, v4, v6};
 
-/// Which object an edit is of: the kind and its number.
-fn key(edit: &Edit) -> (u8, u8) {
+/// What an edit is of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Thing {
+    Node(u8),
+    Service(u8),
+    Slice(u8),
+    Port(NodePort),
+}
+
+fn thing(edit: &Edit) -> Thing {
     match edit {
-        Edit::Node(key, _) => (0, *key),
-        Edit::Service(key, _) | Edit::BrokenService(key) => (1, *key),
-        Edit::Slice(key, _) | Edit::BrokenSlice(key) => (2, *key),
+        Edit::Node(key, _) => Thing::Node(*key),
+        Edit::Service(key, _) | Edit::BrokenService(key) => Thing::Service(*key),
+        Edit::Slice(key, _) | Edit::BrokenSlice(key) => Thing::Slice(*key),
+        Edit::Busy(port, _) => Thing::Port(*port),
     }
 }
 
-/// The edit that takes an edit's object away.
+/// The edit that takes away what an edit is of.
 fn removal(edit: &Edit) -> Edit {
-    match key(edit) {
-        (0, key) => Edit::Node(key, None),
-        (1, key) => Edit::Service(key, None),
-        (_, key) => Edit::Slice(key, None),
+    match thing(edit) {
+        Thing::Node(key) => Edit::Node(key, None),
+        Thing::Service(key) => Edit::Service(key, None),
+        Thing::Slice(key) => Edit::Slice(key, None),
+        Thing::Port(port) => Edit::Busy(port, false),
     }
 }
 
@@ -91,10 +101,10 @@ proptest! {
         // The last edit of each key, in another order, after a detour that it overwrites or undoes.
         let mut last: BTreeMap<(u8, u8), Edit> = BTreeMap::new();
         for edit in detour.iter().chain(&edits) {
-            last.entry(key(edit)).or_insert(removal(edit));
+            last.entry(thing(edit)).or_insert(removal(edit));
         }
         for edit in &edits {
-            last.insert(key(edit), edit.clone());
+            last.insert(thing(edit), edit.clone());
         }
         let mut last: Vec<Edit> = last.into_values().collect();
         let count = last.len().max(1);

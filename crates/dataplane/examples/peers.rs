@@ -3,7 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop")]
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/kernel/common/mod.rs"]
+#[expect(dead_code, reason = "most of it is for tests")]
 mod common;
 
 use std::time::{Duration, Instant};

@@ -6,18 +6,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop")]
 
+#[path = "../tests/kernel/common/mod.rs"]
+#[expect(dead_code, reason = "most of it is for tests")]
+mod common;
+
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 use std::time::Instant;
 
+use common::Machine;
 use podnet_core::cluster::{
     AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, Node, NodeName,
     ObjectName, PodRanges, Protocol, Service, ServicePort,
 };
 use podnet_core::{Incremental, compute};
 use podnet_dataplane::{Dataplane, Kernel};
-use podnet_linux::netlink::{Address, LinkChange, Netlink, NewLink, NewLinkKind};
-use podnet_linux::ns::{Kind, Namespace};
 
 const ENDPOINTS: u32 = 5;
 const CHANGES: u32 = 101;
@@ -118,23 +121,8 @@ fn measure(services: u32) -> String {
     )
 }
 
-/// An underlay with the node's address on it.
-fn underlay() {
-    let mut netlink = Netlink::open().unwrap();
-    netlink.request(LinkChange::named("lo").up(true).apply()).unwrap();
-    let eth0 = NewLink {
-        up: true,
-        ..NewLink::new("eth0", NewLinkKind::Bridge)
-    };
-    netlink.request(eth0.create()).unwrap();
-    let index = netlink.link("eth0").unwrap().unwrap().index;
-    let address = Address::new(index, "172.30.0.11/24".parse().unwrap());
-    netlink.request(address.add()).unwrap();
-}
-
 fn main() {
-    let namespace = Namespace::create(Kind::Net).unwrap();
-    namespace.run(underlay).unwrap();
-    let figures = [1, 1000, 10_000].map(|services| namespace.run(|| measure(services)).unwrap());
+    let node = Machine::alone(&["172.30.0.11/24"]);
+    let figures = [1, 1000, 10_000].map(|services| node.run(|| measure(services)));
     println!("[{}]", figures.join(", "));
 }

@@ -4,11 +4,11 @@
 #[derive(Debug, Default)]
 pub(super) struct Archive {
     bytes: Vec<u8>,
-    entries: u32,
+    entries: usize,
 }
 
-const DIRECTORY: u32 = 0o040_755;
-const FILE: u32 = 0o100_755;
+const DIRECTORY: usize = 0o040_755;
+const FILE: usize = 0o100_755;
 
 impl Archive {
     /// Adds a directory; what is above it must have been added before.
@@ -27,10 +27,9 @@ impl Archive {
         self.bytes
     }
 
-    fn entry(&mut self, path: &str, mode: u32, contents: &[u8]) {
+    fn entry(&mut self, path: &str, mode: usize, contents: &[u8]) {
         self.entries += 1;
-        let length = u32::try_from(contents.len()).expect("files of an initramfs are small");
-        let name = u32::try_from(path.len() + 1).expect("paths are short");
+        let (length, name) = (contents.len(), path.len() + 1);
         // inode, mode, user, group, links, time, length, four device numbers, length of the name, checksum
         let fields = [self.entries, mode, 0, 0, 1, 0, length, 0, 0, 0, 0, name, 0];
         self.bytes.extend_from_slice(b"070701");

@@ -21,7 +21,7 @@ pub use node::node;
 pub use pod::{namespace, pod};
 pub use pool::{namespace_metadata, pool, pools};
 pub use service::service;
-pub use slice::slice;
+pub use slice::{slice, trigger};
 
 /// The key of a namespaced object.
 pub(crate) fn object_name(

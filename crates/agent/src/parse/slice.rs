@@ -1,4 +1,5 @@
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use k8s_openapi::api::discovery::v1 as api;
 use podnet_core::cluster::{
@@ -9,6 +10,16 @@ use podnet_core::cluster::{
 use super::{invalid, object_name, port, protocol};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// When that happened which the slice's controller last wrote it for.
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// When the change of a pod or a service happened that the slice tells of, where its controller says so.
+pub fn trigger(object: &api::EndpointSlice) -> Option<SystemTime> {
+    let text = object.metadata.annotations.as_ref()?.get(TRIGGER)?;
+    let time: jiff::Timestamp = text.parse().ok()?;
+    Some(time.into())
+}
 
 /// An EndpointSlice.
 pub fn slice(object: &api::EndpointSlice) -> (ObjectName, Parsed<EndpointSlice>) {

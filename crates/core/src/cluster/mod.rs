@@ -43,7 +43,7 @@ pub use service::{
     ServicePort, UnknownProtocol,
 };
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, SliceError};
-pub use table::{Changes, Services, Slices};
+pub use table::{Changes, Index, OfService, Services, Slices, Table};
 
 use crate::service::HostPort;
 

@@ -1,6 +1,7 @@
 //! Services and their endpoint slices by name, with a note of the services that changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::ops::Deref;
 
 use super::{EndpointSlice, ObjectName, Parsed, Service};
@@ -45,50 +46,106 @@ impl Journal {
     }
 }
 
-/// Services by namespace and name. They read as the map that they are.
-#[derive(Debug, Clone, Default)]
-pub struct Services {
-    objects: BTreeMap<ObjectName, Parsed<Service>>,
+/// Objects that services are made of.
+pub trait OfService: Debug + Clone + Eq {
+    /// What finds the objects of a service.
+    type Index: Index;
+
+    /// The service that is another one when this object is.
+    fn service<'a>(name: &'a ObjectName, object: &'a Parsed<Self>) -> Option<&'a ObjectName>;
+}
+
+/// The names of a service's objects.
+pub trait Index: Debug + Clone + Default {
+    /// An object came.
+    fn add(&mut self, service: &ObjectName, name: &ObjectName);
+    /// An object went.
+    fn remove(&mut self, service: &ObjectName, name: &ObjectName);
+}
+
+/// Objects by namespace and name. They read as the map that they are.
+#[derive(Debug, Clone)]
+pub struct Table<T: OfService> {
+    objects: BTreeMap<ObjectName, Parsed<T>>,
+    index: T::Index,
     journal: Journal,
 }
 
-/// Endpoint slices by namespace and name, and by service. They read as the map by name that they are.
-#[derive(Debug, Clone, Default)]
-pub struct Slices {
-    objects: BTreeMap<ObjectName, Parsed<EndpointSlice>>,
-    /// Services with their slices. Those that are of no service, or invalid, are not in it.
-    by_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
-    journal: Journal,
+/// Services.
+pub type Services = Table<Service>;
+
+/// Endpoint slices, which are found by their service too.
+pub type Slices = Table<EndpointSlice>;
+
+impl OfService for Service {
+    type Index = ();
+
+    fn service<'a>(name: &'a ObjectName, _: &'a Parsed<Self>) -> Option<&'a ObjectName> {
+        Some(name)
+    }
 }
 
-impl Services {
-    /// Puts a service in the place of the one of that name, if there is one. One that is the same changes nothing.
-    pub fn insert(&mut self, name: ObjectName, service: Parsed<Service>) -> Option<Parsed<Service>> {
-        if self.objects.get(&name) != Some(&service) {
-            self.journal.note(&name);
+/// A service is found by its name.
+impl Index for () {
+    fn add(&mut self, _: &ObjectName, _: &ObjectName) {}
+    fn remove(&mut self, _: &ObjectName, _: &ObjectName) {}
+}
+
+impl OfService for EndpointSlice {
+    type Index = BTreeMap<ObjectName, BTreeSet<ObjectName>>;
+
+    /// Those that are invalid are of none.
+    fn service<'a>(_: &'a ObjectName, object: &'a Parsed<Self>) -> Option<&'a ObjectName> {
+        object.as_ref().ok()?.service.as_ref()
+    }
+}
+
+impl Index for BTreeMap<ObjectName, BTreeSet<ObjectName>> {
+    fn add(&mut self, service: &ObjectName, name: &ObjectName) {
+        self.entry(service.clone()).or_default().insert(name.clone());
+    }
+
+    fn remove(&mut self, service: &ObjectName, name: &ObjectName) {
+        if let Some(names) = self.get_mut(service) {
+            names.remove(name);
+            if names.is_empty() {
+                BTreeMap::remove(self, service);
+            }
         }
-        self.objects.insert(name, service)
+    }
+}
+
+impl<T: OfService> Table<T> {
+    /// Puts an object in the place of the one of that name, if there is one. One that is the same changes nothing.
+    pub fn insert(&mut self, name: ObjectName, object: Parsed<T>) -> Option<Parsed<T>> {
+        if self.objects.get(&name) == Some(&object) {
+            return Some(object);
+        }
+        let gone = self.remove(&name);
+        if let Some(service) = T::service(&name, &object) {
+            self.journal.note(service);
+            self.index.add(service, &name);
+        }
+        self.objects.insert(name, object);
+        gone
     }
 
-    /// A service, to be changed.
-    pub fn get_mut(&mut self, name: &ObjectName) -> Option<&mut Parsed<Service>> {
-        self.journal.note(name);
-        self.objects.get_mut(name)
-    }
-
-    /// Takes a service away.
-    pub fn remove(&mut self, name: &ObjectName) -> Option<Parsed<Service>> {
+    /// Takes an object away.
+    pub fn remove(&mut self, name: &ObjectName) -> Option<Parsed<T>> {
         let gone = self.objects.remove(name)?;
-        self.journal.note(name);
+        if let Some(service) = T::service(name, &gone) {
+            self.journal.note(service);
+            self.index.remove(service, name);
+        }
         Some(gone)
     }
 
     /// These are all there are from now on.
-    pub fn replace(&mut self, services: impl IntoIterator<Item = (ObjectName, Parsed<Service>)>) {
+    pub fn replace(&mut self, objects: impl IntoIterator<Item = (ObjectName, Parsed<T>)>) {
         let mut gone: BTreeSet<ObjectName> = self.objects.keys().cloned().collect();
-        for (name, service) in services {
+        for (name, object) in objects {
             gone.remove(&name);
-            self.insert(name, service);
+            self.insert(name, object);
         }
         for name in &gone {
             self.remove(name);
@@ -101,129 +158,60 @@ impl Services {
     }
 }
 
+impl Services {
+    /// A service, to be changed.
+    pub fn get_mut(&mut self, name: &ObjectName) -> Option<&mut Parsed<Service>> {
+        self.journal.note(name);
+        self.objects.get_mut(name)
+    }
+}
+
 impl Slices {
     /// The valid slices of a service, by name.
     pub fn of<'a>(&'a self, service: &ObjectName) -> impl Iterator<Item = &'a EndpointSlice> {
-        let names = self.by_service.get(service).into_iter().flatten();
+        let names = self.index.get(service).into_iter().flatten();
         names.filter_map(|name| self.objects.get(name)?.as_ref().ok())
     }
+}
 
-    /// Puts a slice in the place of the one of that name, if there is one. One that is the same changes nothing.
-    pub fn insert(
-        &mut self,
-        name: ObjectName,
-        slice: Parsed<EndpointSlice>,
-    ) -> Option<Parsed<EndpointSlice>> {
-        if self.objects.get(&name) == Some(&slice) {
-            return Some(slice);
+impl<T: OfService> Default for Table<T> {
+    fn default() -> Self {
+        Table {
+            objects: BTreeMap::new(),
+            index: T::Index::default(),
+            journal: Journal::default(),
         }
-        let gone = self.remove(&name);
-        if let Some(service) = service_of(&slice) {
-            self.journal.note(service);
-            let names = self.by_service.entry(service.clone()).or_default();
-            names.insert(name.clone());
-        }
-        self.objects.insert(name, slice);
-        gone
-    }
-
-    /// Takes a slice away.
-    pub fn remove(&mut self, name: &ObjectName) -> Option<Parsed<EndpointSlice>> {
-        let gone = self.objects.remove(name)?;
-        if let Some(service) = service_of(&gone) {
-            self.journal.note(service);
-            if let Some(names) = self.by_service.get_mut(service) {
-                names.remove(name);
-                if names.is_empty() {
-                    self.by_service.remove(service);
-                }
-            }
-        }
-        Some(gone)
-    }
-
-    /// These are all there are from now on.
-    pub fn replace(&mut self, slices: impl IntoIterator<Item = (ObjectName, Parsed<EndpointSlice>)>) {
-        let mut gone: BTreeSet<ObjectName> = self.objects.keys().cloned().collect();
-        for (name, slice) in slices {
-            gone.remove(&name);
-            self.insert(name, slice);
-        }
-        for name in &gone {
-            self.remove(name);
-        }
-    }
-
-    /// The services whose slices changed since this was last called.
-    pub fn take_changes(&mut self) -> Changes {
-        self.journal.take()
     }
 }
 
-fn service_of(slice: &Parsed<EndpointSlice>) -> Option<&ObjectName> {
-    slice.as_ref().ok()?.service.as_ref()
-}
-
-impl Deref for Services {
-    type Target = BTreeMap<ObjectName, Parsed<Service>>;
+impl<T: OfService> Deref for Table<T> {
+    type Target = BTreeMap<ObjectName, Parsed<T>>;
 
     fn deref(&self) -> &Self::Target {
         &self.objects
     }
 }
 
-impl Deref for Slices {
-    type Target = BTreeMap<ObjectName, Parsed<EndpointSlice>>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.objects
-    }
-}
-
-impl PartialEq for Services {
+impl<T: OfService> PartialEq for Table<T> {
     fn eq(&self, other: &Self) -> bool {
         self.objects == other.objects
     }
 }
 
-impl Eq for Services {}
+impl<T: OfService> Eq for Table<T> {}
 
-impl PartialEq for Slices {
-    fn eq(&self, other: &Self) -> bool {
-        self.objects == other.objects
-    }
-}
-
-impl Eq for Slices {}
-
-impl Extend<(ObjectName, Parsed<Service>)> for Services {
-    fn extend<I: IntoIterator<Item = (ObjectName, Parsed<Service>)>>(&mut self, services: I) {
-        for (name, service) in services {
-            self.insert(name, service);
+impl<T: OfService> Extend<(ObjectName, Parsed<T>)> for Table<T> {
+    fn extend<I: IntoIterator<Item = (ObjectName, Parsed<T>)>>(&mut self, objects: I) {
+        for (name, object) in objects {
+            self.insert(name, object);
         }
     }
 }
 
-impl Extend<(ObjectName, Parsed<EndpointSlice>)> for Slices {
-    fn extend<I: IntoIterator<Item = (ObjectName, Parsed<EndpointSlice>)>>(&mut self, slices: I) {
-        for (name, slice) in slices {
-            self.insert(name, slice);
-        }
-    }
-}
-
-impl FromIterator<(ObjectName, Parsed<Service>)> for Services {
-    fn from_iter<I: IntoIterator<Item = (ObjectName, Parsed<Service>)>>(services: I) -> Self {
-        let mut table = Services::default();
-        table.extend(services);
-        table
-    }
-}
-
-impl FromIterator<(ObjectName, Parsed<EndpointSlice>)> for Slices {
-    fn from_iter<I: IntoIterator<Item = (ObjectName, Parsed<EndpointSlice>)>>(slices: I) -> Self {
-        let mut table = Slices::default();
-        table.extend(slices);
+impl<T: OfService> FromIterator<(ObjectName, Parsed<T>)> for Table<T> {
+    fn from_iter<I: IntoIterator<Item = (ObjectName, Parsed<T>)>>(objects: I) -> Self {
+        let mut table = Table::default();
+        table.extend(objects);
         table
     }
 }

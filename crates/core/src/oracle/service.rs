@@ -95,7 +95,12 @@ pub fn connect(cluster: &Cluster, node: &NodeName, from: IpAddr, protocol: Proto
         None => true,
         Some(ranges) => ranges.iter().any(|range| range.contains(&to.ip())),
     };
-    if is_own && has_node_ports {
+    let mut busy = false;
+    for port in &cluster.local.busy_ports {
+        busy |=
+            port.protocol == protocol && port.port.get() == to.port() && port.family == Family::of(to.ip());
+    }
+    if is_own && has_node_ports && !busy {
         for (name, service) in carried(cluster) {
             if !has_family(service, to.ip()) {
                 continue;

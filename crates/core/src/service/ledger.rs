@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::endpoints::Place;
 use super::served::Served;
-use super::{Entry, Frontend, NodePort, ServiceState};
+use super::{Entry, Frontend, HostAddress, NodePort, ServiceState};
 use crate::cluster::{Changes, Cluster, NodeName, ObjectName, ObjectRef};
 use crate::state::Problem;
 
@@ -41,8 +41,10 @@ pub(crate) struct Ledger {
     claims: BTreeMap<Claim, Vec<Arc<ObjectName>>>,
     /// How many services have an endpoint on this node.
     local: BTreeMap<IpAddr, usize>,
-    /// What of a service cannot be, whoever else there is.
-    own_problems: BTreeMap<Arc<ObjectName>, Vec<Problem>>,
+    /// The services of which something cannot be, whoever else there is.
+    ailing: BTreeSet<Arc<ObjectName>>,
+    /// Ports of this node that are somebody else's: programs' that listen on them, and pods'.
+    busy: BTreeSet<NodePort>,
     /// What cannot be because another has it.
     lost: BTreeMap<Claim, Vec<Problem>>,
     state: Arc<ServiceState>,
@@ -78,14 +80,26 @@ impl Ledger {
         for name in changed {
             self.serve(cluster, place, name, &mut claims);
         }
-        self.settle(claims);
+        let busy = busy(cluster);
+        let moved = self.busy.symmetric_difference(&busy).copied();
+        claims.extend(moved.map(Claim::NodePort));
+        self.busy = busy;
+        self.settle(claims, me);
         self.rest(cluster, pods);
         Arc::clone(&self.state)
     }
 
     /// What of services could not be.
-    pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.own_problems.values().chain(self.lost.values()).flatten()
+    pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let own = self.ailing.iter().flat_map(|name| {
+            let problems = self
+                .served
+                .get(name)
+                .into_iter()
+                .flat_map(|served| &served.problems);
+            problems.map(|why| problem(name, why.clone()))
+        });
+        own.chain(self.lost.values().flatten().cloned())
     }
 
     fn under(terms: Terms) -> Self {
@@ -111,7 +125,7 @@ impl Ledger {
     ) {
         let name = Arc::new(name);
         if let Some(old) = self.served.remove(&name) {
-            self.own_problems.remove(&name);
+            self.ailing.remove(&name);
             for claim in claims_of(&old) {
                 touched.insert(claim);
                 if let Some(claimants) = self.claims.get_mut(&claim) {
@@ -148,15 +162,13 @@ impl Ledger {
             *self.local.entry(*address).or_default() += 1;
         }
         if !served.problems.is_empty() {
-            let problems = served.problems.iter().map(|why| problem(&name, why.clone()));
-            let problems = problems.collect();
-            self.own_problems.insert(Arc::clone(&name), problems);
+            self.ailing.insert(Arc::clone(&name));
         }
         self.served.insert(name, served);
     }
 
     /// Decides who has what of `claims`.
-    fn settle(&mut self, claims: BTreeSet<Claim>) {
+    fn settle(&mut self, claims: BTreeSet<Claim>, me: &NodeName) {
         if claims.is_empty() {
             return;
         }
@@ -170,6 +182,13 @@ impl Ledger {
                 .collect();
             let lost = match claim {
                 Claim::Address(address) => settle_address(changed, address, &claimants),
+                Claim::NodePort(node_port) if self.busy.contains(&node_port) => {
+                    changed.node_ports.remove(&node_port);
+                    claimants
+                        .iter()
+                        .map(|(name, _)| taken(me, node_port, name))
+                        .collect()
+                }
                 Claim::NodePort(node_port) => settle_node_port(changed, node_port, &claimants),
                 Claim::HealthCheck(port) => settle_health_check(changed, port, &claimants),
             };
@@ -199,6 +218,33 @@ impl Ledger {
         state.pods.clone_from(pods);
         state.host_ports.clone_from(host_ports);
         state.local_endpoints = local;
+    }
+}
+
+/// A host port of one address only leaves the others to the service.
+fn busy(cluster: &Cluster) -> BTreeSet<NodePort> {
+    let pods = cluster
+        .host_ports
+        .keys()
+        .filter_map(|host_port| match host_port.address {
+            HostAddress::One(_) => None,
+            HostAddress::Any(family) => Some(NodePort {
+                family,
+                protocol: host_port.protocol,
+                port: host_port.port,
+            }),
+        });
+    pods.chain(cluster.local.busy_ports.iter().copied()).collect()
+}
+
+/// It is this node's matter: on others the port may be free.
+fn taken(me: &NodeName, port: NodePort, service: &ObjectName) -> Problem {
+    Problem {
+        object: ObjectRef::node(me),
+        why: format!(
+            "{port} is not served for service {service}, whose node port it is: a program or a pod of the node has that \
+             port"
+        ),
     }
 }
 

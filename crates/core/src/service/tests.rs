@@ -16,7 +16,7 @@ fn compute(
 ) -> Arc<ServiceState> {
     let mut ledger = Ledger::default();
     let state = ledger.update(cluster, me, &pods, [Changes::All, Changes::All]);
-    problems.extend(ledger.problems().cloned());
+    problems.extend(ledger.problems());
     problems.sort();
     state
 }
@@ -369,4 +369,64 @@ fn pods_stay_inside_while_their_node_has_no_object() {
     cluster.local.node = Some(node);
     cluster.nodes.remove(&me());
     assert_eq!(crate::compute(&cluster, &me()).services, before);
+}
+
+#[test]
+fn a_node_port_that_a_program_or_a_pod_of_the_node_has_is_reported_and_not_taken() {
+    let slices = || vec![slice("web", 8080, &[("10.244.0.2", "node1", "rs")])];
+    let mut cluster = cluster_of(vec![("web", outer(ExternalPolicy::Cluster))], slices());
+    let node_port = NodePort {
+        family: Family::V4,
+        protocol: Protocol::Tcp,
+        port: port(30080),
+    };
+    let free = show(&cluster);
+    assert!(
+        free.contains("node port TCP 0.0.0.0:30080 to 10.244.0.2:8080"),
+        "{free}"
+    );
+    let why = "problem Node node1: TCP 0.0.0.0:30080 is not served for service default/web, whose node port it is: a \
+               program or a pod of the node has that port\n";
+    cluster.local.busy_ports.insert(node_port);
+    let busy = show(&cluster);
+    assert!(!busy.contains("node port TCP"), "{busy}");
+    assert!(busy.ends_with(why), "{busy}");
+    // Only that: the service's other addresses are served.
+    assert!(
+        busy.contains("service TCP 10.96.0.7:80 to 10.244.0.2:8080"),
+        "{busy}"
+    );
+
+    let mut ledger = Ledger::default();
+    let mut update = |cluster: &Cluster| {
+        ledger.update(
+            cluster,
+            &me(),
+            &BTreeSet::new(),
+            [Changes::Of(BTreeSet::new()), Changes::Of(BTreeSet::new())],
+        )
+    };
+    update(&cluster);
+    cluster.local.busy_ports.clear();
+    assert_eq!(update(&cluster).node_ports.len(), 1);
+    let host_port = HostPort {
+        address: HostAddress::Any(Family::V4),
+        protocol: Protocol::Tcp,
+        port: port(30080),
+    };
+    cluster
+        .host_ports
+        .insert(host_port, "10.244.0.9:80".parse().unwrap());
+    assert_eq!(update(&cluster).node_ports.len(), 0);
+    // Of one address: the port is free on all others.
+    cluster.host_ports.clear();
+    let one = HostAddress::One("172.30.0.1".parse().unwrap());
+    cluster.host_ports.insert(
+        HostPort {
+            address: one,
+            ..host_port
+        },
+        "10.244.0.9:80".parse().unwrap(),
+    );
+    assert_eq!(update(&cluster).node_ports.len(), 1);
 }

@@ -8,6 +8,7 @@ use podnet_core::cluster::{
     ExternalPolicy, Family, Hints, InternalPolicy, Invalid, Node, NodeName, ObjectName, ObjectRef, PodRanges,
     Protocol, Routing, Service, ServicePort,
 };
+use podnet_core::service::NodePort;
 use proptest::prelude::*;
 
 pub(crate) const NODES: u8 = 4;
@@ -39,6 +40,8 @@ pub(crate) enum Edit {
     BrokenService(u8),
     /// A slice that cannot be read any more.
     BrokenSlice(u8),
+    /// A program of the node listens on a port, or does so no more.
+    Busy(NodePort, bool),
 }
 
 impl Edit {
@@ -60,6 +63,8 @@ impl Edit {
                 let object = ObjectRef::slice(&name);
                 _ = cluster.slices.insert(name, Err(broken(object)));
             }
+            Edit::Busy(port, true) => _ = cluster.local.busy_ports.insert(port),
+            Edit::Busy(port, false) => _ = cluster.local.busy_ports.remove(&port),
         }
     }
 }
@@ -108,8 +113,7 @@ fn port_name() -> impl Strategy<Value = String> {
 }
 
 fn service() -> impl Strategy<Value = Service> {
-    let node_port = prop::option::of(30_000..30_003_u16).prop_map(|port| port.and_then(NonZeroU16::new));
-    let port = (port_name(), protocol(), number(), node_port);
+    let port = (port_name(), protocol(), number(), prop::option::of(node_port()));
     let port = port.prop_map(|(name, protocol, port, node_port)| ServicePort {
         node_port,
         ..ServicePort::new(name, protocol, port)
@@ -220,6 +224,19 @@ fn hints() -> impl Strategy<Value = Hints> {
     })
 }
 
+fn busy_port() -> impl Strategy<Value = NodePort> {
+    let family = prop_oneof![Just(Family::V4), Just(Family::V6)];
+    (family, protocol(), node_port()).prop_map(|(family, protocol, port)| NodePort {
+        family,
+        protocol,
+        port,
+    })
+}
+
+fn node_port() -> impl Strategy<Value = NonZeroU16> {
+    (30_000..30_003_u16).prop_map(|port| NonZeroU16::new(port).unwrap())
+}
+
 pub(crate) fn edit() -> impl Strategy<Value = Edit> {
     prop_oneof![
         6 => (0..NODES)
@@ -230,6 +247,7 @@ pub(crate) fn edit() -> impl Strategy<Value = Edit> {
         6 => (0..6_u8, prop::option::weighted(0.8, slice())).prop_map(|(key, slice)| Edit::Slice(key, slice)),
         1 => (0..SERVICES).prop_map(Edit::BrokenService),
         1 => (0..6_u8).prop_map(Edit::BrokenSlice),
+        1 => (busy_port(), any::<bool>()).prop_map(|(port, busy)| Edit::Busy(port, busy)),
     ]
 }
 

@@ -1,0 +1,456 @@
+//! Nodes made of network namespaces: an underlay with a bridge, and per node an `eth0` and pods of one veth pair each.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::num::NonZeroU16;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use podnet_core::cluster::{
+    AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, Node, NodeName,
+    ObjectName, Parsed, PodRanges, Protocol, Routing, Service, ServicePort,
+};
+use podnet_core::compute;
+use podnet_dataplane::{Applied, Dataplane, Dump, Kernel};
+use podnet_linux::netlink::{
+    Address, AddressFlags, Link, LinkChange, Neighbour, Netlink, NewLink, NewLinkKind, Route,
+};
+use podnet_linux::ns::{Kind, Namespace};
+use podnet_linux::sysctl;
+
+/// The protocol number of the wiring's routes.
+const WIRING: u8 = 113;
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) struct Machine {
+    pub(crate) namespace: Namespace,
+}
+
+impl Machine {
+    pub(crate) fn new() -> Self {
+        let machine = Machine {
+            namespace: Namespace::create(Kind::Net).unwrap(),
+        };
+        machine.netlink(|netlink| netlink.request(LinkChange::named("lo").up(true).apply()).unwrap());
+        machine
+    }
+
+    /// A node on an underlay that nobody else is on.
+    pub(crate) fn alone(addresses: &[&str]) -> Self {
+        let machine = Machine::new();
+        let eth0 = NewLink {
+            up: true,
+            ..NewLink::new("eth0", NewLinkKind::Bridge)
+        };
+        machine.netlink(|netlink| netlink.request(eth0.create()).unwrap());
+        for address in addresses {
+            machine.address("eth0", address);
+        }
+        machine
+    }
+
+    /// The same machine.
+    pub(crate) fn again(&self) -> Self {
+        let namespace = self.namespace.as_fd().try_clone_to_owned().unwrap();
+        Machine {
+            namespace: namespace.into(),
+        }
+    }
+
+    /// Runs `work` on a thread in the machine.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.namespace.run(work).unwrap()
+    }
+
+    pub(crate) fn netlink<T: Send>(&self, work: impl FnOnce(&mut Netlink) -> T + Send) -> T {
+        self.run(|| work(&mut Netlink::open().unwrap()))
+    }
+
+    pub(crate) fn link(&self, name: &str) -> Link {
+        self.netlink(|netlink| netlink.link(name).unwrap().unwrap())
+    }
+
+    fn address(&self, link: &str, net: &str) {
+        let net: IpNet = net.parse().unwrap();
+        let index = self.link(link).index;
+        let flags = AddressFlags {
+            nodad: net.addr().is_ipv6(),
+            ..AddressFlags::default()
+        };
+        self.netlink(|netlink| {
+            netlink
+                .request(
+                    Address {
+                        flags,
+                        ..Address::new(index, net)
+                    }
+                    .add(),
+                )
+                .unwrap()
+        });
+    }
+
+    pub(crate) fn nft(&self) -> String {
+        let list = || {
+            std::process::Command::new("nft")
+                .args(["-n", "list", "ruleset"])
+                .output()
+                .unwrap()
+        };
+        let output = self.run(list);
+        assert!(output.status.success(), "nft: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Answers every TCP line and UDP datagram on a port with `name` and the caller's address, for as long as the test
+    /// process lives.
+    pub(crate) fn serve(&self, name: &str, port: u16) {
+        let (tcp, udp) = self.run(|| {
+            let any = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+            (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())
+        });
+        let answer = |name: &str, client: SocketAddr| format!("{name} {}\n", client.ip().to_canonical());
+        let tcp_name = name.to_owned();
+        std::thread::spawn(move || {
+            for stream in tcp.incoming().flatten() {
+                let name = tcp_name.clone();
+                std::thread::spawn(move || {
+                    let client = stream.peer_addr().unwrap();
+                    let mut writer = stream.try_clone().unwrap();
+                    for line in BufReader::new(stream).lines() {
+                        if line.is_err() || writer.write_all(answer(&name, client).as_bytes()).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        let udp_name = name.to_owned();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((_, client)) = udp.recv_from(&mut buffer) {
+                let _ = udp.send_to(answer(&udp_name, client).as_bytes(), client);
+            }
+        });
+    }
+
+    /// One TCP exchange from here: who answered, and the address it saw; or why not.
+    pub(crate) fn tcp(&self, to: &str) -> std::io::Result<(String, IpAddr)> {
+        let to: SocketAddr = to.parse().unwrap();
+        self.run(move || {
+            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(b"?\n")?;
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line)?;
+            parse(&line)
+        })
+    }
+
+    /// One UDP exchange from here, from a new port.
+    pub(crate) fn udp(&self, to: &str) -> std::io::Result<(String, IpAddr)> {
+        let socket = self.udp_socket(to);
+        ask(&socket)
+    }
+
+    pub(crate) fn udp_socket(&self, to: &str) -> UdpSocket {
+        let to: SocketAddr = to.parse().unwrap();
+        self.run(move || {
+            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(any).unwrap();
+            socket.connect(to).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        })
+    }
+
+    pub(crate) fn ping(&self, to: &str) -> bool {
+        let ping = || {
+            std::process::Command::new("ping")
+                .args(["-c", "1", "-W", "2", to])
+                .output()
+                .unwrap()
+        };
+        self.run(ping).status.success()
+    }
+}
+
+pub(crate) fn ask(socket: &UdpSocket) -> std::io::Result<(String, IpAddr)> {
+    socket.send(b"?")?;
+    let mut buffer = [0; 2048];
+    let length = socket.recv(&mut buffer)?;
+    parse(std::str::from_utf8(&buffer[..length]).unwrap())
+}
+
+fn parse(line: &str) -> std::io::Result<(String, IpAddr)> {
+    let mut words = line.split_whitespace();
+    match (words.next(), words.next()) {
+        (Some(name), Some(address)) => Ok((name.to_owned(), address.parse().unwrap())),
+        _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// An underlay and nodes on it.
+pub(crate) struct Lab {
+    pub(crate) underlay: Machine,
+    pub(crate) nodes: Vec<Machine>,
+    pub(crate) cluster: Cluster,
+}
+
+const NAMED: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+
+fn port(number: u16) -> NonZeroU16 {
+    NonZeroU16::new(number).unwrap()
+}
+
+pub(crate) fn node_name(index: usize) -> NodeName {
+    NodeName::new(format!("node{}", index + 1)).unwrap()
+}
+
+/// So many other nodes, each with an address and a range of either family. There may be up to 1,000.
+pub(crate) fn peers(count: u16) -> impl Iterator<Item = (NodeName, Parsed<Node>)> {
+    (0..count).map(|number| {
+        let name = NodeName::new(format!("peer{number}")).unwrap();
+        let [high, low] = (number + 1).to_be_bytes();
+        // From 10.244.4.0 on, 64 addresses each.
+        let v4 = 0x0af4_0400 + 64 * u32::from(number);
+        let ranges = [
+            format!("{}/26", Ipv4Addr::from_bits(v4)),
+            format!("fd00:10:244:ff:{number:x}::/80"),
+        ];
+        let ranges = PodRanges::new(ranges.iter().map(|text| text.parse().unwrap())).unwrap();
+        let address = IpAddr::from([172, 31, high, low]);
+        (name.clone(), Ok(Node::new(name, &[address], ranges)))
+    })
+}
+
+impl Lab {
+    /// Nodes with addresses 172.30.0.11.. and fd30::11.., on one link of that MTU; `primary` is the family they prefer.
+    pub(crate) fn new(nodes: usize, routing: Routing, primary: Family, mtu: u32) -> Lab {
+        let underlay = Machine::new();
+        underlay.netlink(|netlink| {
+            let bridge = NewLink {
+                up: true,
+                ..NewLink::new("br0", NewLinkKind::Bridge)
+            };
+            netlink.request(bridge.create()).unwrap();
+        });
+        underlay.address("br0", "172.30.0.1/24");
+        underlay.address("br0", "fd30::1/64");
+        let config = ClusterConfig {
+            cluster_cidrs: vec![
+                "10.244.0.0/16".parse().unwrap(),
+                "fd00:10:244::/56".parse().unwrap(),
+            ],
+            service_cidrs: vec![
+                "10.96.0.0/16".parse().unwrap(),
+                "fd00:10:96::/112".parse().unwrap(),
+            ],
+            routing,
+            masquerade: Some(Vec::new()),
+            ..ClusterConfig::default()
+        };
+        let mut lab = Lab {
+            underlay,
+            nodes: Vec::new(),
+            cluster: Cluster::new(config),
+        };
+        for index in 0..nodes {
+            lab.add_node(index, primary, mtu);
+        }
+        lab
+    }
+
+    fn add_node(&mut self, index: usize, primary: Family, mtu: u32) {
+        let node = Machine::new();
+        let bridge = self.underlay.link("br0").index;
+        self.underlay.netlink(|netlink| {
+            let port = format!("port{index}");
+            let veth = NewLink {
+                mtu: Some(mtu),
+                up: true,
+                ..NewLink::veth(&port, "eth0", Some(node.namespace.as_fd()))
+            };
+            netlink.request(veth.create()).unwrap();
+            netlink
+                .request(LinkChange::named(&port).master(Some(bridge)).apply())
+                .unwrap();
+        });
+        // A node's own link has been up for long: its link-local address is in use, and neighbours can be asked from it.
+        node.run(|| sysctl::set("net/ipv6/conf/eth0/accept_dad", "0").unwrap());
+        node.netlink(|netlink| {
+            netlink
+                .request(LinkChange::named("eth0").up(true).apply())
+                .unwrap()
+        });
+        let v4 = format!("172.30.0.{}", 11 + index);
+        let v6 = format!("fd30::{}", 11 + index);
+        node.address("eth0", &format!("{v4}/24"));
+        node.address("eth0", &format!("{v6}/64"));
+        let eth0 = node.link("eth0").index;
+        node.netlink(|netlink| {
+            for (all, gateway) in [("0.0.0.0/0", "172.30.0.1"), ("::/0", "fd30::1")] {
+                let route = Route::via(all.parse().unwrap(), gateway.parse().unwrap(), Some(eth0), 3);
+                netlink.request(route.add()).unwrap();
+            }
+        });
+        let mut addresses: Vec<IpAddr> = vec![v4.parse().unwrap(), v6.parse().unwrap()];
+        if primary == Family::V6 {
+            addresses.reverse();
+        }
+        let ranges = [
+            format!("10.244.{index}.0/24"),
+            format!("fd00:10:244:{index}::/64"),
+        ];
+        let ranges = PodRanges::new(ranges.iter().map(|text| text.parse().unwrap())).unwrap();
+        let object = Node::new(node_name(index), &addresses, ranges);
+        self.cluster.nodes.insert(object.name.clone(), Ok(object));
+        self.nodes.push(node);
+    }
+
+    /// A pod on a node: 10.244.NODE.HOST and fd00:10:244:NODE::HOST, wired as the plugin wires it.
+    pub(crate) fn pod(&self, node: usize, host: u8) -> Machine {
+        let pod = Machine::new();
+        let (v4, v6) = (
+            format!("10.244.{node}.{host}"),
+            format!("fd00:10:244:{node}::{host}"),
+        );
+        let name = format!("pod{host}");
+        let (inside, outside) = ("fe80::2", "fe80::1");
+        self.nodes[node].netlink(|netlink| {
+            let veth = NewLink {
+                up: true,
+                ..NewLink::veth(&name, "eth0", Some(pod.namespace.as_fd()))
+            };
+            netlink.request(veth.create()).unwrap();
+            let link = netlink.link(&name).unwrap().unwrap();
+            let pod_mac = pod.link("eth0").mac.unwrap();
+            for address in [&v4, &v6] {
+                let address: IpAddr = address.parse().unwrap();
+                netlink
+                    .request(Neighbour::permanent(link.index, address, pod_mac).replace())
+                    .unwrap();
+                let route = Route::on_link(IpNet::from(address), link.index, WIRING);
+                netlink.request(route.add()).unwrap();
+            }
+            let _ = inside;
+        });
+        let host_mac = self.nodes[node].link(&name).mac.unwrap();
+        pod.netlink(|netlink| {
+            netlink
+                .request(LinkChange::named("eth0").up(true).apply())
+                .unwrap()
+        });
+        pod.address("eth0", &format!("{v4}/32"));
+        pod.address("eth0", &format!("{v6}/128"));
+        let eth0 = pod.link("eth0").index;
+        pod.netlink(|netlink| {
+            for (all, gateway) in [("0.0.0.0/0", "169.254.1.1"), ("::/0", outside)] {
+                let gateway: IpAddr = gateway.parse().unwrap();
+                netlink
+                    .request(Neighbour::permanent(eth0, gateway, host_mac).replace())
+                    .unwrap();
+                let route = Route {
+                    onlink: true,
+                    ..Route::via(all.parse().unwrap(), gateway, Some(eth0), WIRING)
+                };
+                netlink.request(route.add()).unwrap();
+            }
+        });
+        pod
+    }
+
+    /// A pod is gone from its node.
+    pub(crate) fn unplug(&self, node: usize, host: u8) {
+        self.nodes[node].netlink(|netlink| {
+            let link = netlink.link(&format!("pod{host}")).unwrap().unwrap();
+            netlink.request(link.delete()).unwrap();
+        });
+    }
+
+    /// A service at 10.96.0.HOST and fd00:10:96::HOST, port 80, TCP and UDP, in front of port 8080 of those pods.
+    pub(crate) fn service(&mut self, host: u8, pods: &[(usize, u8)]) {
+        let ports = NAMED.map(|(name, protocol)| ServicePort::new(name, protocol, port(80)));
+        self.add_service(host, ports, pods);
+    }
+
+    /// The same with the node port 30000 + HOST, and whatever else `change` gives it.
+    pub(crate) fn exposed(&mut self, host: u8, pods: &[(usize, u8)], change: impl FnOnce(&mut Service)) {
+        let ports = NAMED.map(|(name, protocol)| ServicePort {
+            node_port: Some(port(30_000 + u16::from(host))),
+            ..ServicePort::new(name, protocol, port(80))
+        });
+        let name = self.add_service(host, ports, pods);
+        change(self.cluster.services.get_mut(&name).unwrap().as_mut().unwrap());
+    }
+
+    fn add_service(&mut self, host: u8, ports: [ServicePort; 2], pods: &[(usize, u8)]) -> ObjectName {
+        let name = ObjectName::new("default", format!("svc{host}"));
+        let addresses = [format!("10.96.0.{host}"), format!("fd00:10:96::{host}")];
+        let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        self.cluster
+            .services
+            .insert(name.clone(), Ok(Service::new(addresses, ports.to_vec()).unwrap()));
+        self.endpoints(host, pods, &[]);
+        name
+    }
+
+    /// The service's endpoints from now on; `terminating` serve still, but are on their way out.
+    pub(crate) fn endpoints(&mut self, host: u8, ready: &[(usize, u8)], terminating: &[(usize, u8)]) {
+        let service = ObjectName::new("default", format!("svc{host}"));
+        for family in [Family::V4, Family::V6] {
+            let ports = NAMED.map(|(name, protocol)| EndpointPort {
+                name: name.into(),
+                protocol,
+                port: Some(port(8080)),
+            });
+            let endpoint = |(node, pod): &(usize, u8)| {
+                let address = match family {
+                    Family::V4 => format!("10.244.{node}.{pod}").parse().unwrap(),
+                    Family::V6 => format!("fd00:10:244:{node}::{pod}").parse().unwrap(),
+                };
+                Endpoint::ready(address, Some(node_name(*node)))
+            };
+            let going = |pod| Endpoint {
+                ready: false,
+                terminating: true,
+                ..endpoint(pod)
+            };
+            let endpoints = ready.iter().map(endpoint).chain(terminating.iter().map(going));
+            let family = AddressFamily::Ip(family);
+            let slice =
+                EndpointSlice::new(Some(service.clone()), family, ports.to_vec(), endpoints.collect());
+            self.cluster.slices.insert(
+                ObjectName::new("default", format!("svc{host}-{family:?}")),
+                Ok(slice.unwrap()),
+            );
+        }
+    }
+
+    /// A new data plane applies the cluster's state on a node.
+    pub(crate) fn apply(&self, node: usize) -> Applied {
+        let state = compute(&self.cluster, &node_name(node));
+        self.nodes[node].run(|| Kernel::open(None).unwrap().apply(&state).unwrap())
+    }
+
+    pub(crate) fn apply_all(&self) {
+        for node in 0..self.nodes.len() {
+            let applied = self.apply(node);
+            assert_eq!(applied.refused, Vec::<String>::new());
+        }
+    }
+
+    pub(crate) fn dump(&self, node: usize) -> Dump {
+        self.nodes[node].run(|| Kernel::open(None).unwrap().dump().unwrap())
+    }
+}
+
+/// Who answers of so many asked.
+pub(crate) fn answerers(
+    asked: usize,
+    mut ask: impl FnMut() -> std::io::Result<(String, IpAddr)>,
+) -> BTreeSet<String> {
+    (0..asked).map(|_| ask().unwrap().0).collect()
+}

@@ -1,0 +1,409 @@
+//! Services as the outside and the inside reach them: real sockets through what was applied.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+
+use crate::common::{Lab, Machine, answerers, ask};
+use ipnet::IpNet;
+use podnet_core::cluster::{Affinity, ExternalPolicy, Family, ObjectName, Routing, Service};
+use podnet_linux::netlink::{Address, Route};
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Two nodes, a pod `a` on the first and `b` on the second, and the outside, which has routes to 203.0.113.0/24 and
+/// 2001:db8::/64 by the first node.
+struct Scene {
+    lab: Lab,
+    a: Machine,
+    b: Machine,
+    client: Machine,
+}
+
+const BOTH: [(usize, u8); 2] = [(0, 2), (1, 2)];
+
+impl Scene {
+    fn new(routing: Routing) -> Scene {
+        let lab = Lab::new(2, routing, Family::V4, 1500);
+        let (a, b, client) = (lab.pod(0, 2), lab.pod(1, 2), lab.pod(0, 9));
+        a.serve("a", 8080);
+        b.serve("b", 8080);
+        let bridge = lab.underlay.link("br0").index;
+        lab.underlay.netlink(|netlink| {
+            for (range, gateway) in [("203.0.113.0/24", "172.30.0.11"), ("2001:db8::/64", "fd30::11")] {
+                let route = Route::via(range.parse().unwrap(), address(gateway), Some(bridge), 3);
+                netlink.request(route.add()).unwrap();
+            }
+        });
+        Scene { lab, a, b, client }
+    }
+
+    fn outside(&self) -> &Machine {
+        &self.lab.underlay
+    }
+
+    fn expose(&mut self, host: u8, pods: &[(usize, u8)], change: impl FnOnce(&mut Service)) {
+        self.lab.exposed(host, pods, |service| {
+            service.external.ips = vec![
+                address(&format!("203.0.113.{host}")),
+                address(&format!("2001:db8::{host}")),
+            ];
+            change(service);
+        });
+        self.lab.apply_all();
+    }
+}
+
+/// The ways from outside to the service exposed as HOST: node ports of both nodes, external IPs.
+fn ways(host: u8) -> Vec<String> {
+    let port = 30_000 + u16::from(host);
+    vec![
+        format!("172.30.0.11:{port}"),
+        format!("[fd30::11]:{port}"),
+        format!("203.0.113.{host}:80"),
+        format!("[2001:db8::{host}]:80"),
+    ]
+}
+
+fn local(service: &mut Service) {
+    service.external.policy = ExternalPolicy::Local;
+}
+
+fn the_outside_reaches_every_endpoint(routing: Routing) {
+    let mut scene = Scene::new(routing);
+    scene.expose(1, &BOTH, |_| {});
+    scene.expose(2, &BOTH[..1], |_| {});
+    scene.expose(3, &BOTH[1..], |_| {});
+    let outside = scene.outside();
+    for to in ways(1) {
+        assert_eq!(answerers(40, || outside.tcp(&to)), set(&["a", "b"]), "{to}");
+        assert_eq!(answerers(40, || outside.udp(&to)), set(&["a", "b"]), "{to}");
+    }
+    let own = |to: &str| {
+        address(if to.starts_with('[') {
+            "fd30::1"
+        } else {
+            "172.30.0.1"
+        })
+    };
+    // The client's address is kept where the endpoint is on the node that was asked, and the node's stands for it where
+    // it is not.
+    for to in ways(2) {
+        assert_eq!(outside.tcp(&to).unwrap(), ("a".into(), own(&to)), "{to}");
+        assert_eq!(outside.udp(&to).unwrap(), ("a".into(), own(&to)), "{to}");
+    }
+    for to in ways(3) {
+        let (who, seen) = outside.tcp(&to).unwrap();
+        assert_eq!(who, "b", "{to}");
+        assert_ne!(seen, own(&to), "{to}");
+        assert_eq!(outside.udp(&to).unwrap().0, "b", "{to}");
+    }
+    // Pods of the node keep their address wherever the endpoint is, and the node gets through, too.
+    for (to, source) in ways(3)
+        .iter()
+        .zip(["10.244.0.9", "fd00:10:244:0::9"].into_iter().cycle())
+    {
+        assert_eq!(
+            scene.client.tcp(to).unwrap(),
+            ("b".into(), address(source)),
+            "{to}"
+        );
+        assert_eq!(scene.lab.nodes[0].tcp(to).unwrap().0, "b", "{to}");
+    }
+    // So does it by an address of its own that others do not know the way to.
+    scene.lab.nodes[0].netlink(|netlink| {
+        let lo = netlink.link("lo").unwrap().unwrap().index;
+        for own in ["192.168.77.1/32", "fd77::1/128"] {
+            netlink
+                .request(Address::new(lo, own.parse().unwrap()).add())
+                .unwrap();
+        }
+    });
+    for to in ["192.168.77.1:30003", "[fd77::1]:30003"] {
+        assert_eq!(scene.lab.nodes[0].tcp(to).unwrap().0, "b", "{to}");
+    }
+    // A pod that asks another node's port is answered there.
+    for to in ["172.30.0.12:30001", "[fd30::12]:30001"] {
+        assert_eq!(answerers(40, || scene.client.tcp(to)), set(&["a", "b"]), "{to}");
+        assert_eq!(answerers(40, || scene.b.tcp(to)), set(&["a", "b"]), "{to}");
+    }
+}
+
+#[test]
+fn the_outside_reaches_every_endpoint_over_vxlan() {
+    the_outside_reaches_every_endpoint(Routing::default());
+}
+
+#[test]
+fn the_outside_reaches_every_endpoint_over_direct_routes() {
+    the_outside_reaches_every_endpoint(Routing::Direct);
+}
+
+#[test]
+fn external_policy_local_keeps_the_clients_address_and_drops_where_no_endpoint_is() {
+    let mut scene = Scene::new(Routing::default());
+    scene.expose(1, &BOTH, local);
+    scene.expose(3, &BOTH[1..], local);
+    let outside = scene.outside();
+    for to in ways(1) {
+        let own = address(if to.starts_with('[') {
+            "fd30::1"
+        } else {
+            "172.30.0.1"
+        });
+        for _ in 0..10 {
+            assert_eq!(outside.tcp(&to).unwrap(), ("a".into(), own), "{to}");
+            assert_eq!(outside.udp(&to).unwrap(), ("a".into(), own), "{to}");
+        }
+        // The node itself, and its pods, get all endpoints.
+        assert_eq!(answerers(40, || scene.client.tcp(&to)), set(&["a", "b"]), "{to}");
+        assert_eq!(
+            answerers(40, || scene.lab.nodes[0].tcp(&to)),
+            set(&["a", "b"]),
+            "{to}"
+        );
+    }
+    for to in ways(3) {
+        let silence = outside.udp(&to).unwrap_err().kind();
+        assert!(
+            matches!(silence, ErrorKind::WouldBlock | ErrorKind::TimedOut),
+            "{to}: {silence}"
+        );
+        assert_eq!(scene.client.udp(&to).unwrap().0, "b", "{to}");
+        assert_eq!(scene.lab.nodes[0].tcp(&to).unwrap().0, "b", "{to}");
+    }
+    // A pod that reaches another node's port is outside there.
+    let to_other = |to: &str| answerers(20, || scene.client.tcp(to));
+    assert_eq!(to_other("172.30.0.12:30001"), set(&["b"]));
+    assert_eq!(to_other("[fd30::12]:30001"), set(&["b"]));
+    assert_eq!(answerers(20, || scene.a.tcp("172.30.0.12:30001")), set(&["b"]));
+}
+
+#[test]
+fn without_endpoints_every_way_refuses_at_once() {
+    let mut scene = Scene::new(Routing::default());
+    scene.expose(1, &[], |_| {});
+    scene.expose(2, &[], local);
+    for to in ways(1).into_iter().chain(ways(2)) {
+        for from in [scene.outside(), &scene.client, &scene.lab.nodes[0]] {
+            assert_eq!(
+                from.tcp(&to).unwrap_err().kind(),
+                ErrorKind::ConnectionRefused,
+                "{to}"
+            );
+            let refusal = from.udp(&to).unwrap_err().kind();
+            // The node's own datagram is refused on its way out already, which is EPERM.
+            let expected = [ErrorKind::ConnectionRefused, ErrorKind::PermissionDenied];
+            assert!(expected.contains(&refusal), "{to}: {refusal}");
+        }
+    }
+}
+
+#[test]
+fn source_ranges_guard_the_load_balancers_address_and_never_the_node_port() {
+    let mut scene = Scene::new(Routing::default());
+    let ranges = |scene: &mut Scene, ranges: &[&str]| {
+        let ranges: BTreeSet<IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        scene.expose(1, &BOTH[..1], |service| {
+            service.external.load_balancer = std::mem::take(&mut service.external.ips);
+            service.external.sources = (!ranges.is_empty()).then_some(ranges);
+        });
+    };
+    let closed = |from: &Machine, to: &str| {
+        let silence = from.udp(to).unwrap_err().kind();
+        let expected = [
+            ErrorKind::WouldBlock,
+            ErrorKind::TimedOut,
+            ErrorKind::PermissionDenied,
+        ];
+        assert!(expected.contains(&silence), "{to}: {silence}");
+    };
+    ranges(&mut scene, &["172.30.0.1/32", "10.244.0.0/24"]);
+    assert_eq!(scene.outside().tcp("203.0.113.1:80").unwrap().0, "a");
+    assert_eq!(scene.client.tcp("203.0.113.1:80").unwrap().0, "a");
+    closed(&scene.lab.nodes[0], "203.0.113.1:80");
+    closed(scene.outside(), "[2001:db8::1]:80");
+    assert_eq!(scene.outside().tcp("[fd30::11]:30001").unwrap().0, "a");
+    ranges(&mut scene, &["172.30.0.11/32", "fd00::/8"]);
+    closed(scene.outside(), "203.0.113.1:80");
+    closed(&scene.client, "203.0.113.1:80");
+    // The node is within the range.
+    assert_eq!(scene.lab.nodes[0].tcp("203.0.113.1:80").unwrap().0, "a");
+    assert_eq!(scene.client.tcp("[2001:db8::1]:80").unwrap().0, "a");
+    assert_eq!(scene.outside().tcp("172.30.0.11:30001").unwrap().0, "a");
+    ranges(&mut scene, &["0.0.0.0/0", "::/0"]);
+    assert_eq!(scene.outside().tcp("203.0.113.1:80").unwrap().0, "a");
+    assert_eq!(scene.outside().tcp("[2001:db8::1]:80").unwrap().0, "a");
+}
+
+#[test]
+fn node_ports_are_on_the_chosen_addresses_and_not_on_loopback() {
+    let mut scene = Scene::new(Routing::default());
+    scene.expose(1, &BOTH[..1], |_| {});
+    let node = |scene: &Scene, to: &str| scene.lab.nodes[0].tcp(to).map(|(who, _)| who);
+    assert_eq!(
+        node(&scene, "127.0.0.1:30001").unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
+    assert_eq!(
+        node(&scene, "[::1]:30001").unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
+    assert_eq!(node(&scene, "172.30.0.11:30001").unwrap(), "a");
+    scene.lab.cluster.config.node_port_addresses = Some(vec!["172.30.0.0/24".parse().unwrap()]);
+    scene.lab.apply_all();
+    assert_eq!(scene.outside().tcp("172.30.0.11:30001").unwrap().0, "a");
+    assert_eq!(
+        scene.outside().tcp("[fd30::11]:30001").unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
+}
+
+fn stay(seconds: u32) -> impl Fn(&mut Service) {
+    move |service| service.affinity = Affinity::ClientIp { seconds }
+}
+
+#[test]
+fn a_client_stays_with_its_endpoint_by_whichever_address_it_comes() {
+    let mut scene = Scene::new(Routing::default());
+    for (family, cluster_ip) in [(0, "10.96.0.1:80"), (1, "[fd00:10:96::1]:80")] {
+        scene.expose(1, &BOTH, stay(600));
+        let of_family = |to: &&String| to.starts_with('[') == (family == 1);
+        let ways: Vec<String> = ways(1).iter().filter(of_family).cloned().collect();
+        let by = |from: &Machine, to: &str| {
+            let mut who = answerers(15, || from.tcp(to));
+            who.extend(answerers(15, || from.udp(to)));
+            who
+        };
+        // TCP and UDP are two ports: each has its own endpoint, and keeps it.
+        let tcp = answerers(30, || scene.client.tcp(cluster_ip));
+        let udp = answerers(30, || scene.client.udp(cluster_ip));
+        assert_eq!((tcp.len(), udp.len()), (1, 1), "{cluster_ip}");
+        for to in &ways {
+            assert_eq!(answerers(15, || scene.client.tcp(to)), tcp, "{to}");
+            assert_eq!(answerers(15, || scene.client.udp(to)), udp, "{to}");
+        }
+        // Another agent takes over without anybody moving.
+        scene.lab.apply_all();
+        assert_eq!(
+            answerers(15, || scene.client.tcp(cluster_ip)),
+            tcp,
+            "{cluster_ip}"
+        );
+        // Its endpoint goes: it gets the other one, and stays there when the first is back.
+        let left = if tcp == set(&["a"]) { BOTH[1] } else { BOTH[0] };
+        scene.expose(1, &[left], stay(600));
+        let other = answerers(15, || scene.client.tcp(cluster_ip));
+        assert_ne!(other, tcp);
+        scene.expose(1, &BOTH, stay(600));
+        assert_eq!(
+            answerers(30, || scene.client.tcp(cluster_ip)),
+            other,
+            "{cluster_ip}"
+        );
+        for to in &ways {
+            assert_eq!(answerers(15, || scene.client.tcp(to)), other, "{to}");
+        }
+        // Switched off, every connection chooses anew; switched on again, it stays again.
+        scene.expose(1, &BOTH, |_| {});
+        assert_eq!(by(&scene.client, cluster_ip), set(&["a", "b"]));
+        scene.expose(1, &BOTH, stay(600));
+        assert_eq!(answerers(30, || scene.client.tcp(cluster_ip)).len(), 1);
+        assert_eq!(answerers(30, || scene.outside().tcp(&ways[0])).len(), 1);
+    }
+}
+
+#[test]
+fn a_client_that_was_idle_for_long_enough_chooses_anew() {
+    let mut scene = Scene::new(Routing::default());
+    scene.expose(1, &BOTH, stay(1));
+    let mut seen = BTreeSet::new();
+    // Each time it may come to the same endpoint by chance: one in 2^20 that it always does.
+    for _ in 0..20 {
+        seen.extend(answerers(1, || scene.client.tcp("10.96.0.1:80")));
+        if seen.len() == 2 {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+    }
+    panic!("it never moved");
+}
+
+#[test]
+fn a_datagram_client_of_a_node_port_moves_when_its_endpoint_goes() {
+    let mut scene = Scene::new(Routing::default());
+    for to in ways(1) {
+        for change in [stay(600), stay(0)] {
+            let change = |service: &mut Service| {
+                change(service);
+                if service.affinity == (Affinity::ClientIp { seconds: 0 }) {
+                    service.affinity = Affinity::None;
+                }
+            };
+            scene.expose(1, &[], change);
+            let socket = scene.outside().udp_socket(&to);
+            assert!(ask(&socket).is_err(), "{to}");
+            scene.expose(1, &BOTH[..1], change);
+            assert_eq!(ask(&socket).unwrap().0, "a", "{to}");
+            scene.expose(1, &BOTH[1..], change);
+            assert_eq!(ask(&socket).unwrap().0, "b", "{to}");
+            // One more endpoint takes no flow away.
+            scene.expose(1, &BOTH, change);
+            assert_eq!(answerers(5, || ask(&socket)), set(&["b"]), "{to}");
+        }
+    }
+}
+
+#[test]
+fn a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not() {
+    let mut scene = Scene::new(Routing::default());
+    for to in &ways(1)[..2] {
+        for seconds in [Some(600), None] {
+            scene.expose(1, &BOTH[..1], |service| {
+                if let Some(seconds) = seconds {
+                    stay(seconds)(service);
+                }
+            });
+            let socket = scene.outside().udp_socket(to);
+            assert_eq!(ask(&socket).unwrap().0, "a", "{to}");
+            scene
+                .lab
+                .cluster
+                .services
+                .remove(&ObjectName::new("default", "svc1"));
+            scene.lab.apply_all();
+            assert!(ask(&socket).is_err(), "{to} {seconds:?}");
+        }
+    }
+}
+
+#[test]
+fn nft_prints_all_of_it() {
+    let mut scene = Scene::new(Routing::default());
+    scene.expose(1, &BOTH, |service| {
+        stay(600)(service);
+        local(service);
+        service.external.load_balancer = std::mem::take(&mut service.external.ips);
+        service.external.sources = Some(["192.0.2.0/24".parse().unwrap()].into());
+    });
+    let _ = scene.client.tcp("10.96.0.1:80").unwrap();
+    let rules = scene.lab.nodes[0].nft();
+    for part in [
+        "set stay4-default/svc1/tcp/80-10.244.0.2/8080 {",
+        "flags dynamic,timeout",
+        "10.244.0.9 timeout 600s",
+        "0x00000001 : goto stay4-default/svc1/tcp/80-10.244.1.2/8080",
+        "update @stay4-default/svc1/tcp/80-10.244.1.2/8080 { ip saddr timeout 600s }",
+        "dnat ip to 10.244.1.2:8080",
+        "numgen random mod 2 vmap @choice4-default/svc1/tcp/80-external",
+        "ip saddr 192.0.2.0/24",
+    ] {
+        assert!(rules.contains(part), "{part}:\n{rules}");
+    }
+}
