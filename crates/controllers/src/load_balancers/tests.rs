@@ -1,4 +1,5 @@
 use kube::runtime::watcher::Event;
+use podnet_core::load_balancer::CLASS;
 use serde_json::Value;
 
 use super::*;
