@@ -202,7 +202,9 @@ fn addresses_are_asked_for_as_the_ecosystem_writes_it() {
     assert_eq!(ips("field"), ["192.0.2.10"]);
     assert_eq!(ips("metallb"), ["192.0.2.11"]);
     assert_eq!(ips("cilium"), ["192.0.2.12"]);
-    assert_eq!(ips("pool"), ["192.0.2.8"]);
+    // What cannot be had by name is no reason to have nothing.
+    assert_eq!(ips("family"), ["192.0.2.8"]);
+    assert_eq!(ips("pool"), ["192.0.2.9"]);
     assert_eq!(ips("both"), ["2001:db8::20", "192.0.2.20"]);
     assert_eq!(ips("wrong"), Vec::<String>::new());
     let (_, reason, message) = note(&plan, "wrong");
