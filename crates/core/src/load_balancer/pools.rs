@@ -38,7 +38,7 @@ impl<'a> Pools<'a> {
     }
 
     /// The one in force that has this address.
-    pub(super) fn of(&self, address: IpAddr) -> Option<(&'a str, &'a LoadBalancerPoolSpec)> {
+    pub fn of(&self, address: IpAddr) -> Option<(&'a str, &'a LoadBalancerPoolSpec)> {
         self.in_force().find(|(_, spec)| spec.contains(address))
     }
 
