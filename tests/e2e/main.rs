@@ -3,6 +3,7 @@
 //! One program, because every further one is linked with everything again. Its tests are processes of their own all the same.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod announcing;
 mod clients;
 mod control_plane;
 mod controllers;
