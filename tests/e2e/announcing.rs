@@ -1,6 +1,7 @@
 //! Load balancers' addresses on the local network, in a whole lab. The client is the underlay's gateway: a host on the nodes'
 //! link that finds addresses by ARP and NDP, as any would.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -116,6 +117,13 @@ impl World {
     }
 }
 
+fn signal(signal: &str, pids: &[u32]) {
+    for pid in pids {
+        let sent = Command::new("kill").args([signal, &pid.to_string()]).status();
+        assert!(sent.unwrap().success(), "{signal} {pid}");
+    }
+}
+
 #[test]
 fn one_node_answers_for_an_address_and_another_when_it_is_gone() {
     let world = World {
@@ -140,11 +148,16 @@ fn one_node_answers_for_an_address_and_another_when_it_is_gone() {
         }
     }
 
+    let server = lab.pids("podnet apiserver");
+    assert_eq!(server.len(), 1, "{server:?}");
     for address in &addresses {
         let first = world.speaker(address);
         let agent = lab.pids(&format!("agent --node {first}"));
         assert_eq!(agent.len(), 1, "{agent:?}");
+        // Nobody needs the API server for it.
+        signal("-STOP", &server);
         world.moves(address, "kill -9 of the agent", || kill_9(agent[0]));
+        signal("-CONT", &server);
         // The agent is started again, and has its addresses again.
         lab.until("it comes back", || {
             (world.speaker(address) == first).then_some(())
