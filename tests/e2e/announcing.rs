@@ -180,8 +180,29 @@ fn one_node_answers_for_an_address_and_another_when_it_is_gone() {
         });
     }
 
+    nodes_that_hear_each_other_again_leave_an_address_to_one(&world, &addresses);
     who_has_endpoints_answers_under_local(&world);
     lab.down();
+}
+
+/// The nodes do not hear each other for a while; the client hears them all.
+fn nodes_that_hear_each_other_again_leave_an_address_to_one(world: &World, addresses: &[&str]) {
+    let isolate = |how: &str| {
+        for node in NODES {
+            let script = format!("bridge link set dev {node} isolated {how}");
+            world.lab.node_sh("underlay", &script);
+        }
+    };
+    let before: Vec<_> = addresses.iter().map(|address| world.speaker(address)).collect();
+    isolate("on");
+    for address in addresses {
+        world.lab.until("each node answers", || {
+            (world.speakers(address) == NODES).then_some(())
+        });
+    }
+    isolate("off");
+    let after: Vec<_> = addresses.iter().map(|address| world.speaker(address)).collect();
+    assert_eq!(before, after);
 }
 
 fn who_has_endpoints_answers_under_local(world: &World) {
