@@ -227,7 +227,7 @@ impl Announcer {
                     standing,
                     taken,
                 };
-                self.peers.insert(node.clone(), peer)
+                self.peers.insert(node, peer)
             }
             None => self.peers.remove(&node),
         };
@@ -236,16 +236,14 @@ impl Announcer {
         }
         // It may have answered for what is ours, to those who did not hear us.
         if standing.is_some() && before.map(|peer| peer.taken) != Some(taken) {
-            self.remind(now, &node);
+            self.remind(now);
         }
     }
 
-    /// Announces again what another node may have answered for meanwhile.
-    fn remind(&mut self, now: Duration, node: &NodeName) {
-        for (address, announced) in &mut self.speaking {
-            if self.wanted.get(address).is_some_and(|nodes| nodes.contains(node)) {
-                *announced = Announced { since: now, times: 0 };
-            }
+    /// Announces again what another node, or one that it heard and we did not, may have answered for meanwhile.
+    fn remind(&mut self, now: Duration) {
+        for announced in self.speaking.values_mut() {
+            *announced = Announced { since: now, times: 0 };
         }
     }
 

@@ -258,14 +258,16 @@ impl Network {
                 let names: Vec<NodeName> = speakers.iter().map(|number| node(*number)).collect();
                 let due: Vec<NodeName> = self.due(client, address).into_iter().collect();
                 prop_assert_eq!(&names, &due, "{}", address);
-                let believed = self.hosts[client].client.get(&address);
+                // Who has just come to this side believes nothing, or is noticed by the node it is with.
+                let noticed = self.hosts[client].announcer.is_some();
+                let believed = self.hosts[client].client.get(&address).filter(|_| noticed);
                 // Whom it believed in may be gone without a trace; it notices by itself, since nobody is there.
                 let side = self.hosts[client].side;
                 let gone = |host: &Host| host.died_apart || host.side != side;
                 let lost = (0..NODES).filter(|number| gone(&self.hosts[*number]));
                 let lost = lost.map(mac).any(|mac| believed == Some(&mac));
-                if let ([speaker], false) = (&speakers[..], lost) {
-                    prop_assert_eq!(believed, Some(&mac(*speaker)), "{}", address);
+                if let ([speaker], Some(believed), false) = (&speakers[..], believed, lost) {
+                    prop_assert_eq!(*believed, mac(*speaker), "{}", address);
                 }
             }
         }
