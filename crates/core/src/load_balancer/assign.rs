@@ -23,7 +23,7 @@ pub fn assign(cluster: &Cluster, claims: &[Claim]) -> Assignment {
         namespace.map(|namespace| namespace.labels())
     };
     for claim in &order {
-        book.keep(claim, namespace(claim), |wish, address| is_wanted(wish, address));
+        book.keep(claim, namespace(claim), is_wanted);
     }
     for claim in &order {
         book.fulfil(claim, namespace(claim));
