@@ -10,6 +10,7 @@ mod controllers;
 mod kubectl;
 mod lab;
 mod load_balancers;
+mod node_changes;
 mod nodes;
 mod pods;
 mod pools;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{DEMO, Lab, stdout};
+use crate::support::{DEMO, Lab, kill_9, stdout};
 use serde_json::{Value, json};
 
 /// A lab with the demo, looked at from node1.
@@ -189,4 +189,43 @@ fn a_node_whose_object_is_deleted_goes_on_and_registers_again() {
     // Its pods may have been taken for lost meanwhile; the ways to it are there again.
     world.until("node2", &well("tunnel", 1450));
     assert_eq!(routes(), before);
+}
+
+#[test]
+fn network_managers_are_told_and_a_setting_that_is_wrong_is_named() {
+    let lab = Lab::up("managed", &["--nodes", "1"]);
+    // A node that has both managers, of which the agent learns when it starts.
+    lab.node_sh(
+        "node1",
+        "mkdir -p /etc/systemd/network /etc/NetworkManager/conf.d",
+    );
+    let agents = lab.pids(" agent ");
+    assert_eq!(agents.len(), 1);
+    kill_9(agents[0]);
+    let files = "/etc/systemd/network/10-podnet.network /etc/systemd/network/10-podnet.link \
+                 /etc/systemd/networkd.conf.d/10-podnet.conf /etc/NetworkManager/conf.d/10-podnet.conf";
+    lab.until("the drop-ins", || {
+        let read = lab.node("node1", &["sh", "-c", &format!("cat {files}")]);
+        let text = stdout(&read);
+        let said = ["Unmanaged=yes", "ManageForeignRoutes=no", "unmanaged-devices+="];
+        (read.status.success() && said.iter().all(|part| text.contains(part))).then_some(())
+    });
+    // Strict reverse path filtering drops what comes by another link than its answer would leave by.
+    for (value, said) in [
+        ("1", "net.ipv4.conf.eth0.rp_filter is 1"),
+        ("0", "the kernel's settings are right again"),
+    ] {
+        lab.node_sh(
+            "node1",
+            &format!("echo {value} >/proc/sys/net/ipv4/conf/eth0/rp_filter"),
+        );
+        lab.until(said, || {
+            // It looks whenever it looks after the kernel.
+            lab.node_sh(
+                "node1",
+                "ip address add 172.30.0.240/32 dev eth0; ip address del 172.30.0.240/32 dev eth0",
+            );
+            lab.logs().contains(said).then_some(())
+        });
+    }
 }

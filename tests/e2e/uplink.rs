@@ -17,7 +17,7 @@ const REFUSED: Option<i32> = Some(7);
 
 /// Clients, by the name of what they do.
 const CLIENT: &str = r#"
-import socket, struct, sys
+import errno, socket, struct, sys, time
 what, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
 def tcp():
     return socket.create_connection((host, port), timeout=30)
@@ -74,6 +74,32 @@ elif what == "no-datagrams":
         print("said", asking.recv(100))
     except ConnectionRefusedError:
         print("refused")
+elif what == "too-many":
+    def talk(open_one):
+        connection = open_one()
+        connection.sendall(b"x")
+        assert connection.recv(1) == b"x"
+        return connection
+    for open_one in [tcp, udp]:
+        held = []
+        try:
+            while True:
+                held.append(talk(open_one))
+        except OSError as error:
+            print(len(held), errno.errorcode.get(error.errno, error))
+        for connection in held:
+            connection.sendall(b"x")
+            assert connection.recv(1) == b"x"
+        if open_one is udp:
+            continue
+        held.pop().close()
+        while True:
+            try:
+                talk(open_one)
+                print("room again")
+                break
+            except OSError:
+                time.sleep(0.1)
 "#;
 
 /// A server on the machine's loopback: every connection goes to `handle`, on a thread that ends with the test.
@@ -93,6 +119,14 @@ fn answer_at_the_end(mut connection: TcpStream) {
     let mut all = Vec::new();
     connection.read_to_end(&mut all).unwrap();
     connection.write_all(&all).unwrap();
+}
+
+/// Answers bytes with themselves, on a thread.
+fn answer_bytes(mut connection: TcpStream) {
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        while connection.read_exact(&mut byte).is_ok() && connection.write_all(&byte).is_ok() {}
+    });
 }
 
 /// A minimal server of HTTP that says whom it sees.
@@ -237,10 +271,7 @@ fn an_uplink_that_is_killed_takes_only_what_went_through_it() {
         (child, said)
     };
     let (host, loopback) = LOOPBACKS[0];
-    let held_outside = serve(loopback, |mut connection| {
-        let mut byte = [0];
-        while connection.read_exact(&mut byte).is_ok() && connection.write_all(b"y").is_ok() {}
-    });
+    let held_outside = serve(loopback, answer_bytes);
     let (mut outside, _) = hold(host, held_outside);
     let uplinks = lab.pids(" uplink ");
     assert_eq!(uplinks.len(), 1);
@@ -285,6 +316,24 @@ fn labs_of_root_and_of_an_ordinary_user_have_uplinks_side_by_side() {
     rootless.down();
     reaches_the_machine(&lab);
     lab.down();
+}
+
+#[test]
+fn who_takes_all_connections_is_refused_more_and_those_there_are_go_on() {
+    let lab = Lab::named("uplink-full");
+    // Room for (1024 - 128) / 8 connections, and as many sessions.
+    let up = Command::new("prlimit")
+        .args(["--nofile=1024:1024", PODNET, "lab", "up", "--name", &lab.name])
+        .args(["--nodes", "1", "--uplink", "-f", DEMO])
+        .output()
+        .unwrap();
+    assert!(up.status.success(), "{}\n{}", text(&up), lab.logs());
+    let (host, loopback) = LOOPBACKS[0];
+    // The same port for both protocols.
+    let port = serve(loopback, answer_bytes);
+    serve_datagrams(&format!("127.0.0.1:{port}"));
+    let said = client(&lab, "too-many", host, port);
+    assert_eq!(said, "112 EHOSTUNREACH\nroom again\n112 EHOSTUNREACH");
 }
 
 #[test]

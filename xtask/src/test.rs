@@ -31,7 +31,11 @@ pub(crate) fn run() -> miette::Result<()> {
         "warnings",
     ])?;
     recipe::build(&["--workspace", "--all-targets"])?;
+    // It is built: no test need build it again, alone and therefore with other features of what it depends on.
+    let plugin = format!("PODNET_CNI={}", recipe::release().join("podnet-cni").display());
     recipe::run(&[
+        "env",
+        &plugin,
         "cargo",
         "nextest",
         "run",

@@ -55,7 +55,7 @@ pub struct Args {
     /// Ranges of all services' addresses, at most one per IP family
     #[arg(long, value_delimiter = ',', value_name = "CIDR,CIDR6", value_parser = parse_range)]
     service_cidr: Vec<IpNet>,
-    /// Which of the node's addresses have node ports [default: all but loopback addresses]
+    /// Which of the node's addresses have node ports and health check node ports [default: all, node ports not on loopback]
     #[arg(long, value_delimiter = ',', value_name = "CIDR,...", value_parser = parse_range)]
     nodeport_addresses: Vec<IpNet>,
     /// How pods are wired: ptp, a veth pair each; netkit, the faster pair of Linux 6.7; auto, netkit where the kernel has

@@ -3,14 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
+use ipnet::IpNet;
 use podnet_core::service::{HealthCheck, HealthChecks};
+use podnet_linux::netlink::Netlink;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -28,69 +30,109 @@ pub struct Health {
     pub checks: HealthChecks,
     /// Whether the kernel has what it should have.
     pub healthy: bool,
+    /// Which of the node's addresses are asked: those in these ranges; all of them when `None`.
+    pub addresses: Option<BTreeSet<IpNet>>,
+}
+
+/// The servers there are.
+#[derive(Default)]
+struct Servers {
+    tasks: JoinSet<()>,
+    serving: BTreeMap<SocketAddr, AbortHandle>,
+    /// Where somebody else was.
+    refused: BTreeSet<SocketAddr>,
 }
 
 /// Answers on the ports of `health`, which may change at any time, until its sender is gone. A port that somebody else
-/// has is not taken from them: it is said, and tried again.
+/// has is not taken from them: it is said, and tried again. For the network namespace of the runtime's threads.
 pub async fn run(mut health: watch::Receiver<Health>) {
-    let mut servers = JoinSet::new();
-    let mut serving: BTreeMap<NonZeroU16, AbortHandle> = BTreeMap::new();
-    let mut refused = BTreeSet::new();
+    let mut servers = Servers::default();
     loop {
-        let wanted: BTreeSet<NonZeroU16> = health.borrow_and_update().checks.ports().collect();
-        serving.retain(|port, server| {
-            let keep = wanted.contains(port);
+        let wanted = health.borrow_and_update().clone();
+        let ports: Vec<NonZeroU16> = wanted.checks.ports().collect();
+        let addresses = addresses(wanted.addresses.as_ref().filter(|_| !ports.is_empty()));
+        let sockets = ports.iter().flat_map(|port| {
+            let of_port = move |address: &IpAddr| SocketAddr::new(*address, port.get());
+            addresses.iter().map(of_port)
+        });
+        servers.become_those_at(sockets.collect(), &health).await;
+        // Addresses come and go without a word.
+        let again = !servers.refused.is_empty() || (wanted.addresses.is_some() && !ports.is_empty());
+        tokio::select! {
+            changed = health.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if again => {}
+            // One that was aborted.
+            Some(_) = servers.tasks.join_next() => {}
+        }
+    }
+}
+
+impl Servers {
+    async fn become_those_at(&mut self, wanted: BTreeSet<SocketAddr>, health: &watch::Receiver<Health>) {
+        self.serving.retain(|socket, server| {
+            let keep = wanted.contains(socket);
             if !keep {
                 server.abort();
             }
             keep
         });
-        refused.retain(|port| wanted.contains(port));
-        for port in &wanted {
-            if serving.contains_key(port) {
+        self.refused.retain(|socket| wanted.contains(socket));
+        for socket in wanted {
+            if self.serving.contains_key(&socket) {
                 continue;
             }
-            match bind(*port).await {
+            match bind(socket).await {
                 Ok(listener) => {
-                    refused.remove(port);
-                    serving.insert(*port, servers.spawn(answer(*port, listener, health.clone())));
+                    self.refused.remove(&socket);
+                    let server = self.tasks.spawn(answer(socket.port(), listener, health.clone()));
+                    self.serving.insert(socket, server);
                 }
-                Err(error) => {
-                    if refused.insert(*port) {
-                        let service = health
-                            .borrow()
-                            .checks
-                            .get(*port)
-                            .map(|check| check.service.to_string());
-                        let service = service.unwrap_or_default();
-                        tracing::warn!(%service, "cannot answer on the health check node port {port}, trying again: {error}");
-                    }
+                Err(error) if self.refused.insert(socket) => {
+                    let health = health.borrow();
+                    let check = NonZeroU16::new(socket.port()).and_then(|port| health.checks.get(port));
+                    let service = check.map(|check| check.service.to_string()).unwrap_or_default();
+                    tracing::warn!(%service, "cannot answer on the health check node port at {socket}, trying again: {error}");
                 }
+                Err(_) => {}
             }
-        }
-        tokio::select! {
-            changed = health.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(RETRY), if !refused.is_empty() => {}
-            // One that was aborted.
-            Some(_) = servers.join_next() => {}
         }
     }
 }
 
-/// On all addresses of both families; of IPv4 only where the kernel has no IPv6.
-async fn bind(port: NonZeroU16) -> std::io::Result<TcpListener> {
-    match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.get()))).await {
-        Err(error) if error.kind() != ErrorKind::AddrInUse => {
-            TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port.get()))).await
+/// The node's own addresses in these ranges; the one that stands for all of them without any.
+fn addresses(ranges: Option<&BTreeSet<IpNet>>) -> BTreeSet<IpAddr> {
+    let Some(ranges) = ranges else {
+        return [Ipv6Addr::UNSPECIFIED.into()].into();
+    };
+    let listed = Netlink::open().and_then(|mut netlink| netlink.addresses(None));
+    let own = match listed {
+        Ok(own) => own,
+        Err(error) => {
+            tracing::warn!("health check node ports are not answered: {error}");
+            return BTreeSet::new();
+        }
+    };
+    let own = own.iter().map(|address| address.net.addr());
+    // A link-local address means something on its link only.
+    own.filter(|address| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()))
+        .filter(|address| ranges.iter().any(|range| range.contains(address)))
+        .collect()
+}
+
+/// All addresses are those of both families; of IPv4 only where the kernel has no IPv6.
+async fn bind(socket: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(socket).await {
+        Err(error) if error.kind() != ErrorKind::AddrInUse && socket.ip().is_unspecified() => {
+            TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, socket.port()))).await
         }
         bound => bound,
     }
 }
 
-async fn answer(port: NonZeroU16, listener: TcpListener, health: watch::Receiver<Health>) {
+async fn answer(port: u16, listener: TcpListener, health: watch::Receiver<Health>) {
     web::serve(listener, move |_| {
         let health = health.borrow();
-        match health.checks.get(port) {
+        match NonZeroU16::new(port).and_then(|port| health.checks.get(port)) {
             Some(check) => respond(check, health.healthy),
             // It goes in this very moment.
             None => {
@@ -163,7 +205,11 @@ mod tests {
     }
 
     fn ask(port: NonZeroU16) -> std::io::Result<String> {
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port.get()))?;
+        ask_at("127.0.0.1", port)
+    }
+
+    fn ask_at(address: &str, port: NonZeroU16) -> std::io::Result<String> {
+        let mut stream = std::net::TcpStream::connect((address, port.get()))?;
         stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
@@ -194,7 +240,12 @@ mod tests {
         let server = tokio::spawn(run(health));
         let tell = |endpoints, healthy| {
             let checks = checks(port, endpoints);
-            say.send_replace(Health { checks, healthy });
+            let addresses = None;
+            say.send_replace(Health {
+                checks,
+                healthy,
+                addresses,
+            });
         };
         // Somebody else has the port, and keeps it until they let it go.
         tell(2, true);
@@ -225,16 +276,45 @@ mod tests {
         tell(2, true);
         expect(port, "HTTP/1.1 200").await;
         say.send_replace(Health::default());
+        until_refused("127.0.0.1", port).await;
+    }
+
+    async fn until_refused(address: &'static str, port: NonZeroU16) {
         for _ in 0..200 {
-            if tokio::task::spawn_blocking(move || ask(port))
-                .await
-                .unwrap()
-                .is_err()
-            {
+            let asked = tokio::task::spawn_blocking(move || ask_at(address, port)).await;
+            if asked.unwrap().is_err() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("it is answered still");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn health_check_node_ports_are_answered_at_the_addresses_of_node_ports_alone() {
+        let free = std::net::TcpListener::bind("[::]:0").unwrap();
+        let port = NonZeroU16::new(free.local_addr().unwrap().port()).unwrap();
+        drop(free);
+        let (say, health) = watch::channel(Health::default());
+        tokio::spawn(run(health));
+        let tell = |range: Option<&str>| {
+            say.send_replace(Health {
+                checks: checks(port, 1),
+                healthy: true,
+                addresses: range.map(|range| [range.parse().unwrap()].into()),
+            });
+        };
+        tell(Some("127.0.0.1/32"));
+        expect(port, "HTTP/1.1 200").await;
+        until_refused("::1", port).await;
+        // Another program may have the port there.
+        drop(std::net::TcpListener::bind(("127.0.0.2", port.get())).unwrap());
+        // None of the node's addresses.
+        tell(Some("192.0.2.0/24"));
+        until_refused("127.0.0.1", port).await;
+        tell(None);
+        expect(port, "HTTP/1.1 200").await;
+        let v6 = tokio::task::spawn_blocking(move || ask_at("::1", port)).await;
+        assert!(v6.unwrap().unwrap().contains("HTTP/1.1 200"));
     }
 }

@@ -561,6 +561,7 @@ impl NodeLoop {
         let health = Health {
             checks: state.services.health_checks.clone(),
             healthy: !self.failed,
+            addresses: state.services.node_port_addresses.clone(),
         };
         self.out.health.send_if_modified(|told| {
             let changed = *told != health;

@@ -11,7 +11,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, PartialObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::Api;
+use kube::core::Status;
 
 use crate::cni_server::Reclaimer;
 use crate::ipam::Lease;
@@ -78,16 +80,25 @@ async fn free(reclaimer: &Reclaimer, lease: Lease) {
 /// Whether the API server knows no such pod.
 async fn is_gone(client: &kube::Client, lease: &Lease) -> kube::Result<bool> {
     let api: Api<Pod> = Api::namespaced(client.clone(), &lease.pod.namespace);
-    let found: Option<PartialObjectMeta<Pod>> = api.get_metadata_opt(&lease.pod.name).await?;
-    Ok(found.is_none_or(|pod| {
-        let of_file = pod
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(FILE_POD));
-        let uid = Some(&lease.pod.uid);
-        pod.metadata.uid.as_ref() != uid && of_file != uid
-    }))
+    match api.get_metadata(&lease.pod.name).await {
+        Ok(found) => Ok(is_another(&found.metadata, &lease.pod.uid)),
+        Err(kube::Error::Api(status)) if says_no_pod(&status, &lease.pod.name) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a pod of the same name took its place.
+fn is_another(found: &ObjectMeta, uid: &str) -> bool {
+    let of_file = found.annotations.as_ref().and_then(|all| all.get(FILE_POD));
+    let known = found.uid.iter().chain(of_file);
+    found.uid.is_some() && known.into_iter().all(|known| known != uid)
+}
+
+/// Whether it is the pod that was not found: a server that does not know the whole path, since the URL is not the API's,
+/// answers with 404 too.
+fn says_no_pod(status: &Status, name: &str) -> bool {
+    let details = status.details.as_ref();
+    status.is_not_found() && details.is_some_and(|about| about.kind == "pods" && about.name == name)
 }
 
 /// The leases of pods whose network namespace has no process in it, by number; none if that cannot be told.

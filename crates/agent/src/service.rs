@@ -9,7 +9,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use kube::{Api, Client as KubeClient};
 use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_core::Cluster;
-use podnet_core::cluster::{Affinity, NodeName, ObjectName};
+use podnet_core::cluster::{Affinity, NodeName, ObjectName, ObjectRef};
 use podnet_core::service::{Client, Explanation, Otherwise, explain};
 use serde_json::{Value, json};
 
@@ -123,21 +123,36 @@ fn explain_service(args: &Explain) -> miette::Result<(String, bool)> {
             (Client::Inside, vec![node])
         }
     };
-    let explained: Vec<(NodeName, Vec<Explanation>)> = nodes
+    let explained: Vec<OnNode> = nodes
         .into_iter()
-        .map(|node| {
-            let explanations = explain(&cluster, &node, &name, service, client);
-            (node, explanations)
+        .map(|node| OnNode {
+            explanations: explain(&cluster, &node, &name, service, client),
+            left_out: left_out(&cluster, &node, &name),
+            node,
         })
         .collect();
-    let fine = explained
-        .iter()
-        .all(|(_, explanations)| explanations.iter().all(|explanation| explanation.chosen() > 0));
+    let served = |on: &OnNode| on.explanations.iter().all(|explanation| explanation.chosen() > 0);
+    let fine = explained.iter().all(|on| served(on) && on.left_out.is_empty());
     let text = match args.output {
         Format::Text => text(&explained, client),
         Format::Json => format!("{:#}\n", json(&explained)),
     };
     Ok((text, fine))
+}
+
+/// What clients get at one node.
+struct OnNode {
+    node: NodeName,
+    explanations: Vec<Explanation>,
+    /// What of the service is not served there, whoever asks.
+    left_out: Vec<String>,
+}
+
+fn left_out(cluster: &Cluster, node: &NodeName, name: &ObjectName) -> Vec<String> {
+    let object = ObjectRef::service(name);
+    let problems = podnet_core::compute(cluster, node).problems.into_iter();
+    let its = problems.filter(|problem| problem.object == object);
+    its.map(|problem| problem.why).collect()
 }
 
 fn asked_nodes(cluster: &Cluster, node: Option<&str>) -> miette::Result<Vec<NodeName>> {
@@ -184,21 +199,23 @@ async fn read(client: KubeClient) -> miette::Result<(Cluster, Vec<(ObjectName, N
     Ok((cluster, pods))
 }
 
-fn text(explained: &[(NodeName, Vec<Explanation>)], client: Client) -> String {
+fn text(explained: &[OnNode], client: Client) -> String {
     let mut text = String::new();
-    for (node, explanations) in explained {
+    for on in explained {
+        let node = &on.node;
         text += &match client {
             Client::Inside => format!("from a pod on {node}:\n"),
             Client::Outside => format!("from outside, at {node}:\n"),
         };
-        for explanation in explanations {
+        text.extend(on.left_out.iter().map(|why| format!("  left out: {why}\n")));
+        for explanation in &on.explanations {
             text.extend(explanation.to_string().lines().map(|line| format!("  {line}\n")));
         }
     }
     text
 }
 
-fn json(explained: &[(NodeName, Vec<Explanation>)]) -> Value {
+fn json(explained: &[OnNode]) -> Value {
     let endpoint = |endpoint: &podnet_core::service::Explained, chosen: usize| {
         json!({
             "address": endpoint.address,
@@ -218,6 +235,10 @@ fn json(explained: &[(NodeName, Vec<Explanation>)]) -> Value {
             "port": explanation.port.port,
             "protocol": explanation.port.protocol.to_string(),
             "addresses": explanation.asked,
+            "guarded": explanation.guarded.as_ref().map(|guarded| json!({
+                "addresses": guarded.addresses,
+                "sources": guarded.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            })),
             "verdict": if chosen > 0 { "balance" } else { otherwise },
             "endpoints": explanation.endpoints.iter().map(|e| endpoint(e, chosen)).collect::<Vec<_>>(),
             "affinitySeconds": match explanation.affinity {
@@ -226,8 +247,12 @@ fn json(explained: &[(NodeName, Vec<Explanation>)]) -> Value {
             },
         })
     };
-    let nodes = explained.iter().map(|(node, explanations)| {
-        json!({ "node": node.as_str(), "ports": explanations.iter().map(explanation).collect::<Vec<_>>() })
+    let nodes = explained.iter().map(|on| {
+        json!({
+            "node": on.node.as_str(),
+            "leftOut": on.left_out,
+            "ports": on.explanations.iter().map(explanation).collect::<Vec<_>>(),
+        })
     });
     nodes.collect()
 }

@@ -102,6 +102,9 @@ pub(crate) fn json_object(document: &[u8]) -> Result<Map<String, Value>, CniErro
         _ => Err(CniError::new(
             Code::Decoding,
             "the network configuration on standard input is not a JSON object",
+        )
+        .with_details(
+            "it is what the runtime makes of a file in its CNI configuration directory: see there",
         )),
     }
 }

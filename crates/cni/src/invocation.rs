@@ -102,8 +102,10 @@ fn missing(name: &str) -> CniError {
     wrong(format!("the environment variable {name} is missing"))
 }
 
+/// Whoever calls the plugin has to put it right.
 pub(crate) fn wrong(msg: String) -> CniError {
     CniError::new(Code::InvalidEnvironment, msg)
+        .with_details("a container runtime sets the CNI_ variables: see its log for what it asked for")
 }
 
 #[cfg(test)]

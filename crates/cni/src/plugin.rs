@@ -85,7 +85,10 @@ fn needs(config: &NetworkConfig, since: CniVersion, verb: &str) -> Result<(), Cn
             "{verb} is of CNI version {since}, the network configuration of {}",
             config.version
         ),
-    ))
+    )
+    .with_details(format!(
+        "set its cniVersion to {since} or later, or use a runtime that does not call {verb} for it"
+    )))
 }
 
 /// Both what the runtime should do (try again, code 11) and what a person should.

@@ -99,7 +99,7 @@ proptest! {
         let want = compute(&reached, &me);
 
         // The last edit of each key, in another order, after a detour that it overwrites or undoes.
-        let mut last: BTreeMap<(u8, u8), Edit> = BTreeMap::new();
+        let mut last: BTreeMap<Thing, Edit> = BTreeMap::new();
         for edit in detour.iter().chain(&edits) {
             last.entry(thing(edit)).or_insert(removal(edit));
         }

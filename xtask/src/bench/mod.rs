@@ -3,6 +3,7 @@
 //! A *path* is a client and a server somewhere and the way between them; a *station* is where one of them runs. To
 //! add a row, make a path and name what it is compared with.
 
+mod api_services;
 mod bare;
 mod dns;
 mod example;
@@ -43,7 +44,7 @@ pub(crate) struct Args {
     /// How often to time ADD and DEL; 0 leaves it out
     #[arg(long, default_value_t = 30)]
     verb_runs: u16,
-    /// Only paths whose name contains this ("dns", "peers", "services" or "plugin" for that alone)
+    /// Only paths whose name contains this ("dns", "peers", "services", "api_services" or "plugin" for that alone)
     #[arg(long, default_value = "")]
     only: String,
     /// The executable to measure
@@ -110,6 +111,10 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         .contains(&args.only)
         .then(|| services::measure(cpu))
         .transpose()?;
+    let api_services = "api_services"
+        .contains(&args.only)
+        .then(|| api_services::measure(&args.podnet, cpu))
+        .transpose()?;
     let plugin = "plugin"
         .contains(&args.only)
         .then(|| plugin::measure(&args.podnet))
@@ -142,6 +147,7 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         dns,
         peers,
         services,
+        api_services,
         plugin,
         paths: series,
     };

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::dns::Figures;
 use super::plugin::PluginStart;
 use super::verbs::VerbTimes;
-use super::{peers, services};
+use super::{api_services, peers, services};
 use crate::netperf::{Sample, Test};
 
 /// All that was measured in one run.
@@ -25,6 +25,7 @@ pub(super) struct Report {
     pub(super) dns: Option<Figures>,
     pub(super) peers: Option<peers::Times>,
     pub(super) services: Option<Vec<services::Times>>,
+    pub(super) api_services: Option<Vec<api_services::Times>>,
     pub(super) plugin: Option<PluginStart>,
     pub(super) paths: Vec<Series>,
 }
@@ -216,6 +217,9 @@ impl fmt::Display for Report {
         for services in self.services.iter().flatten() {
             write!(f, "{services}")?;
         }
+        for services in self.api_services.iter().flatten() {
+            write!(f, "{services}")?;
+        }
         if let Some(dns) = &self.dns {
             writeln!(
                 f,
@@ -266,6 +270,7 @@ mod tests {
             plugin: None,
             peers: None,
             services: None,
+            api_services: None,
             dns: None,
             paths: vec![series("limit", None, 1.0), series("ours", Some("limit"), 2.0)],
         };

@@ -349,7 +349,8 @@ fn lease_error(error: &LeaseError, code: Code) -> CniError {
         ),
         LeaseError::Disk { .. } => CniError::new(Code::Io, error.to_string())
             .with_details("see that the state directory is writable and its file system not full"),
-        LeaseError::Locked(_) => CniError::new(Code::Io, error.to_string()),
+        LeaseError::Locked(_) => CniError::new(Code::Io, error.to_string())
+            .with_details("one agent keeps a state directory: end the other one"),
     }
 }
 

@@ -214,9 +214,9 @@ mod tests {
                     "FROM HERE"
                 ),
                 format!(
-                    "shop/web   TCP 10.96.0.1:80    {first}   the same       only from 192.0.2.0/24; clients stay for 60 s"
+                    "shop/web   tcp 10.96.0.1:80    {first}   the same       only from 192.0.2.0/24; clients stay for 60 s"
                 ),
-                format!("shop/web   TCP 0.0.0.0:30080   {:71}   dropped", "refused"),
+                format!("shop/web   tcp 0.0.0.0:30080   {:71}   dropped", "refused"),
             ]
         );
         let json = serde_json::to_string(&status).unwrap();

@@ -270,6 +270,73 @@ fn a_strangers_bytes_on_the_socket_hurt_nobody_else() {
     answer_nothing(&node.bare("STATUS", "1.1.0", json!({})));
 }
 
+#[test]
+fn every_code_comes_with_its_cause_and_what_to_do() {
+    let node = Node::start();
+    let pod = Pod::new("codes");
+    let result = answer(&node.cni("ADD", &pod, "1.1.0", None));
+    let last = Pod::new("last");
+    let mut other = result.clone();
+    other["interfaces"][1]["mtu"] = json!(1400);
+    let document = |more: &str| format!(r#"{{"cniVersion":"1.1.0","name":"n"{more}}}"#).into_bytes();
+    let namespace = node.netns_path();
+    let with = |key: &'static str, value: &'static str| {
+        WHOLE.map(|pair| if pair.0 == key { (key, value) } else { pair })
+    };
+    let state = node.config().state_dir.join("leases");
+    let ask = |code: u64| match code {
+        1 => node.bare("STATUS", "1.0.0", json!({})),
+        2 => node.cni_with(
+            "ADD",
+            &Pod::new("guid"),
+            "1.1.0",
+            json!({ "runtimeConfig": { "infinibandGUID": "c2:11:22:33:44:55:66:77" } }),
+        ),
+        3 => node.raw(&WHOLE, &document("")),
+        4 => node.raw(&with("CNI_IFNAME", ""), &document("")),
+        5 => {
+            std::fs::rename(&state, state.with_extension("away")).unwrap();
+            std::fs::write(&state, "").unwrap();
+            let output = node.cni("DEL", &pod, "1.1.0", None);
+            std::fs::remove_file(&state).unwrap();
+            std::fs::rename(state.with_extension("away"), &state).unwrap();
+            output
+        }
+        6 => node.raw(&WHOLE, b"[]"),
+        7 => node.bare("GC", "1.1.0", json!({})),
+        8 => node.cni_in("ADD", "c", &namespace, "1.1.0"),
+        11 => {
+            node.set_ranges(&["10.244.1.7/32"]);
+            answer(&node.cni("ADD", &last, "1.1.0", None));
+            node.cni("ADD", &Pod::new("none-left"), "1.1.0", None)
+        }
+        50 => node.bare("STATUS", "1.1.0", json!({})),
+        51 => {
+            node.limit("the kernel refused a route");
+            node.bare("STATUS", "1.1.0", json!({}))
+        }
+        100 => node.cni_with(
+            "ADD",
+            &Pod::new("refused"),
+            "1.1.0",
+            json!({ "sysctl": { "net.no.such": "1" } }),
+        ),
+        _ => node.cni("CHECK", &pod, "1.1.0", Some(&other)),
+    };
+    for code in [1, 2, 3, 4, 5, 6, 7, 8, 101, 11, 50, 51, 100] {
+        let output = ask(code);
+        assert_eq!(error_code(&output), code, "{output:?}");
+        let error: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        println!("{code}: {}: {}", error["msg"], error["details"]);
+        for part in ["msg", "details"] {
+            assert!(
+                error[part].as_str().is_some_and(|text| text.len() > 10),
+                "{error}"
+            );
+        }
+    }
+}
+
 /// It is exec'd for every pod.
 #[test]
 fn the_plugin_is_smaller_than_two_megabytes() {

@@ -9,14 +9,15 @@ use serde_json::json;
 
 use crate::bridge::{self, kind};
 use crate::node::{self, Node, Pod, answer, error_code};
-use crate::{addresses, answer_nothing, wiring};
+use crate::{addresses, answer_nothing, tunnel, wiring};
 
 #[test]
 #[ignore = "needs Linux 6.12: cargo xtask vm"]
 fn auto_wires_with_netkit() {
     assert_eq!(Pair::probe(), Pair::Netkit);
     let node = Node::wired(WiringName::Auto);
-    let result = answer(&node.cni("ADD", &Pod::new("auto"), "1.1.0", None));
+    let pod = Pod::new("auto");
+    let result = answer(&node.cni("ADD", &pod, "1.1.0", None));
     assert_eq!(kind(&node, &result), (LinkKind::Netkit, false));
 }
 
@@ -106,4 +107,10 @@ fn a_pod_behind_netkit_reaches_itself_through_a_host_port() {
 #[ignore = "needs Linux 6.12: cargo xtask vm"]
 fn limits_hold_behind_netkit() {
     wiring::limits_of(WiringName::Netkit);
+}
+
+#[test]
+#[ignore = "needs Linux 6.12: cargo xtask vm"]
+fn netkit_pods_of_two_nodes_reach_each_other_through_the_tunnel() {
+    tunnel::tunnel_of(WiringName::Netkit);
 }

@@ -10,6 +10,7 @@ mod linux_6_12;
 mod node;
 mod orphans;
 mod settings;
+mod tunnel;
 mod verbs;
 mod wiring;
 

@@ -9,37 +9,52 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Reclaimer, bind};
 use podnet_agent::host_ports::HostPorts;
 use podnet_cni::WiringName;
 use podnet_core::ipam::Addressing;
 use podnet_core::{Cluster, NodeName, compute};
 use podnet_dataplane::{Dataplane, Kernel};
-use podnet_linux::netlink::{Address, Netlink, NewLink};
+use podnet_linux::netlink::{Address, LinkChange, Netlink, NewLink};
 use podnet_linux::ns::{Kind, Namespace};
 use podnet_linux::sysctl;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
+/// Where the executables of this test's profile are: it is target/TARGET/PROFILE/deps/THIS itself.
+pub(crate) fn built() -> PathBuf {
+    let executable = std::env::current_exe().unwrap();
+    executable.parent().unwrap().parent().unwrap().to_owned()
+}
+
 /// The plugin, built with the profile of this test.
 pub(crate) fn plugin() -> &'static PathBuf {
     static PLUGIN: OnceLock<PathBuf> = OnceLock::new();
     PLUGIN.get_or_init(|| {
-        // In a virtual machine nothing is built.
+        // Where it is built already, or cannot be, as in a virtual machine.
         if let Some(path) = std::env::var_os("PODNET_CNI") {
             return path.into();
         }
-        // target/TARGET/PROFILE/deps/THIS
-        let executable = std::env::current_exe().unwrap();
-        let path = executable.parent().unwrap().parent().unwrap().join("podnet-cni");
+        let directory = built();
+        let profile = match directory.file_name().unwrap().to_str().unwrap() {
+            "debug" => "dev",
+            other => other,
+        };
         let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", "podnet-cni"])
+            .args([
+                "build",
+                "--quiet",
+                "--package",
+                "podnet-cni",
+                "--profile",
+                profile,
+            ])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .unwrap();
         assert!(status.success(), "the plugin does not build");
-        assert!(path.exists(), "{} is missing", path.display());
-        path
+        directory.join("podnet-cni")
     })
 }
 
@@ -71,8 +86,30 @@ fn path_of(namespace: &Namespace) -> PathBuf {
     .into()
 }
 
+fn network(ranges: &[&str]) -> PodNetwork {
+    let ranges: Vec<IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
+    PodNetwork {
+        addressing: Addressing::of_node(&ranges).into(),
+        mtu: 1450,
+        dns: vec!["10.96.0.10".parse().unwrap()],
+    }
+}
+
+/// What the data plane does to a node before it is ready for pods.
+fn forwarding() -> Namespace {
+    let netns = Namespace::create(Kind::Net).unwrap();
+    netns
+        .run(|| {
+            sysctl::set("net/ipv4/ip_forward", "1").unwrap();
+            sysctl::set("net/ipv6/conf/all/forwarding", "1").unwrap();
+        })
+        .unwrap();
+    netns
+}
+
 pub(crate) struct Node {
     pub(crate) netns: Namespace,
+    number: u8,
     dir: tempfile::TempDir,
     ready: watch::Sender<Readiness>,
     wiring: WiringName,
@@ -85,47 +122,87 @@ impl Node {
         Node::wired(WiringName::Ptp)
     }
 
+    /// One whose underlay link leads to nobody.
     pub(crate) fn wired(wiring: WiringName) -> Self {
-        plugin();
-        let netns = Namespace::create(Kind::Net).unwrap();
+        let netns = forwarding();
         netns
             .run(|| {
-                // What the data plane does before a node is ready for pods.
-                sysctl::set("net/ipv4/ip_forward", "1").unwrap();
-                sysctl::set("net/ipv6/conf/all/forwarding", "1").unwrap();
                 let mut netlink = Netlink::open().unwrap();
-                let link = netlink
-                    .apply_and_get([NewLink::veth("eth0", "far", None).create()], "eth0")
-                    .unwrap();
-                let far = netlink.link("far").unwrap().unwrap();
-                let lo = netlink.link("lo").unwrap().unwrap();
-                let mut requests: Vec<_> = [&link, &far, &lo]
-                    .map(|link| link.change().up(true).apply())
-                    .into_iter()
-                    .collect();
-                for net in ["172.30.0.10/24", "fd30::a/64"] {
-                    let mut address = Address::new(link.index, net.parse().unwrap());
-                    address.flags.nodad = true;
-                    requests.push(address.add());
-                }
-                netlink.apply(requests).unwrap();
+                let up = LinkChange::named("far").up(true);
+                let veth = NewLink::veth("eth0", "far", None);
+                netlink.request(veth.create()).unwrap();
+                sysctl::set("net/ipv6/conf/far/accept_dad", "0").unwrap();
+                netlink.request(up.apply()).unwrap();
             })
             .unwrap();
+        Node::on(netns, 1, wiring)
+    }
+
+    /// Two whose underlay links lead to each other.
+    pub(crate) fn pair(wiring: WiringName) -> [Self; 2] {
+        let [one, two] = [forwarding(), forwarding()];
+        one.run(|| {
+            let veth = NewLink::veth("eth0", "eth0", Some(two.as_fd()));
+            Netlink::open().unwrap().request(veth.create()).unwrap();
+        })
+        .unwrap();
+        [Node::on(one, 1, wiring), Node::on(two, 2, wiring)]
+    }
+
+    /// In a namespace with an `eth0`.
+    fn on(netns: Namespace, number: u8, wiring: WiringName) -> Self {
+        plugin();
         let mut node = Node {
             netns,
+            number,
             dir: tempfile::tempdir().unwrap(),
             ready: watch::channel(Readiness::NotReady("starting".into())).0,
             wiring,
             server: None,
             reclaimer: None,
         };
-        node.set_ranges(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
+        let addresses = node.addresses();
+        node.netns
+            .run(|| {
+                // It has been up for long: its link-local address is in use.
+                sysctl::set("net/ipv6/conf/eth0/accept_dad", "0").unwrap();
+                let mut netlink = Netlink::open().unwrap();
+                let link = netlink.link("eth0").unwrap().unwrap().index;
+                let up = ["eth0", "lo"].map(|name| LinkChange::named(name).up(true).apply());
+                let mut requests = Vec::from(up);
+                for (address, length) in addresses.into_iter().zip([24, 64]) {
+                    let mut address = Address::new(link, IpNet::new(address, length).unwrap());
+                    address.flags.nodad = true;
+                    requests.push(address.add());
+                }
+                netlink.apply(requests).unwrap();
+            })
+            .unwrap();
+        let ranges = node.ranges();
+        node.set_ranges(&[&ranges[0], &ranges[1]]);
         node.restart();
         node
     }
 
+    pub(crate) fn name(&self) -> String {
+        format!("node{}", self.number)
+    }
+
     pub(crate) fn addresses(&self) -> [IpAddr; 2] {
-        ["172.30.0.10".parse().unwrap(), "fd30::a".parse().unwrap()]
+        let host = 9 + self.number;
+        [
+            [172, 30, 0, host].into(),
+            format!("fd30::{host:x}").parse().unwrap(),
+        ]
+    }
+
+    /// Those that its pods have their addresses from, at first.
+    pub(crate) fn ranges(&self) -> [String; 2] {
+        let number = self.number;
+        [
+            format!("10.244.{number}.0/24"),
+            format!("fd00:10:244:{number}::/64"),
+        ]
     }
 
     pub(crate) fn set(&self, readiness: Readiness) {
@@ -133,24 +210,19 @@ impl Node {
     }
 
     pub(crate) fn set_ranges(&self, ranges: &[&str]) {
-        self.set(Readiness::Ready(PodNetwork {
-            addressing: Addressing::of_node(
-                &ranges
-                    .iter()
-                    .map(|range| range.parse().unwrap())
-                    .collect::<Vec<_>>(),
-            )
-            .into(),
-            mtu: 1450,
-            dns: vec!["10.96.0.10".parse().unwrap()],
-        }));
+        self.set(Readiness::Ready(network(ranges)));
+    }
+
+    /// Pods have limited connectivity.
+    pub(crate) fn limit(&self, why: &str) {
+        self.set(Readiness::Limited(network(&["10.244.1.0/24"]), why.into()));
     }
 
     pub(crate) fn config(&self) -> CniServerConfig {
         CniServerConfig {
             socket: self.dir.path().join("cni.sock"),
             state_dir: self.dir.path().join("state"),
-            node: "node1".into(),
+            node: self.name(),
             wiring: self.wiring,
             allowed_sysctls: vec!["net.core.*".parse().unwrap()],
             settings: Default::default(),

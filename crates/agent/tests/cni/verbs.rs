@@ -2,8 +2,6 @@
 
 use std::process::Output;
 
-use podnet_agent::cni_server::{PodNetwork, Readiness};
-use podnet_core::ipam::Addressing;
 use podnet_linux::netlink::{Address, Link, LinkChange, Netlink, NewLink, RouteFilter};
 use podnet_linux::ns::Namespace;
 use serde_json::{Value, json};
@@ -279,12 +277,7 @@ fn check_sees_a_changed_link_address_or_route_and_prints_nothing_else() {
 #[test]
 fn status_is_51_when_pods_would_have_limited_connectivity() {
     let node = Node::start();
-    let network = PodNetwork {
-        addressing: Addressing::of_node(&["10.244.1.0/24".parse().unwrap()]).into(),
-        mtu: 1450,
-        dns: Vec::new(),
-    };
-    node.set(Readiness::Limited(network, "the kernel refused a route".into()));
+    node.limit("the kernel refused a route");
     let status = node.bare("STATUS", "1.1.0", json!({}));
     assert_eq!(error_code(&status), 51);
     says(&status, "the kernel refused a route");
@@ -350,6 +343,35 @@ fn garbage_collection_never_touches_another_networks_state() {
     node.wait_until("theirs is gone", || node.leases() == 1 && node.pod_links() == 1);
     collect("podnet", json!([{ "containerID": "ours", "ifname": "eth1" }]));
     node.wait_until("the key is both names", || node.leftovers().is_empty());
+}
+
+#[test]
+fn a_network_that_lists_cni_versions_is_answered_in_the_one_asked_for_or_the_newest_that_both_know() {
+    let node = Node::start();
+    for (n, (asked, listed, answered)) in [
+        (Some("0.4.0"), json!(["0.4.0", "1.1.0"]), "0.4.0"),
+        (None, json!(["0.3.1", "1.0.0", "9.0.0"]), "1.0.0"),
+        (None, json!(["0.4.0"]), "0.4.0"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let pod = Pod::new(&format!("listed-{n}"));
+        let more = json!({ "cniVersion": asked, "cniVersions": listed });
+        let result = answer(&node.cni_with("ADD", &pod, "1.1.0", more.clone()));
+        assert_eq!(result["cniVersion"], answered);
+        // CNI 1.0.0 took the version of each address away.
+        assert_eq!(
+            result["ips"][0].get("version").is_some(),
+            answered < "1.0.0",
+            "{result}"
+        );
+        answer_nothing(&node.cni_with("DEL", &pod, "1.1.0", more));
+    }
+    let unknown = json!({ "cniVersion": null, "cniVersions": ["7.0.0", "9.0.0"] });
+    let refused = node.cni_with("ADD", &Pod::new("unknown"), "1.1.0", unknown);
+    assert_eq!(error_code(&refused), 1);
+    says(&refused, "7.0.0");
 }
 
 #[test]

@@ -104,7 +104,8 @@ fn a_failed_add_leaves_no_link_address_route_firewall_rule_or_lease() {
         assert!(node.leftovers().is_empty(), "{:?}", node.leftovers());
     }
     node.wait_until("the firewall is as before, too", || node.snapshot() == before);
-    answer(&node.cni("ADD", &Pod::new("fine"), "1.1.0", None));
+    let fine = Pod::new("fine");
+    answer(&node.cni("ADD", &fine, "1.1.0", None));
     assert_ne!(node.snapshot(), before, "the snapshot sees what an ADD does");
 }
 
@@ -191,7 +192,7 @@ fn check_sees_a_limit_that_is_changed() {
 }
 
 /// How long so many bytes take from one pod to another.
-fn transfer(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) -> Duration {
+pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize) -> Duration {
     let server = SocketAddr::new(address, 9000);
     let listener = to.run(|| TcpListener::bind(server).unwrap()).unwrap();
     let mut client = from.run(|| TcpStream::connect(server).unwrap()).unwrap();

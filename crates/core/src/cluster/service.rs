@@ -8,8 +8,8 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::DomainName;
 use super::node::is_unroutable;
+use super::{DomainName, Family};
 
 /// A service. Those without a cluster IP have a name all the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +85,20 @@ pub struct External {
     pub health_check: Option<NonZeroU16>,
     /// What of it could not be read, and why. It hurts nothing else of the service.
     pub unread: Vec<String>,
+}
+
+impl External {
+    /// Who may come to the load balancer's addresses of a family; everybody, where there is nothing. A list that has no
+    /// range of the family lets nobody of it in; only no list at all, or one with /0, lets everybody.
+    pub fn sources_of(&self, family: Family) -> Option<BTreeSet<IpNet>> {
+        let all = self.sources.as_ref()?.iter();
+        let ranges = all.filter(|range| Family::of(range.addr()) == family);
+        let ranges: BTreeSet<IpNet> = ranges.map(IpNet::trunc).collect();
+        ranges
+            .iter()
+            .all(|range| range.prefix_len() > 0)
+            .then_some(ranges)
+    }
 }
 
 /// A transport protocol that services can have.

@@ -1,7 +1,10 @@
 //! Which endpoints a client of a service may get, and why not the others.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
+
+use ipnet::IpNet;
 
 use super::endpoints::{Candidates, Place, Scope};
 use super::{PortName, Unchosen};
@@ -31,6 +34,17 @@ pub struct Explanation {
     pub otherwise: Otherwise,
     /// Whether a client stays with its endpoint.
     pub affinity: Affinity,
+    /// Which of the addresses only some clients may come to; all may come to all where there is nothing.
+    pub guarded: Option<Guarded>,
+}
+
+/// Addresses that only some clients may come to (`loadBalancerSourceRanges`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guarded {
+    /// Those of the addresses asked for that are the load balancer's.
+    pub addresses: Vec<String>,
+    /// Who may come: clients with addresses in these ranges; nobody, if there is none.
+    pub sources: BTreeSet<IpNet>,
 }
 
 /// One endpoint.
@@ -77,7 +91,7 @@ pub fn explain(
         let family = Family::of(*address);
         for port in service.ports() {
             let candidates = Candidates::of(&slices, family, port);
-            let mut explain = |asked: Vec<String>, scope| {
+            let mut explain = |asked: Vec<String>, scope, guarded| {
                 let judged = candidates.judge(scope, place);
                 let mut endpoints: Vec<Explained> = judged
                     .map(|(address, endpoint, unchosen)| Explained {
@@ -104,6 +118,7 @@ pub fn explain(
                     endpoints,
                     otherwise,
                     affinity: service.affinity,
+                    guarded,
                 });
             };
             // By its cluster IP from outside: as by a route to a node.
@@ -114,6 +129,7 @@ pub fn explain(
             explain(
                 vec![SocketAddr::new(*address, port.port.get()).to_string()],
                 internal,
+                None,
             );
             let asked = external(service, port, family);
             if !asked.is_empty() {
@@ -121,11 +137,21 @@ pub fn explain(
                     (ExternalPolicy::Local, Client::Outside) => Scope::Local,
                     _ => Scope::Cluster,
                 };
-                explain(asked, scope);
+                explain(asked, scope, guarded(service, port, family));
             }
         }
     }
     explanations
+}
+
+fn guarded(service: &Service, port: &ServicePort, family: Family) -> Option<Guarded> {
+    let sources = service.external.sources_of(family)?;
+    let addresses = service.external.load_balancer.iter();
+    let addresses = addresses.filter(|address| Family::of(**address) == family);
+    let addresses: Vec<String> = addresses
+        .map(|address| SocketAddr::new(*address, port.port.get()).to_string())
+        .collect();
+    (!addresses.is_empty()).then_some(Guarded { addresses, sources })
 }
 
 fn external(service: &Service, port: &ServicePort, family: Family) -> Vec<String> {
@@ -148,6 +174,11 @@ fn external(service: &Service, port: &ServicePort, family: Family) -> Vec<String
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} by {}", self.port, self.asked.join(", "))?;
+        if let Some(Guarded { addresses, sources }) = &self.guarded {
+            write!(f, "  by {} only clients from", addresses.join(", "))?;
+            sources.iter().try_for_each(|range| write!(f, " {range}"))?;
+            writeln!(f, "{}", if sources.is_empty() { " nowhere" } else { "" })?;
+        }
         let chosen = self.chosen();
         for endpoint in &self.endpoints {
             let node = endpoint.node.as_ref().map_or("no node", NodeName::as_str);

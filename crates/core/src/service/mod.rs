@@ -23,7 +23,7 @@ use ipnet::IpNet;
 use crate::cluster::Affinity;
 use crate::shared_map::{SharedMap, SharedSet};
 pub use endpoints::Unchosen;
-pub use explain::{Client, Explained, Explanation, Otherwise, explain};
+pub use explain::{Client, Explained, Explanation, Guarded, Otherwise, explain};
 pub use frontend::{Frontend, NodePort, PortName};
 pub use health::{HealthCheck, HealthChecks};
 pub use host_port::{HostAddress, HostPort};

@@ -185,16 +185,10 @@ impl Outer {
                 .filter(|address| Family::of(*address) == family)
                 .collect()
         };
-        // A list that has no range of this family lets nobody of it in; only no list at all lets everybody.
-        let sources = external.sources.as_ref().map(|sources| {
-            let ranges = sources.iter().filter(|range| Family::of(range.addr()) == family);
-            ranges.map(IpNet::trunc).collect::<BTreeSet<IpNet>>()
-        });
-        let sources = sources.filter(|ranges| ranges.iter().all(|range| range.prefix_len() > 0));
         Outer {
             ips: of_family(&external.ips),
             load_balancer: of_family(&external.load_balancer),
-            sources: sources.map(Arc::new),
+            sources: external.sources_of(family).map(Arc::new),
         }
     }
 }

@@ -382,18 +382,18 @@ fn a_node_port_that_a_program_or_a_pod_of_the_node_has_is_reported_and_not_taken
     };
     let free = show(&cluster);
     assert!(
-        free.contains("node port TCP 0.0.0.0:30080 to 10.244.0.2:8080"),
+        free.contains("node port tcp 0.0.0.0:30080 to 10.244.0.2:8080"),
         "{free}"
     );
-    let why = "problem Node node1: TCP 0.0.0.0:30080 is not served for service default/web, whose node port it is: a \
+    let why = "problem Node node1: tcp 0.0.0.0:30080 is not served for service default/web, whose node port it is: a \
                program or a pod of the node has that port\n";
     cluster.local.busy_ports.insert(node_port);
     let busy = show(&cluster);
-    assert!(!busy.contains("node port TCP"), "{busy}");
+    assert!(!busy.contains("node port tcp"), "{busy}");
     assert!(busy.ends_with(why), "{busy}");
     // Only that: the service's other addresses are served.
     assert!(
-        busy.contains("service TCP 10.96.0.7:80 to 10.244.0.2:8080"),
+        busy.contains("service tcp 10.96.0.7:80 to 10.244.0.2:8080"),
         "{busy}"
     );
 
@@ -429,4 +429,27 @@ fn a_node_port_that_a_program_or_a_pod_of_the_node_has_is_reported_and_not_taken
         "10.244.0.9:80".parse().unwrap(),
     );
     assert_eq!(update(&cluster).node_ports.len(), 1);
+}
+
+#[test]
+fn an_explanation_says_by_which_addresses_only_some_may_come() {
+    let web = outer(ExternalPolicy::Cluster);
+    let slices = vec![slice("web", 8080, &[("10.244.0.2", "node1", "rs")])];
+    let cluster = cluster_of(vec![("web", web.clone())], slices);
+    let text = |service: &Service| -> String {
+        let explanations = explain(&cluster, &me(), &name("web"), service, Client::Outside);
+        explanations.iter().map(ToString::to_string).collect()
+    };
+    let guarded = "  by 198.51.100.7:80 only clients from 192.0.2.0/24\n";
+    assert!(text(&web).contains(guarded), "{}", text(&web));
+    let mut open = web.clone();
+    open.external.sources = Some(["0.0.0.0/0".parse().unwrap()].into());
+    assert!(!text(&open).contains("only clients"), "{}", text(&open));
+    let mut closed = web;
+    closed.external.sources = Some(["fd00::/8".parse().unwrap()].into());
+    assert!(
+        text(&closed).contains("only clients from nowhere"),
+        "{}",
+        text(&closed)
+    );
 }

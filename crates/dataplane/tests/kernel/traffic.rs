@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::common::{Lab, answerers, ask};
 use podnet_core::cluster::{Family, Routing};
+use podnet_linux::netlink::LinkChange;
 
 fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
@@ -92,6 +93,21 @@ fn the_mtu_is_the_underlays_less_the_overhead() {
         assert_eq!(lab.apply(0).pod_mtu, Some(mtu), "{routing} {primary:?}");
         if routing != Routing::Direct {
             assert_eq!(lab.nodes[0].link("podnet.vxlan").mtu, mtu);
+        }
+    }
+}
+
+#[test]
+fn the_mtu_follows_the_underlays() {
+    for (routing, overhead) in [(Routing::default(), 50), (Routing::Direct, 0)] {
+        let lab = Lab::new(1, routing, Family::V4, 1500);
+        for underlay in [1500, 1400, 1450] {
+            let change = LinkChange::named("eth0").mtu(underlay).apply();
+            lab.nodes[0].netlink(|netlink| netlink.request(change).unwrap());
+            assert_eq!(lab.apply(0).pod_mtu, Some(underlay - overhead), "{routing}");
+            if routing != Routing::Direct {
+                assert_eq!(lab.nodes[0].link("podnet.vxlan").mtu, underlay - overhead);
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! socket; [`rules`] lead all further packets to the inner ones. Nothing of the machine's own network is changed, and no
 //! privilege over it is needed.
 
+mod flows;
 mod gate;
 mod packet;
 mod pods;
@@ -58,26 +59,39 @@ pub fn run(args: Args) -> miette::Result<()> {
     let underlay = Namespace::open(&args.underlay)
         .into_diagnostic()
         .wrap_err_with(|| format!("opening {}", args.underlay.display()))?;
-    allow_many_descriptors().into_diagnostic()?;
+    let most = most(allow_many_descriptors().into_diagnostic()?);
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .into_diagnostic()?
-        .block_on(serve(args, underlay))
+        .block_on(serve(args, underlay, most))
 }
 
-/// A connection has two sockets and two pipes.
-fn allow_many_descriptors() -> io::Result<()> {
+/// Takes as many descriptors as the process may have; how many these are.
+fn allow_many_descriptors() -> io::Result<u64> {
     let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Nofile);
     let limit = Rlimit {
         current: maximum,
         maximum,
     };
-    Ok(rustix::process::setrlimit(Resource::Nofile, limit)?)
+    rustix::process::setrlimit(Resource::Nofile, limit)?;
+    Ok(maximum.unwrap_or(u64::MAX))
 }
 
-async fn serve(args: Args, underlay: Namespace) -> miette::Result<()> {
+/// How many connections, and how many UDP sessions, there may be at once with so many descriptors.
+fn most(descriptors: u64) -> usize {
+    /// However many descriptors there are.
+    const MOST: usize = 8192;
+    /// A connection has two sockets and two pipes, a session two sockets.
+    const OF_BOTH: u64 = 6 + 2;
+    /// Listeners, the gate, the API's connection.
+    const OTHERS: u64 = 128;
+    let room = descriptors.saturating_sub(OTHERS) / OF_BOTH;
+    usize::try_from(room).map_or(MOST, |room| room.clamp(1, MOST))
+}
+
+async fn serve(args: Args, underlay: Namespace, most: usize) -> miette::Result<()> {
     let Entrance { gate, mac, listeners } = underlay
         .run(|| underlay::make(&args.inside, &args.loopback))
         .and_then(|made| made)
@@ -85,8 +99,8 @@ async fn serve(args: Args, underlay: Namespace) -> miette::Result<()> {
         .wrap_err("making the uplink in the underlay")?;
     let netlink = Netlink::open_in(&underlay).into_diagnostic()?;
     let gate = Arc::new(Gate::new(gate, mac));
-    let connections = Connections::new(Arc::clone(&gate), args.loopback.clone());
-    let sessions = Sessions::new(Arc::clone(&gate), args.loopback);
+    let connections = Connections::new(Arc::clone(&gate), args.loopback.clone(), most);
+    let sessions = Sessions::new(Arc::clone(&gate), args.loopback, most);
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
         let listener = TcpListener::from_std(listener).into_diagnostic()?;
@@ -114,5 +128,15 @@ async fn serve(args: Args, underlay: Namespace) -> miette::Result<()> {
     tokio::select! {
         served = end => served.into_diagnostic()?.into_diagnostic().wrap_err("the gate"),
         Some(ended) = tasks.join_next() => ended.into_diagnostic()?.into_diagnostic(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn descriptors_limit_connections() {
+        assert_eq!(super::most(u64::MAX), 8192);
+        assert_eq!(super::most(1024), 112);
+        assert_eq!(super::most(0), 1);
     }
 }

@@ -1,5 +1,9 @@
 //! The nftables rules of the underlay that lead packets to our sockets, whoever they are addressed to.
 
+use podnet_linux::netfilter::expression::Comparison::{self, Equal, NotEqual};
+use podnet_linux::netfilter::expression::{
+    Expressions, META_IIFNAME, META_MARK, NFPROTO_IPV4, NFPROTO_IPV6, REGISTER, TRANSPORT_HEADER, VERDICT,
+};
 use podnet_linux::netfilter::wire::Attributes;
 use podnet_linux::netfilter::{Message, Netfilter, NetfilterError};
 
@@ -16,8 +20,6 @@ const NEW_RULE: u16 = 6;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 const NFPROTO_INET: u8 = 1;
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
@@ -27,18 +29,8 @@ const ACK: u8 = 0x10;
 /// NF_IP_PRI_MANGLE: after fragments are put together, before routing.
 const MANGLE: i32 = -150;
 
-/// The first 32-bit register; an IPv6 address takes it and the three after it.
-const REGISTER: u32 = 8;
+/// After an address of either family.
 const AFTER_ADDRESS: u32 = REGISTER + 4;
-const VERDICT: u32 = 0;
-const META_MARK: u32 = 3;
-const META_IIFNAME: u32 = 6;
-const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
-const EQUAL: u32 = 0;
-const NOT_EQUAL: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
-const IFNAMSIZ: usize = 16;
 
 /// Puts the rules in place of what is there. `port` is where our two listeners are, on the loopback addresses.
 pub(super) fn install(port: u16) -> Result<(), NetfilterError> {
@@ -49,7 +41,7 @@ pub(super) fn install(port: u16) -> Result<(), NetfilterError> {
         message("make the uplink's chain", NEW_CHAIN, chain()),
     ];
     messages.extend(rules(port).map(|(what, rule)| {
-        let attributes = table().text(2, CHAIN).nest(4, rule.0);
+        let attributes = table().text(2, CHAIN).nest(4, rule.0.into_attributes());
         message(what, NEW_RULE, attributes)
     }));
     // Ours alone are the namespace's rules, so that no generation needs to be held on to.
@@ -73,7 +65,7 @@ pub(super) fn install(port: u16) -> Result<(), NetfilterError> {
 fn rules(port: u16) -> [(&'static str, Rule); 6] {
     let segments = Rule::default()
         .protocol(TCP)
-        .opening(NOT_EQUAL)
+        .opening(NotEqual)
         .has_socket()
         .deliver();
     let [datagrams, errors, errors_v6] =
@@ -83,7 +75,7 @@ fn rules(port: u16) -> [(&'static str, Rule); 6] {
             .came_by_gate()
             .family(family)
             .protocol(TCP)
-            .opening(EQUAL);
+            .opening(Equal);
         rule.listener(family, port).deliver()
     });
     [
@@ -128,72 +120,45 @@ fn chain() -> Attributes {
         .text(7, "filter")
 }
 
-/// A rule's expressions in the making.
+/// A rule in the making.
 #[derive(Default)]
-struct Rule(Attributes);
+struct Rule(Expressions);
 
 impl Rule {
-    fn expression(self, name: &str, data: Attributes) -> Self {
-        Rule(self.0.nest(1, Attributes::new().text(1, name).nest(2, data)))
+    fn protocol(mut self, number: u8) -> Self {
+        self.0.protocol(number);
+        self
     }
 
-    fn load_meta(self, key: u32) -> Self {
-        self.expression("meta", Attributes::new().u32(1, REGISTER).u32(2, key))
+    fn family(mut self, number: u8) -> Self {
+        self.0.family(number);
+        self
     }
 
-    fn compare(self, operator: u32, value: &[u8]) -> Self {
-        let value = Attributes::new().bytes(1, value);
-        self.expression(
-            "cmp",
-            Attributes::new().u32(1, REGISTER).u32(2, operator).nest(3, value),
-        )
-    }
-
-    fn immediate(self, register: u32, value: Attributes) -> Self {
-        self.expression("immediate", Attributes::new().u32(1, register).nest(2, value))
-    }
-
-    fn protocol(self, number: u8) -> Self {
-        self.load_meta(META_L4PROTO).compare(EQUAL, &[number])
-    }
-
-    fn family(self, number: u8) -> Self {
-        self.load_meta(META_NFPROTO).compare(EQUAL, &[number])
-    }
-
-    fn came_by_gate(self) -> Self {
-        let mut name = [0; IFNAMSIZ];
-        name[..LINK.len()].copy_from_slice(LINK.as_bytes());
-        self.load_meta(META_IIFNAME).compare(EQUAL, &name)
+    fn came_by_gate(mut self) -> Self {
+        self.0.link(META_IIFNAME, Equal, LINK);
+        self
     }
 
     /// A SYN without ACK, or anything else.
-    fn opening(self, operator: u32) -> Self {
-        const FLAGS: u32 = 13;
-        let flags = Attributes::new()
-            .u32(1, REGISTER)
-            .u32(2, TRANSPORT_HEADER)
-            .u32(3, FLAGS)
-            .u32(4, 1);
-        let mask = Attributes::new()
-            .u32(1, REGISTER)
-            .u32(2, REGISTER)
-            .u32(3, 1)
-            .nest(4, Attributes::new().bytes(1, &[SYN | ACK]))
-            .nest(5, Attributes::new().bytes(1, &[0]));
-        self.expression("payload", flags)
-            .expression("bitwise", mask)
-            .compare(operator, &[SYN])
+    fn opening(mut self, comparison: Comparison) -> Self {
+        const FLAGS: usize = 13;
+        self.0.payload(TRANSPORT_HEADER, FLAGS, 1, REGISTER);
+        self.0.mask(&[SYN | ACK]);
+        self.0.compare(comparison, &[SYN]);
+        self
     }
 
     /// There is a socket of ours for the packet.
-    fn has_socket(self) -> Self {
+    fn has_socket(mut self) -> Self {
         const TRANSPARENT: u32 = 0;
-        self.expression("socket", Attributes::new().u32(1, TRANSPARENT).u32(2, REGISTER))
-            .compare(EQUAL, &[1])
+        let socket = Attributes::new().u32(1, TRANSPARENT).u32(2, REGISTER);
+        self.0.add("socket", socket);
+        self.0.compare(Equal, &[1]);
+        self
     }
 
-    fn listener(self, family: u8, port: u16) -> Self {
+    fn listener(mut self, family: u8, port: u16) -> Self {
         let address = match family {
             NFPROTO_IPV4 => std::net::Ipv4Addr::LOCALHOST.octets().to_vec(),
             _ => std::net::Ipv6Addr::LOCALHOST.octets().to_vec(),
@@ -202,17 +167,19 @@ impl Rule {
             .u32(1, family.into())
             .u32(2, REGISTER)
             .u32(3, AFTER_ADDRESS);
-        self.immediate(REGISTER, Attributes::new().bytes(1, &address))
-            .immediate(AFTER_ADDRESS, Attributes::new().bytes(1, &port.to_be_bytes()))
-            .expression("tproxy", to)
+        self.0.load(REGISTER, &address);
+        self.0.load(AFTER_ADDRESS, &port.to_be_bytes());
+        self.0.add("tproxy", to);
+        self
     }
 
     /// The mark has it routed to this machine.
-    fn deliver(self) -> Self {
+    fn deliver(mut self) -> Self {
         const ACCEPT: u32 = 1;
         let verdict = Attributes::new().nest(2, Attributes::new().u32(1, ACCEPT));
-        self.immediate(REGISTER, Attributes::new().bytes(1, &MARK.to_ne_bytes()))
-            .expression("meta", Attributes::new().u32(2, META_MARK).u32(3, REGISTER))
-            .immediate(VERDICT, verdict)
+        self.0.load(REGISTER, &MARK.to_ne_bytes());
+        self.0.set_meta(META_MARK, REGISTER);
+        self.0.immediate(VERDICT, verdict);
+        self
     }
 }

@@ -1,11 +1,10 @@
 //! TCP connections: one inside, one outside, and bytes that the kernel moves from one to the other.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::pipe::{PipeFlags, SpliceFlags};
@@ -13,6 +12,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 
+use super::flows::{Flows, Id, Opening};
 use super::gate::{self, Gate, Held};
 use super::packet::{Flow, Refusal};
 
@@ -29,52 +29,42 @@ pub(super) struct Connections {
     gate: Arc<Gate>,
     loopback: Vec<IpAddr>,
     runtime: tokio::runtime::Handle,
-    flows: Mutex<HashMap<Flow, State>>,
-}
-
-#[derive(Debug)]
-enum State {
-    /// The other end is asked.
-    Connecting,
-    /// The other end is there, and the first packet was put back at this time.
-    Connected(TcpStream, Instant),
-    /// Both ends are there.
-    Relaying,
+    flows: Mutex<Flows<TcpStream>>,
 }
 
 impl Connections {
-    /// None yet. `loopback` are the addresses that stand for this machine's loopback.
-    pub(super) fn new(gate: Arc<Gate>, loopback: Vec<IpAddr>) -> Arc<Self> {
+    /// None yet, and never more than `most`. `loopback` are the addresses that stand for this machine's loopback.
+    pub(super) fn new(gate: Arc<Gate>, loopback: Vec<IpAddr>, most: usize) -> Arc<Self> {
         Arc::new(Connections {
             gate,
             loopback,
             runtime: tokio::runtime::Handle::current(),
-            flows: Mutex::default(),
+            flows: Mutex::new(Flows::new(most)),
         })
     }
 
     /// To be told of every packet that opens a connection.
     pub(super) fn open(self: &Arc<Self>, flow: Flow, held: Held) {
-        let mut flows = self.flows.lock();
-        match flows.get(&flow) {
-            // Sent again, since there is no answer yet.
-            Some(State::Connecting) => {}
+        let opening = self.flows.lock().open(flow);
+        match opening {
+            Opening::New(id) => drop(self.runtime.spawn(Arc::clone(self).connect(flow, id, held))),
+            Opening::Again => {}
             // The kernel knows whether it is sent again or the client begins anew.
-            Some(_) => self.gate.put_back(&held),
-            None => {
-                flows.insert(flow, State::Connecting);
-                self.runtime.spawn(Arc::clone(self).connect(flow, held));
+            Opening::Known => self.gate.put_back(&held),
+            Opening::TooMany => {
+                tracing::warn!(client = %flow.client, "no room for a further TCP connection");
+                self.gate.refuse(held.packet(), Refusal::Prohibited);
             }
         }
     }
 
-    async fn connect(self: Arc<Self>, flow: Flow, held: Held) {
+    async fn connect(self: Arc<Self>, flow: Flow, id: Id, held: Held) {
         let target = gate::target(flow.server, &self.loopback);
         let stream = match TcpStream::connect(target).await {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::debug!(%error, client = %flow.client, server = %flow.server, "no connection");
-                self.flows.lock().remove(&flow);
+                self.flows.lock().end(&flow, id);
                 // Silence outside stays silence.
                 if let Some(refusal) = refusal(&error, target) {
                     self.gate.refuse(held.packet(), refusal);
@@ -82,14 +72,10 @@ impl Connections {
                 return;
             }
         };
-        let since = Instant::now();
-        self.flows.lock().insert(flow, State::Connected(stream, since));
+        self.flows.lock().connected(flow, id, stream);
         self.gate.put_back(&held);
         tokio::time::sleep(HANDSHAKE).await;
-        let mut flows = self.flows.lock();
-        if matches!(flows.get(&flow), Some(State::Connected(_, at)) if *at == since) {
-            flows.remove(&flow);
-        }
+        self.flows.lock().expire(&flow, id);
     }
 
     /// Accepts what was let in, for good.
@@ -115,12 +101,9 @@ impl Connections {
             client: plain(inside.peer_addr()?),
             server: plain(inside.local_addr()?),
         };
-        let mut flows = self.flows.lock();
-        let Some(State::Connected(outside, _)) = flows.insert(flow, State::Relaying) else {
-            flows.remove(&flow);
+        let Some((id, outside)) = self.flows.lock().relay(&flow) else {
             return reset(&inside);
         };
-        drop(flows);
         tracing::debug!(client = %flow.client, server = %flow.server, "connected");
         let connections = Arc::clone(self);
         self.runtime.spawn(async move {
@@ -129,7 +112,7 @@ impl Connections {
                 // Whoever is left learns that it was no orderly end.
                 let _ = (reset(&inside), reset(&outside));
             }
-            connections.flows.lock().remove(&flow);
+            connections.flows.lock().end(&flow, id);
         });
         Ok(())
     }

@@ -16,8 +16,6 @@ use super::gate::{self, Gate, Held};
 use super::packet::{self, Flow, Refusal};
 use super::underlay::transparent;
 
-/// Most sessions at once. Each has two descriptors.
-const MOST: usize = 8192;
 /// A question that was asked once, as names are: the kernel's own tracking has the same limit.
 const IDLE_QUESTION: Duration = Duration::from_secs(30);
 /// A session in which both speak (RFC 4787, REQ-5: no less than two minutes).
@@ -32,16 +30,19 @@ pub(super) struct Sessions {
     loopback: Vec<IpAddr>,
     runtime: tokio::runtime::Handle,
     flows: Mutex<HashSet<Flow>>,
+    /// Most of them at once.
+    most: usize,
 }
 
 impl Sessions {
-    /// None yet. `loopback` are the addresses that stand for this machine's loopback.
-    pub(super) fn new(gate: Arc<Gate>, loopback: Vec<IpAddr>) -> Arc<Self> {
+    /// None yet, and never more than `most`. `loopback` are the addresses that stand for this machine's loopback.
+    pub(super) fn new(gate: Arc<Gate>, loopback: Vec<IpAddr>, most: usize) -> Arc<Self> {
         Arc::new(Sessions {
             gate,
             loopback,
             runtime: tokio::runtime::Handle::current(),
             flows: Mutex::default(),
+            most,
         })
     }
 
@@ -52,8 +53,8 @@ impl Sessions {
             // It was under way when the session began.
             return self.gate.put_back(&held);
         }
-        if flows.len() >= MOST {
-            tracing::warn!(client = %flow.client, "there are {MOST} UDP sessions already");
+        if flows.len() >= self.most {
+            tracing::warn!(client = %flow.client, "no room for a further UDP session");
             return self.gate.refuse(held.packet(), Refusal::Prohibited);
         }
         match inside(&flow) {

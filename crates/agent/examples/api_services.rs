@@ -57,10 +57,11 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-/// The executable that was built with this example.
+/// The executable to measure: the one that is named, or the one that was built with this example.
 fn podnet() -> PathBuf {
     let here = std::env::current_exe().unwrap();
-    here.parent().unwrap().with_file_name("podnet")
+    let beside = || here.parent().unwrap().with_file_name("podnet");
+    std::env::args_os().nth(1).map_or_else(beside, PathBuf::from)
 }
 
 fn start(dir: &Path, log: &str, arguments: &[&str]) -> Process {
