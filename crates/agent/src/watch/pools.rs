@@ -18,11 +18,14 @@ use crate::parse;
 /// never have it.
 const LONGEST_WAIT: Duration = Duration::from_secs(32);
 
+/// An object and its name.
+type Named<T> = (String, Parsed<T>);
+
 /// A kind that is there only where somebody has installed it.
 pub(super) struct Pools<T> {
     kind: &'static str,
     plural: &'static str,
-    parse: fn(&DynamicObject) -> Option<(String, Parsed<T>)>,
+    parse: fn(&DynamicObject) -> Option<Named<T>>,
     update: fn(Change<String, T>) -> Update,
     /// Whether namespaces matter to it.
     by_namespace: bool,
