@@ -230,6 +230,8 @@ fn what_others_flush_is_put_back_and_told_as_an_event_and_their_own_is_left_alon
             (sorted(&stdout(&now)) == before).then_some(())
         });
         println!("{what}: back after {:?}", begin.elapsed());
+        // Because it was seen, not because the agent looks now and then: that is every 30 seconds.
+        assert!(begin.elapsed() < std::time::Duration::from_secs(10), "{what}");
     }
     curl(&lab, "node1", "http://203.0.113.7/");
     assert!(

@@ -1,13 +1,34 @@
-//! Node ports that programs of the node have.
+//! Node ports that programs of the node have: services do not get them.
 
 use std::collections::BTreeSet;
 
 use podnet_core::cluster::{Family, Protocol};
 use podnet_core::service::{NodePort, ServiceState};
-use podnet_linux::listeners::{Listener, Transport};
+use podnet_core::shared_map::SharedMap;
+use podnet_linux::listeners::{Listener, Transport, listening};
+
+/// The node ports that `before` has not.
+pub fn new(now: &ServiceState, before: Option<&ServiceState>) -> Vec<NodePort> {
+    let nothing = SharedMap::default();
+    let before = before.map_or(&nothing, |before| &before.node_ports);
+    let (now, _) = now.node_ports.unshared(before);
+    let ports = now.into_iter().map(|(port, _)| *port);
+    ports.filter(|port| !before.contains_key(port)).collect()
+}
+
+/// Those of `ports` that somebody listens on; all of them while that cannot be seen: none is stolen.
+pub fn of(ports: impl IntoIterator<Item = NodePort>, services: &ServiceState) -> BTreeSet<NodePort> {
+    match listening() {
+        Ok(listeners) => among(ports, &listeners, services),
+        Err(error) => {
+            tracing::warn!("cannot see which ports of the node are in use, new node ports wait: {error}");
+            ports.into_iter().collect()
+        }
+    }
+}
 
 /// Those of `ports` that somebody listens on, on an address that has node ports.
-pub fn of(
+fn among(
     ports: impl IntoIterator<Item = NodePort>,
     listeners: &[Listener],
     services: &ServiceState,
@@ -64,7 +85,7 @@ mod tests {
                 transport: Transport::Tcp,
                 address: address.parse().unwrap(),
             };
-            let found = of([v4, v6, udp], &[listener], services);
+            let found = among([v4, v6, udp], &[listener], services);
             assert_eq!(found, busy.into_iter().collect(), "{address}");
         }
     }

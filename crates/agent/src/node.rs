@@ -10,12 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 use podnet_cni::WiringName;
 use podnet_core::path::targets;
 use podnet_core::route::is_whole;
-use podnet_core::service::{NodePort, ServiceState};
-use podnet_core::shared_map::SharedMap;
+use podnet_core::service::ServiceState;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, ClusterConfig, Incremental, NodeName, NodeState};
 use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
-use podnet_linux::listeners::{Listener, listening};
 use podnet_linux::sysctl;
 use tokio::sync::{mpsc, watch};
 
@@ -334,19 +332,18 @@ impl NodeLoop {
     fn compute(&mut self) -> NodeState {
         let state = self.wanted.compute();
         let applied = self.applied.as_ref().map(|applied| &*applied.services);
-        let had = |port: &NodePort| applied.is_some_and(|applied| applied.node_ports.contains_key(port));
-        let nothing = SharedMap::default();
-        let before = applied.map_or(&nothing, |applied| &applied.node_ports);
-        let (now, _) = state.services.node_ports.unshared(before);
-        let new: Vec<NodePort> = now
-            .into_iter()
-            .map(|(port, _)| *port)
-            .filter(|port| !had(port))
-            .collect();
+        let new = busy_ports::new(&state.services, applied);
         if new.is_empty() {
             return state;
         }
-        let busy = busy_ports::of(new, &self.listeners(), &state.services);
+        let mut busy = busy_ports::of(new, &state.services);
+        if !busy.is_empty() && self.applied.is_none() {
+            // What the last agent left in force.
+            match self.kernel.dump() {
+                Ok(dump) => busy.retain(|port| !dump.services.node_ports.contains_key(port)),
+                Err(error) => tracing::warn!("cannot see which node ports are in force: {error}"),
+            }
+        }
         if busy.is_empty() {
             return state;
         }
@@ -355,17 +352,10 @@ impl NodeLoop {
     }
 
     fn look_for_free_ports(&mut self) {
-        let busy = std::mem::take(&mut self.wanted.cluster.local.busy_ports);
+        let busy = &mut self.wanted.cluster.local.busy_ports;
         if let (false, Some(applied)) = (busy.is_empty(), &self.applied) {
-            self.wanted.cluster.local.busy_ports = busy_ports::of(busy, &self.listeners(), &applied.services);
+            *busy = busy_ports::of(std::mem::take(busy), &applied.services);
         }
-    }
-
-    fn listeners(&self) -> Vec<Listener> {
-        listening().unwrap_or_else(|error| {
-            tracing::warn!("cannot see which ports of the node are in use: {error}");
-            Vec::new()
-        })
     }
 
     /// All that was learnt is in force.

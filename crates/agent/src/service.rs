@@ -127,15 +127,15 @@ fn explain_service(args: &Explain) -> miette::Result<(String, bool)> {
         .into_iter()
         .map(|node| OnNode {
             explanations: explain(&cluster, &node, &name, service, client),
-            left_out: left_out(&cluster, &node, &name),
             node,
         })
         .collect();
     let served = |on: &OnNode| on.explanations.iter().all(|explanation| explanation.chosen() > 0);
-    let fine = explained.iter().all(|on| served(on) && on.left_out.is_empty());
+    let left_out = left_out(&cluster, &explained, &name);
+    let fine = left_out.is_empty() && explained.iter().all(served);
     let text = match args.output {
-        Format::Text => text(&explained, client),
-        Format::Json => format!("{:#}\n", json(&explained)),
+        Format::Text => text(&explained, &left_out, client),
+        Format::Json => format!("{:#}\n", json(&explained, &left_out)),
     };
     Ok((text, fine))
 }
@@ -144,11 +144,13 @@ fn explain_service(args: &Explain) -> miette::Result<(String, bool)> {
 struct OnNode {
     node: NodeName,
     explanations: Vec<Explanation>,
-    /// What of the service is not served there, whoever asks.
-    left_out: Vec<String>,
 }
 
-fn left_out(cluster: &Cluster, node: &NodeName, name: &ObjectName) -> Vec<String> {
+/// What of the service is not served, whoever asks: by whichever node that is worked out.
+fn left_out(cluster: &Cluster, explained: &[OnNode], name: &ObjectName) -> Vec<String> {
+    let Some(OnNode { node, .. }) = explained.first() else {
+        return Vec::new();
+    };
     let object = ObjectRef::service(name);
     let problems = podnet_core::compute(cluster, node).problems.into_iter();
     let its = problems.filter(|problem| problem.object == object);
@@ -199,15 +201,14 @@ async fn read(client: KubeClient) -> miette::Result<(Cluster, Vec<(ObjectName, N
     Ok((cluster, pods))
 }
 
-fn text(explained: &[OnNode], client: Client) -> String {
-    let mut text = String::new();
+fn text(explained: &[OnNode], left_out: &[String], client: Client) -> String {
+    let mut text: String = left_out.iter().map(|why| format!("left out: {why}\n")).collect();
     for on in explained {
         let node = &on.node;
         text += &match client {
             Client::Inside => format!("from a pod on {node}:\n"),
             Client::Outside => format!("from outside, at {node}:\n"),
         };
-        text.extend(on.left_out.iter().map(|why| format!("  left out: {why}\n")));
         for explanation in &on.explanations {
             text.extend(explanation.to_string().lines().map(|line| format!("  {line}\n")));
         }
@@ -215,7 +216,7 @@ fn text(explained: &[OnNode], client: Client) -> String {
     text
 }
 
-fn json(explained: &[OnNode]) -> Value {
+fn json(explained: &[OnNode], left_out: &[String]) -> Value {
     let endpoint = |endpoint: &podnet_core::service::Explained, chosen: usize| {
         json!({
             "address": endpoint.address,
@@ -250,7 +251,7 @@ fn json(explained: &[OnNode]) -> Value {
     let nodes = explained.iter().map(|on| {
         json!({
             "node": on.node.as_str(),
-            "leftOut": on.left_out,
+            "leftOut": left_out,
             "ports": on.explanations.iter().map(explanation).collect::<Vec<_>>(),
         })
     });

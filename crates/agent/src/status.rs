@@ -122,12 +122,27 @@ pub struct Sources {
 impl Sources {
     fn answer(&self, question: &str) -> serde_json::Result<Vec<u8>> {
         let node = self.node.borrow().clone();
-        if question == What::Services.word() {
-            let state = self.services.borrow().clone();
-            return serde_json::to_vec(&ServicesStatus::of(node, &state));
+        let paths = || self.paths.borrow().iter().map(PathStatus::from).collect();
+        match question {
+            "" => serde_json::to_vec(&Status { node, paths: paths() }),
+            question if question == What::Services.word() => {
+                let state = self.services.borrow().clone();
+                serde_json::to_vec(&ServicesStatus::of(node, &state))
+            }
+            other => serde_json::to_vec(&serde_json::json!({
+                "error": format!("this agent does not know what {other:?} is: ask for nothing or for \"services\""),
+            })),
         }
-        let paths = self.paths.borrow().iter().map(PathStatus::from).collect();
-        serde_json::to_vec(&Status { node, paths })
+    }
+
+    /// One question, one answer.
+    async fn converse(&self, stream: tokio::net::UnixStream) -> std::io::Result<()> {
+        let (reader, mut writer) = stream.into_split();
+        let mut question = String::new();
+        let mut reader = tokio::io::BufReader::new(reader.take(LONGEST_LINE));
+        reader.read_line(&mut question).await?;
+        writer.write_all(&self.answer(question.trim())?).await?;
+        writer.shutdown().await
     }
 }
 
@@ -140,17 +155,8 @@ pub async fn serve(listener: UnixListener, sources: Sources) {
         };
         let sources = sources.clone();
         tokio::spawn(async move {
-            let (reader, mut writer) = stream.into_split();
-            let mut question = String::new();
-            let mut reader = tokio::io::BufReader::new(reader.take(LONGEST_LINE));
-            let read = tokio::time::timeout(PATIENCE, reader.read_line(&mut question)).await;
-            if !matches!(read, Ok(Ok(_))) {
-                return;
-            }
-            let text = sources.answer(question.trim()).unwrap_or_default();
-            // Who asks and goes away is no concern of ours.
-            let _ = writer.write_all(&text).await;
-            let _ = writer.shutdown().await;
+            // Who asks and goes away, or does not listen, is no concern of ours.
+            let _ = tokio::time::timeout(PATIENCE, sources.converse(stream)).await;
         });
     }
 }

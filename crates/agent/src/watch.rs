@@ -163,30 +163,44 @@ impl<K: Ord, T> Change<K, T> {
 /// Starts watching; the tasks end with the set. The other end sees the end of `updates` when all of them have ended.
 pub fn start(client: &kube::Client, updates: mpsc::UnboundedSender<Update>, tasks: &mut JoinSet<()>) {
     let node = |object: &Node| parse::node(object).map(|(name, parsed)| (name, Some(parsed)));
-    let tell = updates.clone();
-    let slice = move |object: &EndpointSlice| {
-        if let Some(trigger) = parse::trigger(object) {
-            // Who listens no more needs no slice either.
-            let _ = tell.send(Update::Triggered(trigger));
-        }
+    let slice = |object: &EndpointSlice| {
         let (name, parsed) = parse::slice(object);
         Some((name, Some(parsed)))
     };
-    tasks.spawn(follow(client.clone(), node, Update::Nodes, updates.clone()));
+    tasks.spawn(follow(
+        client.clone(),
+        node,
+        never,
+        Update::Nodes,
+        updates.clone(),
+    ));
     tasks.spawn(follow(
         client.clone(),
         |object: &Service| Some(parse::service(object)),
+        never,
         Update::Services,
         updates.clone(),
     ));
-    tasks.spawn(follow(client.clone(), slice, Update::Slices, updates.clone()));
+    tasks.spawn(follow(
+        client.clone(),
+        slice,
+        parse::trigger,
+        Update::Slices,
+        updates.clone(),
+    ));
     tasks.spawn(pools::follow(client.clone(), pools::IP_POOLS, updates.clone()));
     tasks.spawn(pools::follow(client.clone(), pools::LOAD_BALANCER_POOLS, updates));
+}
+
+/// Of objects that do not say when that happened which they tell of.
+fn never<O>(_: &O) -> Option<SystemTime> {
+    None
 }
 
 async fn follow<O, K, T>(
     client: kube::Client,
     parse: impl Fn(&O) -> Option<(K, Option<Parsed<T>>)>,
+    trigger: impl Fn(&O) -> Option<SystemTime>,
     wrap: impl Fn(Change<K, T>) -> Update,
     updates: mpsc::UnboundedSender<Update>,
 ) where
@@ -194,7 +208,7 @@ async fn follow<O, K, T>(
 {
     let kind = O::kind(&()).into_owned();
     let events = watcher(Api::<O>::all(client), watcher::Config::default()).backoff(Retry::default());
-    pass_on(&kind, events, parse, wrap, updates).await;
+    pass_on(&kind, events, parse, trigger, wrap, updates).await;
 }
 
 /// Passes on what a watch tells, until nobody listens any more.
@@ -202,6 +216,7 @@ async fn pass_on<O, K, T>(
     kind: &str,
     events: impl Stream<Item = watcher::Result<Event<O>>>,
     parse: impl Fn(&O) -> Option<(K, Option<Parsed<T>>)>,
+    trigger: impl Fn(&O) -> Option<SystemTime>,
     wrap: impl Fn(Change<K, T>) -> Update,
     updates: mpsc::UnboundedSender<Update>,
 ) {
@@ -228,10 +243,16 @@ async fn pass_on<O, K, T>(
                 continue;
             }
             Ok(Event::InitDone) => Some(Change::All(std::mem::take(&mut listing))),
-            Ok(Event::Apply(object)) => parse(&object).map(|(key, parsed)| match parsed {
-                Some(parsed) => Change::Set(key, Box::new(parsed)),
-                None => Change::Gone(key),
-            }),
+            Ok(Event::Apply(object)) => {
+                if let Some(at) = trigger(&object) {
+                    // Whether anybody listens is seen with the change itself.
+                    let _ = updates.send(Update::Triggered(at));
+                }
+                parse(&object).map(|(key, parsed)| match parsed {
+                    Some(parsed) => Change::Set(key, Box::new(parsed)),
+                    None => Change::Gone(key),
+                })
+            }
             Ok(Event::Delete(object)) => parse(&object).map(|(key, _)| Change::Gone(key)),
         };
         if std::mem::take(&mut away) {

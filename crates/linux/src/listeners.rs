@@ -1,6 +1,7 @@
 //! Sockets that wait for strangers, as /proc/net lists them: TCP sockets that listen, UDP sockets that are not connected.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// What a socket speaks.
@@ -37,26 +38,30 @@ const FILES: [(&str, Transport, &str); 4] = [
 pub fn listening() -> io::Result<Vec<Listener>> {
     let mut all = Vec::new();
     for (file, transport, state) in FILES {
-        match std::fs::read_to_string(format!("/proc/thread-self/net/{file}")) {
-            Ok(text) => {
-                let lines = text.lines().skip(1);
-                let addresses = lines.filter_map(|line| address_of(line, state));
-                all.extend(addresses.map(|address| Listener { transport, address }));
+        let file = match File::open(format!("/proc/thread-self/net/{file}")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => BufReader::new(file?),
+        };
+        for line in file.lines().skip(1) {
+            let line = line?;
+            let Some((found, address)) = read(&line) else {
+                continue;
+            };
+            if found == state {
+                all.push(Listener { transport, address });
+            } else if transport == Transport::Tcp {
+                // The kernel tells those that listen first (tcp_seq_start), and there may be very many others.
+                break;
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
         }
     }
     Ok(all)
 }
 
-/// `sl local_address rem_address st ...`, addresses as words of 32 bits in the machine's byte order.
-fn address_of(line: &str, state: &str) -> Option<SocketAddr> {
+/// State and address of `sl local_address rem_address st ...`, addresses as words of 32 bits in the machine's byte order.
+fn read(line: &str) -> Option<(&str, SocketAddr)> {
     let mut fields = line.split_whitespace();
-    let (local, _, found) = (fields.nth(1)?, fields.next()?, fields.next()?);
-    if found != state {
-        return None;
-    }
+    let (local, _, state) = (fields.nth(1)?, fields.next()?, fields.next()?);
     let (address, port) = local.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     let word = |at: usize| {
@@ -72,7 +77,7 @@ fn address_of(line: &str, state: &str) -> Option<SocketAddr> {
         }
         IpAddr::from(Ipv6Addr::from(bytes))
     };
-    Some(SocketAddr::new(address, port))
+    Some((state, SocketAddr::new(address, port)))
 }
 
 #[cfg(test)]
@@ -104,13 +109,8 @@ mod tests {
 
     #[test]
     fn a_line_that_is_not_understood_is_no_listener() {
-        for line in [
-            "",
-            "0: 0100007F",
-            "0: 0100007F:1F90 00000000:0000 01",
-            "0: x:1F90 0:0 0A",
-        ] {
-            assert_eq!(address_of(line, LISTENS), None, "{line}");
+        for line in ["", "0: 0100007F", "0: x:1F90 0:0 0A"] {
+            assert_eq!(read(line), None, "{line}");
         }
     }
 }

@@ -204,7 +204,10 @@ mod tests {
         state.node_ports.insert(node_port, local);
         let status = ServicesStatus::of(NodeStatus::default(), &state);
         let text = status.to_string();
-        let lines: Vec<&str> = text.lines().skip(2).collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .skip_while(|line| !line.starts_with("SERVICE"))
+            .collect();
         let first = "10.244.0.2:8080 10.244.0.3:8080 10.244.0.4:8080 and 2 more (1 draining)";
         assert_eq!(
             lines,

@@ -11,7 +11,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use podnet_core::cluster::{IpPool, LoadBalancerPool, Parsed};
 use tokio::sync::mpsc;
 
-use super::{Change, Retry, Update, pass_on};
+use super::{Change, Retry, Update, never, pass_on};
 use crate::parse;
 
 /// Longest wait before asking again for a kind that is not there, where its definition cannot be watched: most clusters
@@ -115,6 +115,7 @@ async fn follow_while_there<T>(
         pools.kind,
         events.take_while(there),
         pool,
+        never,
         pools.update,
         updates.clone(),
     )
@@ -131,6 +132,7 @@ async fn follow_namespaces(client: kube::Client, updates: mpsc::UnboundedSender<
         "Namespace",
         events.backoff(Retry::default()),
         namespace,
+        never,
         Update::Namespaces,
         updates,
     )

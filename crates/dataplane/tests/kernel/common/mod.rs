@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use podnet_core::cluster::{
@@ -70,6 +70,15 @@ impl Machine {
 
     pub(crate) fn link(&self, name: &str) -> Link {
         self.netlink(|netlink| netlink.link(name).unwrap().unwrap())
+    }
+
+    /// Waits until a link carries packets: for a moment after it is up the kernel drops them.
+    fn until_running(&self, link: &str) {
+        let end = Instant::now() + 10 * PATIENCE;
+        while !self.link(link).running {
+            assert!(Instant::now() < end, "{link} carries nothing");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn address(&self, link: &str, net: &str) {
@@ -285,6 +294,8 @@ impl Lab {
                 .request(LinkChange::named("eth0").up(true).apply())
                 .unwrap()
         });
+        node.until_running("eth0");
+        self.underlay.until_running(&format!("port{index}"));
         let v4 = format!("172.30.0.{}", 11 + index);
         let v6 = format!("fd30::{}", 11 + index);
         node.address("eth0", &format!("{v4}/24"));
@@ -343,6 +354,8 @@ impl Lab {
                 .request(LinkChange::named("eth0").up(true).apply())
                 .unwrap()
         });
+        pod.until_running("eth0");
+        self.nodes[node].until_running(&name);
         pod.address("eth0", &format!("{v4}/32"));
         pod.address("eth0", &format!("{v6}/128"));
         let eth0 = pod.link("eth0").index;
