@@ -303,7 +303,9 @@ async fn agent(args: Args) -> miette::Result<()> {
     });
     let paths = paths.into_diagnostic().wrap_err("cannot start a thread")?;
     let announcing = Announcing::start(args.node.clone(), args.underlay_interface.clone());
-    let announcing = announcing.into_diagnostic().wrap_err("cannot start a thread")?;
+    let announcing = announcing
+        .into_diagnostic()
+        .wrap_err("cannot announce load balancers' addresses")?;
     let (services, in_force) = watch::channel(Default::default());
     let metrics = args.metrics(&paths, in_force.clone());
     let mut tasks = JoinSet::new();

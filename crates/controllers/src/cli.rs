@@ -47,6 +47,15 @@ pub struct Args {
     )]
     cluster_cidr: Vec<IpNet>,
 
+    /// Ranges of all services' cluster IPs: no pool of load balancers' addresses may overlap them
+    #[arg(
+        long,
+        value_name = "CIDR[,CIDR6]",
+        value_delimiter = ',',
+        value_parser = podnet_core::cluster::parse_range
+    )]
+    service_cidr: Vec<IpNet>,
+
     /// Prefix length of a node's IPv4 range
     #[arg(long, value_name = "LENGTH", default_value_t = 24)]
     node_cidr_mask_size: u8,
@@ -114,7 +123,10 @@ fn chosen(args: &Args) -> miette::Result<Vec<Box<dyn Controller>>> {
             args.node_range_grace,
         )),
         Box::new(IpPools::new(args.cluster_cidr.clone(), args.node_range_grace)),
-        Box::new(LoadBalancers::new(args.cluster_cidr.clone())),
+        Box::new(LoadBalancers::new(
+            args.cluster_cidr.clone(),
+            args.service_cidr.clone(),
+        )),
         Box::new(Deployments),
         Box::new(ReplicaSets),
         Box::new(Scheduler),

@@ -30,14 +30,7 @@ impl Links {
     }
 
     /// The links that carry frames now. `local` is the node's address, which tells the link between nodes.
-    pub(super) fn usable(&mut self, local: Option<IpAddr>) -> Vec<Usable> {
-        self.look(local).unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot look at the links, on none of which addresses are announced until then");
-            Vec::new()
-        })
-    }
-
-    fn look(&mut self, local: Option<IpAddr>) -> Result<Vec<Usable>, NetlinkError> {
+    pub(super) fn usable(&mut self, local: Option<IpAddr>) -> Result<Vec<Usable>, NetlinkError> {
         let on = match (&self.underlay, local) {
             (None, Some(local)) => {
                 let addresses = self.netlink.addresses(None)?;

@@ -144,6 +144,8 @@ impl Thread {
             self.publish();
         }
         self.ports.values_mut().for_each(Port::leave);
+        self.ports.clear();
+        self.publish();
     }
 
     fn now(&self) -> Duration {
@@ -178,9 +180,11 @@ impl Thread {
         self.look_at = now + LOOK;
         let Announcements { addresses, nodes } = &*self.order.announcements;
         let local = nodes.get(&self.me).copied();
-        let links = match self.is_busy() {
-            true => self.links.usable(local),
-            false => Vec::new(),
+        let links = match self.is_busy().then(|| self.links.usable(local)) {
+            None => Vec::new(),
+            Some(Ok(links)) => links,
+            // Until then what is answered for goes on.
+            Some(Err(error)) => return tracing::warn!(%error, "cannot look at the links, trying again"),
         };
         let mut ports = BTreeMap::new();
         for link in links {
@@ -193,7 +197,14 @@ impl Thread {
             if here.is_empty() {
                 continue;
             }
-            let open = self.ports.remove(&link.name).filter(|port| port.is_of(&link));
+            let open = match self.ports.remove(&link.name) {
+                // Another link of that name, or the same in another part: it begins anew, and others need not wait.
+                Some(mut other) if !other.is_of(&link) => {
+                    other.leave();
+                    None
+                }
+                open => open,
+            };
             let Some(mut port) = open.or_else(|| Port::open(now, self.me.clone(), &link)) else {
                 continue;
             };

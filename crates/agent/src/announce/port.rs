@@ -129,6 +129,8 @@ impl Port {
 #[derive(Debug, Default)]
 struct Groups {
     joined: BTreeMap<Ipv6Addr, UdpSocket>,
+    /// Those of which it is said that they cannot be joined.
+    refused: BTreeSet<Ipv6Addr>,
 }
 
 impl Groups {
@@ -141,6 +143,7 @@ impl Groups {
             })
             .collect();
         self.joined.retain(|group, _| groups.contains(group));
+        self.refused.retain(|group| groups.contains(group));
         for group in groups {
             if self.joined.contains_key(&group) {
                 continue;
@@ -149,8 +152,15 @@ impl Groups {
             let joined = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
                 .and_then(|socket| socket.join_multicast_v6(&group, link).map(|()| socket));
             match joined {
-                Ok(socket) => _ = self.joined.insert(group, socket),
-                Err(error) => tracing::warn!(%group, %error, "cannot join a group; trying again"),
+                Ok(socket) => {
+                    self.refused.remove(&group);
+                    self.joined.insert(group, socket);
+                }
+                Err(error) => {
+                    if self.refused.insert(group) {
+                        tracing::warn!(%group, %error, "cannot join a group; trying again");
+                    }
+                }
             }
         }
     }

@@ -37,12 +37,16 @@ pub const CONDITION: &str = "podnet.io/AddressAssigned";
 #[derive(Debug)]
 pub struct LoadBalancers {
     cluster_cidrs: Vec<IpNet>,
+    service_cidrs: Vec<IpNet>,
 }
 
 impl LoadBalancers {
-    /// Pools beside the cluster's ranges.
-    pub fn new(cluster_cidrs: Vec<IpNet>) -> Self {
-        LoadBalancers { cluster_cidrs }
+    /// Pools beside the ranges of pods' addresses and of cluster IPs.
+    pub fn new(cluster_cidrs: Vec<IpNet>, service_cidrs: Vec<IpNet>) -> Self {
+        LoadBalancers {
+            cluster_cidrs,
+            service_cidrs,
+        }
     }
 }
 
@@ -114,6 +118,7 @@ impl LoadBalancers {
     fn cluster(&self, world: &World) -> Cluster {
         let mut cluster = Cluster::new(ClusterConfig {
             cluster_cidrs: self.cluster_cidrs.clone(),
+            service_cidrs: self.service_cidrs.clone(),
             ..ClusterConfig::default()
         });
         for pool in world.load_balancer_pools.iter() {

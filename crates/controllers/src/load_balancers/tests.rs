@@ -49,7 +49,7 @@ fn service(name: &str, patch: Value) -> Value {
 }
 
 fn world(pools: &[Value], services: &[Value]) -> World {
-    let mut world = World::watching(LoadBalancers::new(Vec::new()).reads().iter().copied());
+    let mut world = World::watching(LoadBalancers::new(Vec::new(), Vec::new()).reads().iter().copied());
     for pool in pools {
         world.observe(Observation::LoadBalancerPool(Event::Apply(from(pool.clone()))));
     }
@@ -67,7 +67,10 @@ fn world(pools: &[Value], services: &[Value]) -> World {
 }
 
 fn plan(world: &World) -> Plan {
-    let balancers = LoadBalancers::new(vec!["10.244.0.0/16".parse().unwrap()]);
+    let balancers = LoadBalancers::new(
+        vec!["10.244.0.0/16".parse().unwrap()],
+        vec!["10.96.0.0/16".parse().unwrap()],
+    );
     balancers.plan(world, &Key::all(), &Context::at(NOW.parse().unwrap()))
 }
 
@@ -277,7 +280,7 @@ fn a_pool_that_cannot_be_says_why_in_its_status_and_as_an_event() {
 
 #[test]
 fn only_what_matters_makes_it_look_again() {
-    let balancers = LoadBalancers::new(Vec::new());
+    let balancers = LoadBalancers::new(Vec::new(), Vec::new());
     let keys = |world: &World, changes: &[Change]| {
         let mut keys = BTreeSet::new();
         for change in changes {
