@@ -3,11 +3,13 @@
 //! One program, because every further one is linked with everything again. Its tests are processes of their own all the same.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod announcing;
 mod clients;
 mod control_plane;
 mod controllers;
 mod kubectl;
 mod lab;
+mod load_balancers;
 mod node_changes;
 mod nodes;
 mod pods;

@@ -29,7 +29,7 @@ const IDLE_SINGLE: Duration = Duration::from_secs(30);
 
 /// Looks after this node's blocks until the sender goes.
 pub async fn run(client: kube::Client, me: NodeName, leases: Arc<Leases>, ready: watch::Receiver<Readiness>) {
-    let api: Api<DynamicObject> = Api::all_with(client, &parse::pools());
+    let api: Api<DynamicObject> = Api::all_with(client, &parse::own_kind("IPPool", "ippools"));
     let mut empty_since: BTreeMap<IpNet, Instant> = BTreeMap::new();
     loop {
         let held = blocks(&ready.borrow());

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::announce::Announcing;
 use crate::blocks;
 use crate::cni_server::{self, CniServerConfig, Readiness};
 use crate::dropins;
@@ -301,6 +302,10 @@ async fn agent(args: Args) -> miette::Result<()> {
         ..path::Settings::default()
     });
     let paths = paths.into_diagnostic().wrap_err("cannot start a thread")?;
+    let announcing = Announcing::start(args.node.clone(), args.underlay_interface.clone());
+    let announcing = announcing
+        .into_diagnostic()
+        .wrap_err("cannot announce load balancers' addresses")?;
     let (services, in_force) = watch::channel(Default::default());
     let metrics = args.metrics(&paths, in_force.clone());
     let mut tasks = JoinSet::new();
@@ -365,7 +370,9 @@ async fn agent(args: Args) -> miette::Result<()> {
         services,
         repairs,
     };
-    let node = NodeLoop::new(config, kernel, host_ports, out).probing(paths);
+    let node = NodeLoop::new(config, kernel, host_ports, out)
+        .probing(paths)
+        .announcing(announcing);
     let sources = status::Sources {
         node: node.status(),
         paths: reports,

@@ -1,5 +1,6 @@
 //! The node loop: watch, compute, apply; and the socket the CNI plugin calls
 
+pub mod announce;
 pub mod blocks;
 pub mod busy_ports;
 pub mod cleanup;

@@ -17,6 +17,7 @@ use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
 use podnet_linux::sysctl;
 use tokio::sync::{mpsc, watch};
 
+use crate::announce::{Announcing, Spoken};
 use crate::busy_ports;
 use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
 use crate::health_checks::Health;
@@ -105,6 +106,8 @@ pub struct NodeLoop {
     installed: bool,
     /// What probes the paths to other nodes.
     paths: Option<Paths>,
+    /// What announces load balancers' addresses.
+    announcing: Option<Announcing>,
     status: watch::Sender<NodeStatus>,
     /// Largest packet of a pod, as the last application found it.
     pod_mtu: Option<u32>,
@@ -154,6 +157,7 @@ impl NodeLoop {
             refused: Vec::new(),
             installed: false,
             paths: None,
+            announcing: None,
             status: watch::channel(NodeStatus::default()).0,
             pod_mtu: None,
             wrong_settings: Vec::new(),
@@ -177,6 +181,12 @@ impl NodeLoop {
         self
     }
 
+    /// Announces load balancers' addresses.
+    pub fn announcing(mut self, announcing: Announcing) -> Self {
+        self.announcing = Some(announcing);
+        self
+    }
+
     /// What has come of it all, kept up to date.
     pub fn status(&self) -> watch::Receiver<NodeStatus> {
         self.status.subscribe()
@@ -190,6 +200,10 @@ impl NodeLoop {
     ) {
         let mut wait = RETRY;
         let mut due = tokio::time::Instant::now() + RESYNC;
+        let mut spoken = self
+            .announcing
+            .as_ref()
+            .map(|announcing| announcing.spoken.clone());
         let mut findings = self.paths.as_ref().map(|paths| paths.findings.clone());
         loop {
             let cause = tokio::select! {
@@ -207,6 +221,10 @@ impl NodeLoop {
                 found = found(&mut findings) => {
                     self.take_in(found);
                     Cause::Objects
+                }
+                spoken = changed(&mut spoken) => {
+                    self.status.send_modify(|status| status.announces = spoken);
+                    continue;
                 }
                 () = tokio::time::sleep_until(due) => Cause::Kernel,
             };
@@ -268,8 +286,9 @@ impl NodeLoop {
             if self.applied.as_ref().is_some_and(moved) {
                 self.publish(&state);
                 let generation = self.applied.as_ref().map_or(0, |applied| applied.generation);
-                self.applied = Some(state.numbered(generation));
+                self.applied = Some(state.clone().numbered(generation));
             }
+            self.announce(&state);
             self.say();
             return Turn::Nothing;
         }
@@ -292,6 +311,7 @@ impl NodeLoop {
                 self.tell_health(&state);
                 self.out.services.send_replace(Arc::clone(&state.services));
                 self.probe(&state, &applied);
+                self.announce(&state);
                 self.applied = Some(state);
                 !installed || !applied.refused.is_empty()
             }
@@ -299,6 +319,7 @@ impl NodeLoop {
                 self.failed = true;
                 self.fail(&state, &error);
                 self.tell_health(&state);
+                self.announce(&state);
                 true
             }
         };
@@ -370,6 +391,15 @@ impl NodeLoop {
                 .as_ref()
                 .is_none_or(|tunnel| tunnel.checksum_offload);
         });
+    }
+
+    /// Has load balancers' addresses announced. What failed on the way to a first state has nothing to announce.
+    fn announce(&self, state: &NodeState) {
+        if let Some(announcing) = &self.announcing
+            && (self.applied.is_some() || !self.failed)
+        {
+            announcing.set(&state.announcements, !self.failed);
+        }
     }
 
     /// Says what is left out and what failed.
@@ -571,6 +601,19 @@ impl NodeLoop {
             changed
         });
         self.told = now;
+    }
+}
+
+/// What this node answers for, when that changes; never, when nothing is announced.
+async fn changed(spoken: &mut Option<watch::Receiver<Spoken>>) -> Spoken {
+    loop {
+        let Some(receiver) = spoken else {
+            return std::future::pending().await;
+        };
+        if receiver.changed().await.is_ok() {
+            return receiver.borrow_and_update().clone();
+        }
+        *spoken = None;
     }
 }
 

@@ -110,7 +110,7 @@ async fn event(
         "EndpointSlice" => ("discovery.k8s.io", "v1"),
         "NetworkPolicy" => ("networking.k8s.io", "v1"),
         "ClusterNetworkPolicy" => ("policy.networking.k8s.io", "v1alpha2"),
-        "IPPool" => ("podnet.io", "v1alpha1"),
+        "IPPool" | "LoadBalancerPool" => ("podnet.io", "v1alpha1"),
         _ => ("", "v1"),
     };
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, object.kind));

@@ -5,7 +5,9 @@
 
 mod services;
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -45,6 +47,9 @@ pub struct NodeStatus {
     pub pod_mtu: Option<u32>,
     /// The tunnel's device may leave checksums to the hardware.
     pub checksum_offload: bool,
+    /// Load balancers' addresses that this node answers for on the local network, by link.
+    #[serde(default)]
+    pub announces: BTreeMap<String, Vec<IpAddr>>,
     /// What could not be applied.
     pub failures: Vec<String>,
     /// Objects that are left out, and why.
@@ -267,6 +272,7 @@ impl std::fmt::Display for NodeStatus {
             routing,
             pod_mtu,
             checksum_offload,
+            announces,
             failures,
             problems,
         } = self;
@@ -285,6 +291,10 @@ impl std::fmt::Display for NodeStatus {
                 f,
                 "checksum offload of the tunnel is switched off, because checksums arrived wrong or by somebody else"
             )?;
+        }
+        for (link, addresses) in announces {
+            let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+            writeln!(f, "answers on {link} for {}", addresses.join(", "))?;
         }
         failures
             .iter()
@@ -358,6 +368,7 @@ mod tests {
                 routing: "vxlan".into(),
                 pod_mtu: Some(1450),
                 checksum_offload: false,
+                announces: [("eth0".to_owned(), vec![[192, 0, 2, 1].into()])].into(),
                 failures: vec!["no".into()],
                 problems: vec!["Node node9: odd".into()],
             },
@@ -366,6 +377,7 @@ mod tests {
         let text = status.to_string();
         let expected = "node node1: podnet 1, generation 4, routing vxlan, MTU of pods 1450 bytes\n\
             checksum offload of the tunnel is switched off, because checksums arrived wrong or by somebody else\n\
+            answers on eth0 for 192.0.2.1\n\
             not applied: no\n\
             left out: Node node9: odd\n\n\
             PEER    RANGE           VIA      REACH       LATENCY   MTU            CHECKSUMS\n\

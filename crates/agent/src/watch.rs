@@ -46,6 +46,8 @@ pub enum Update {
     Slices(Change<ObjectName, cluster::EndpointSlice>),
     /// IP pools.
     Pools(Change<String, cluster::IpPool>),
+    /// Pools of load balancers' addresses.
+    LoadBalancerPools(Change<String, cluster::LoadBalancerPool>),
     /// Namespaces.
     Namespaces(Change<String, cluster::Namespace>),
     /// What the next change of a slice comes from happened then.
@@ -76,6 +78,8 @@ impl Update {
             Update::Services(change) => change.apply(&mut cluster.services, &mut synced.services),
             Update::Slices(change) => change.apply(&mut cluster.slices, &mut synced.slices),
             Update::Pools(change) => change.apply(&mut cluster.ip_pools, &mut synced.pools),
+            // Nothing waits for them: until they are known, nothing is announced.
+            Update::LoadBalancerPools(change) => change.apply(&mut cluster.load_balancer_pools, &mut true),
             Update::Namespaces(change) => change.apply_sound(&mut cluster.namespaces),
             Update::Triggered(_) => {}
         }
@@ -184,7 +188,8 @@ pub fn start(client: &kube::Client, updates: mpsc::UnboundedSender<Update>, task
         Update::Slices,
         updates.clone(),
     ));
-    tasks.spawn(pools::follow(client.clone(), updates));
+    tasks.spawn(pools::follow(client.clone(), pools::IP_POOLS, updates.clone()));
+    tasks.spawn(pools::follow(client.clone(), pools::LOAD_BALANCER_POOLS, updates));
 }
 
 /// Of objects that do not say when that happened which they tell of.

@@ -17,6 +17,7 @@ use crate::endpoints::{EndpointSlices, LegacyEndpoints};
 use crate::engine::Engine;
 use crate::garbage::GarbageCollector;
 use crate::ip_pools::IpPools;
+use crate::load_balancers::LoadBalancers;
 use crate::namespace::Namespaces;
 use crate::node_lifecycle::NodeLifecycle;
 use crate::node_ranges::{NodeRanges, Pool};
@@ -31,8 +32,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
-    /// Which controllers to run, or `all`. A real cluster brings its own but for IP pools and, perhaps, node ranges
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "node-ranges,ip-pools", value_parser = NAMES)]
+    /// Which controllers to run, or `all`. A real cluster brings its own but for pools and, perhaps, node
+    /// ranges
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "node-ranges,ip-pools,load-balancers", value_parser = NAMES)]
     controllers: Vec<String>,
 
     /// Ranges that nodes get theirs from: one, or one of each family
@@ -44,6 +46,15 @@ pub struct Args {
         default_value = "10.244.0.0/16,fd00:10:244::/56"
     )]
     cluster_cidr: Vec<IpNet>,
+
+    /// Ranges of all services' cluster IPs: no pool of load balancers' addresses may overlap them
+    #[arg(
+        long,
+        value_name = "CIDR[,CIDR6]",
+        value_delimiter = ',',
+        value_parser = podnet_core::cluster::parse_range
+    )]
+    service_cidr: Vec<IpNet>,
 
     /// Prefix length of a node's IPv4 range
     #[arg(long, value_name = "LENGTH", default_value_t = 24)]
@@ -70,10 +81,11 @@ pub struct Args {
     leader_elect_lease: String,
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "all",
     "node-ranges",
     "ip-pools",
+    "load-balancers",
     "replicaset",
     "deployment",
     "scheduler",
@@ -111,6 +123,10 @@ fn chosen(args: &Args) -> miette::Result<Vec<Box<dyn Controller>>> {
             args.node_range_grace,
         )),
         Box::new(IpPools::new(args.cluster_cidr.clone(), args.node_range_grace)),
+        Box::new(LoadBalancers::new(
+            args.cluster_cidr.clone(),
+            args.service_cidr.clone(),
+        )),
         Box::new(Deployments),
         Box::new(ReplicaSets),
         Box::new(Scheduler),

@@ -152,7 +152,8 @@ fn watch_all(client: &Client, engine: &Engine, sender: &UnboundedSender<News>, t
         ReplicaSet,
         Deployment,
         Lease,
-        IPPool
+        IPPool,
+        LoadBalancerPool
     );
     if watched.contains(&Kind::Everything) {
         let full: Vec<Resource> = watched.iter().filter_map(|kind| kind.resource()).collect();

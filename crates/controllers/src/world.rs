@@ -12,6 +12,7 @@ use kube::runtime::watcher::Event;
 use serde_json::Value;
 
 use crate::ip_pools::IPPool;
+use crate::load_balancers::LoadBalancerPool;
 use crate::resource::{Key, Meta, Resource};
 use crate::store::{Delta, Store, Stored};
 
@@ -132,6 +133,7 @@ kinds! {
     Deployment deployments "Deployments.",
     Lease leases "Leases.",
     IPPool ip_pools "IP pools; none where the kind is not installed.",
+    LoadBalancerPool load_balancer_pools "Pools of load balancers' addresses; none where the kind is not installed.",
 }
 
 impl World {

@@ -2,9 +2,11 @@
 //!
 //! Everything here is a function of its arguments: no clock, no sockets, no files, no history.
 
+pub mod announce;
 pub mod cluster;
 pub mod flow;
 pub mod ipam;
+pub mod load_balancer;
 pub mod masquerade;
 pub mod names;
 pub mod oracle;
@@ -81,6 +83,7 @@ fn compute_with(ledger: &mut Ledger, cluster: &Cluster, node: &NodeName, changes
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
     let names = names::compute(cluster, &mut problems).map(Arc::new);
     let policy = policy::compute(cluster, node, &mut problems);
+    let announcements = Arc::new(announce::compute(cluster));
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),
         why: invalid.why.clone(),
@@ -96,6 +99,7 @@ fn compute_with(ledger: &mut Ledger, cluster: &Cluster, node: &NodeName, changes
         masquerade,
         names,
         policy,
+        announcements,
         problems,
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::announce::Announcements;
 use crate::cluster::{NodeName, ObjectRef};
 use crate::ipam::Addressing;
 use crate::masquerade::Masquerade;
@@ -30,6 +31,8 @@ pub struct NodeState {
     pub names: Option<Arc<Names>>,
     /// Which connections of this node's pods are allowed. No data plane enforces it yet.
     pub policy: PolicyState,
+    /// Which load balancers' addresses are announced, and who may have them. Nothing of it is in the kernel.
+    pub announcements: Arc<Announcements>,
     /// What was left out, and why.
     pub problems: Vec<Problem>,
 }
@@ -73,7 +76,7 @@ impl fmt::Display for NodeState {
         if let Some(masquerade) = &self.masquerade {
             write!(f, "{masquerade}")?;
         }
-        write!(f, "{}", self.policy)?;
+        write!(f, "{}{}", self.policy, self.announcements)?;
         self.names.iter().try_for_each(|names| write!(f, "{names}"))?;
         self.problems
             .iter()

@@ -11,6 +11,7 @@ pub mod datagram;
 pub mod enter;
 pub mod ethtool;
 pub mod fdpass;
+pub mod frame_socket;
 pub mod listeners;
 mod mac;
 pub mod mount;

@@ -21,19 +21,9 @@ pub struct PacketSocket {
 impl PacketSocket {
     /// Opens one on the link with this index, in the network namespace of the calling thread.
     pub fn open(link: u32) -> io::Result<Self> {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // Protocol 0 receives nothing: no frame may come before the prefix is asked for.
-        // SAFETY: socket takes plain values; a descriptor that it returns is ours alone.
-        let fd = unsafe {
-            let fd = libc::socket(libc::AF_PACKET, kind, 0);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
-        let socket = PacketSocket { fd };
+        let socket = PacketSocket { fd: raw()? };
         socket.want_prefix()?;
-        socket.bind(link)?;
+        bind(&socket.fd, link, ETH_P_ALL)?;
         Ok(socket)
     }
 
@@ -47,22 +37,6 @@ impl PacketSocket {
                 libc::PACKET_VNET_HDR,
                 (&raw const on).cast(),
                 size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        checked(result as isize).map(drop)
-    }
-
-    fn bind(&self, link: u32) -> io::Result<()> {
-        // SAFETY: sockaddr_ll is plain data for which zero is valid; bind only reads it, and its size is given.
-        let result = unsafe {
-            let mut address: libc::sockaddr_ll = mem::zeroed();
-            address.sll_family = libc::AF_PACKET as libc::sa_family_t;
-            address.sll_protocol = ETH_P_ALL.to_be();
-            address.sll_ifindex = link as libc::c_int;
-            libc::bind(
-                self.fd.as_raw_fd(),
-                (&raw const address).cast(),
-                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
             )
         };
         checked(result as isize).map(drop)
@@ -92,7 +66,37 @@ impl AsFd for PacketSocket {
     }
 }
 
-fn checked(result: isize) -> io::Result<isize> {
+/// A socket that receives nothing before it is bound.
+pub(crate) fn raw() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes plain values; a descriptor that it returns is ours alone.
+    unsafe {
+        let fd = libc::socket(libc::AF_PACKET, kind, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Has it receive what comes by a link with that EtherType.
+pub(crate) fn bind(fd: &OwnedFd, link: u32, ethertype: u16) -> io::Result<()> {
+    // SAFETY: sockaddr_ll is plain data for which zero is valid; bind only reads it, and its size is given.
+    let result = unsafe {
+        let mut address: libc::sockaddr_ll = mem::zeroed();
+        address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+        address.sll_protocol = ethertype.to_be();
+        address.sll_ifindex = link as libc::c_int;
+        libc::bind(
+            fd.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    checked(result as isize).map(drop)
+}
+
+pub(crate) fn checked(result: isize) -> io::Result<isize> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -136,10 +140,16 @@ mod tests {
             })
             .unwrap();
         let sender = here.run(|| UdpSocket::bind("10.0.0.1:0").unwrap()).unwrap();
-        sender.send_to(b"to and fro", "10.0.0.2:7").unwrap();
 
         let mut frame = [0; 2000];
         let length = loop {
+            // Again and again: a link passes nothing on until it has noticed that its other end is up.
+            sender.send_to(b"to and fro", "10.0.0.2:7").unwrap();
+            let soon = Some(std::time::Duration::from_millis(100));
+            crate::probe::wait(&[socket.as_fd()], soon).unwrap();
+            if rustix::io::ioctl_fionread(&socket.fd).unwrap() == 0 {
+                continue;
+            }
             let length = socket.receive(&mut frame).unwrap();
             // Others come, too: neighbour discovery and its like.
             if frame[..length].ends_with(b"to and fro") {

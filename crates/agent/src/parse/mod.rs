@@ -19,7 +19,7 @@ pub use cluster_network_policy::{ClusterNetworkPolicyObject, cluster_network_pol
 pub use network_policy::network_policy;
 pub use node::node;
 pub use pod::{namespace, pod};
-pub use pool::{namespace_metadata, pool, pools};
+pub use pool::{load_balancer_pool, namespace_metadata, own_kind, pool};
 pub use service::service;
 pub use slice::{slice, trigger};
 

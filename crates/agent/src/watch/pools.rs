@@ -1,4 +1,4 @@
-//! IP pools, where the cluster has that kind, and then namespaces, by which they are chosen.
+//! Pools, where the cluster has their kinds; and where it has IP pools, namespaces, by which these are chosen.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, DynamicObject, ListParams, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
+use podnet_core::cluster::{IpPool, LoadBalancerPool, Parsed};
 use tokio::sync::mpsc;
 
 use super::{Change, Retry, Update, never, pass_on};
@@ -17,9 +18,38 @@ use crate::parse;
 /// never have it.
 const LONGEST_WAIT: Duration = Duration::from_secs(32);
 
+/// An object and its name.
+type Named<T> = (String, Parsed<T>);
+
+/// A kind that is there only where somebody has installed it.
+pub(super) struct Pools<T> {
+    kind: &'static str,
+    plural: &'static str,
+    parse: fn(&DynamicObject) -> Option<Named<T>>,
+    update: fn(Change<String, T>) -> Update,
+    /// Whether namespaces matter to it.
+    by_namespace: bool,
+}
+
+pub(super) const IP_POOLS: Pools<IpPool> = Pools {
+    kind: "IPPool",
+    plural: "ippools",
+    parse: parse::pool,
+    update: Update::Pools,
+    by_namespace: true,
+};
+
+pub(super) const LOAD_BALANCER_POOLS: Pools<LoadBalancerPool> = Pools {
+    kind: "LoadBalancerPool",
+    plural: "loadbalancerpools",
+    parse: parse::load_balancer_pool,
+    update: Update::LoadBalancerPools,
+    by_namespace: false,
+};
+
 /// Watches pools from when their kind is there until it is gone, and again.
-pub(super) async fn follow(client: kube::Client, updates: mpsc::UnboundedSender<Update>) {
-    let kind = parse::pools();
+pub(super) async fn follow<T>(client: kube::Client, pools: Pools<T>, updates: mpsc::UnboundedSender<Update>) {
+    let kind = parse::own_kind(pools.kind, pools.plural);
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
     let mut namespaces = None;
     let mut wait = Duration::from_secs(1);
@@ -27,20 +57,20 @@ pub(super) async fn follow(client: kube::Client, updates: mpsc::UnboundedSender<
     while !updates.is_closed() {
         match api.list_metadata(&ListParams::default().limit(1)).await {
             Ok(_) => {
-                let watch = follow_namespaces(client.clone(), updates.clone());
                 // A set ends its tasks with this one.
                 let set = namespaces.get_or_insert_with(tokio::task::JoinSet::new);
-                if set.is_empty() {
-                    set.spawn(watch);
+                if pools.by_namespace && set.is_empty() {
+                    set.spawn(follow_namespaces(client.clone(), updates.clone()));
                 }
-                follow_while_there(&api, &updates).await;
+                follow_while_there(&api, &pools, &updates).await;
                 wait = Duration::from_secs(1);
             }
             Err(error) if is_not_served(&error) => {
                 if !std::mem::replace(&mut told, true) && is_forbidden(&error) {
-                    tracing::warn!(%error, "may not read IPPools, and goes without them; grant it if the cluster has any");
+                    let kind = pools.kind;
+                    tracing::warn!(%error, "may not read {kind}s, and goes without them; grant it if the cluster has any");
                 }
-                if updates.send(Update::Pools(Change::All(Vec::new()))).is_err() {
+                if updates.send((pools.update)(Change::All(Vec::new()))).is_err() {
                     return;
                 }
             }
@@ -49,17 +79,17 @@ pub(super) async fn follow(client: kube::Client, updates: mpsc::UnboundedSender<
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
-            () = installed(&client) => {}
+            () = installed(&client, pools.plural) => {}
         }
     }
 }
 
 /// Waits until the kind is defined; for ever, where its definition may not be looked at.
-async fn installed(client: &kube::Client) {
+async fn installed(client: &kube::Client, plural: &str) {
     // Something that was defined just now is served a moment later.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let api: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
-    let config = watcher::Config::default().fields("metadata.name=ippools.podnet.io");
+    let config = watcher::Config::default().fields(&format!("metadata.name={plural}.podnet.io"));
     let mut events = std::pin::pin!(watcher(api, config).backoff(Retry::default()));
     while let Some(event) = events.next().await {
         if let Ok(Event::Apply(_) | Event::InitApply(_)) = event {
@@ -70,19 +100,23 @@ async fn installed(client: &kube::Client) {
 }
 
 /// Passes on pools until the API server says that there is no such kind.
-async fn follow_while_there(api: &Api<DynamicObject>, updates: &mpsc::UnboundedSender<Update>) {
+async fn follow_while_there<T>(
+    api: &Api<DynamicObject>,
+    pools: &Pools<T>,
+    updates: &mpsc::UnboundedSender<Update>,
+) {
     let events = watcher(api.clone(), watcher::Config::default()).backoff(Retry::default());
     let there = |event: &watcher::Result<watcher::Event<DynamicObject>>| {
         let gone = event.as_ref().is_err_and(is_gone);
         std::future::ready(!gone)
     };
-    let pool = |object: &DynamicObject| parse::pool(object).map(|(name, parsed)| (name, Some(parsed)));
+    let pool = |object: &DynamicObject| (pools.parse)(object).map(|(name, parsed)| (name, Some(parsed)));
     pass_on(
-        "IPPool",
+        pools.kind,
         events.take_while(there),
         pool,
         never,
-        Update::Pools,
+        pools.update,
         updates.clone(),
     )
     .await;

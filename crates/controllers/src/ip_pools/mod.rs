@@ -131,7 +131,7 @@ impl IpPools {
 }
 
 /// A node whose ranges make no sense has none.
-fn pod_ranges(node: &Node) -> PodRanges {
+pub(crate) fn pod_ranges(node: &Node) -> PodRanges {
     let texts = node.spec.iter().flat_map(|spec| spec.pod_cidrs.iter().flatten());
     PodRanges::new(texts.filter_map(|text| text.parse::<IpNet>().ok())).unwrap_or_default()
 }
@@ -176,24 +176,14 @@ fn settle(pool: &IPPool, grant: &Grant, now: Timestamp) -> Vec<Action> {
 fn status(pool: &IPPool, grant: &Grant, now: Timestamp) -> Option<Action> {
     let (reason, message) = verdict(grant);
     let ready = matches!(reason, "Serving" | "Disabled");
-    let before = &pool.status["conditions"][0];
-    let status = if ready { "True" } else { "False" };
-    let since = match before["status"] == status && before["lastTransitionTime"].is_string() {
-        true => before["lastTransitionTime"].clone(),
-        false => json!(now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
-    };
     let mut updated = pool.clone();
     if !updated.status.is_object() {
         updated.status = json!({});
     }
     updated.status["blocks"] = Block::write(&grant.blocks);
-    updated.status["conditions"] = json!([{
-        "type": "Ready", "status": status, "reason": reason, "message": message,
-        "lastTransitionTime": since,
-    }]);
+    updated.status["conditions"] = pool.ready_condition(ready, reason, &message, now);
     let action = Action::modify_exactly(Part::Status, pool, &updated)?;
-    let news = before["reason"] != reason || before["message"] != message.as_str();
-    match !ready && news && reason != "Deleting" {
+    match !ready && pool.is_news(reason, &message) && reason != "Deleting" {
         true => Some(action.telling(Note::warning(pool, reason, message))),
         false => Some(action),
     }

@@ -7,6 +7,7 @@ mod config;
 mod dataplane;
 mod dns;
 pub(crate) mod domain;
+mod load_balancer_pool;
 mod local;
 mod names;
 mod node;
@@ -14,6 +15,7 @@ mod pod;
 mod policy;
 mod pool;
 mod selector;
+mod selector_object;
 mod service;
 mod slice;
 mod table;
@@ -26,6 +28,7 @@ pub use config::{ClusterConfig, ConfigError, Routing, Vxlan, parse_range};
 pub use dataplane::{DataplaneName, DataplaneNameError};
 pub use dns::{DnsConfig, PodRecords};
 pub use domain::{DomainName, DomainNameError};
+pub use load_balancer_pool::{LoadBalancerPool, LoadBalancerPoolSpec, is_chosen};
 pub use local::Local;
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
@@ -164,6 +167,8 @@ pub struct Cluster {
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
     /// IP pools by name; none where their kind is not installed.
     pub ip_pools: BTreeMap<String, Parsed<IpPool>>,
+    /// Pools of load balancers' addresses by name; none where their kind is not installed.
+    pub load_balancer_pools: BTreeMap<String, Parsed<LoadBalancerPool>>,
     /// What this node knows by itself.
     pub local: Local,
     /// Host ports that pods of this node have, as its container runtime asked for them.
@@ -212,6 +217,12 @@ impl Cluster {
         self.ip_pools.values().filter_map(|pool| pool.as_ref().ok())
     }
 
+    /// The pools of load balancers' addresses, by name.
+    pub fn valid_load_balancer_pools(&self) -> impl Iterator<Item = &LoadBalancerPool> {
+        let pools = self.load_balancer_pools.values();
+        pools.filter_map(|pool| pool.as_ref().ok())
+    }
+
     /// The valid pods, by name.
     pub fn valid_pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values().filter_map(|pod| pod.as_ref().ok())
@@ -233,6 +244,8 @@ impl Cluster {
             .filter_map(|object| object.as_ref().err());
         let policies = policies.chain(cluster_policies);
         let pools = self.ip_pools.values().filter_map(|object| object.as_ref().err());
+        let balancer_pools = self.load_balancer_pools.values();
+        let pools = pools.chain(balancer_pools.filter_map(|object| object.as_ref().err()));
         nodes
             .chain(services)
             .chain(slices)

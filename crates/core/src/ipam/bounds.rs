@@ -102,7 +102,7 @@ pub(super) fn address(ipv4: bool, number: u128) -> IpAddr {
 }
 
 /// The address after this one, in its family.
-pub(super) fn next(address: IpAddr) -> Option<IpAddr> {
+pub(crate) fn next(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(address) => address
             .to_bits()

@@ -16,6 +16,7 @@ mod statics;
 pub(crate) use addressing::compute;
 pub use addressing::{Addressing, HeldRange, PoolId, Sources};
 pub use allocator::{Allocator, Refused, Slot, Usage};
+pub(crate) use bounds::next;
 pub use bounds::{Bounds, hosts};
 pub use grant::{Claim, Grant, grant};
 pub use netset::NetSet;

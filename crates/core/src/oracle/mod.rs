@@ -1,6 +1,7 @@
 //! What should happen to a packet, worked out the slow way from the API's text. Tests hold it against
 //! [`crate::compute`] and against real kernels; it shares no code with either.
 
+pub mod load_balancer;
 pub mod policy;
 mod service;
 

@@ -252,7 +252,7 @@ impl ServiceBackend for Iptables {
     }
 
     fn distrust(&mut self) {
-        // Tables and sets of the same size may hold other rules and elements.
+        // Legacy tables of the same size may hold other rules, and sets of the same size other elements.
         self.known = None;
     }
 

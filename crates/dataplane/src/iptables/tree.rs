@@ -61,8 +61,8 @@ impl<'a, T> Tree<'a, T> {
     }
 
     fn first_from(&self, number: u128) -> Option<u128> {
-        // After the last number there is none, though a port or address made of it would begin again at the first.
-        if number > self.span(0) {
+        // Beyond the last number there is nothing, whatever `from` makes of it.
+        if number > self.last(&Node { prefix: 0, length: 0 }) {
             return None;
         }
         (self.from)(number).next().map(|(number, _)| number)

@@ -148,6 +148,7 @@ pub(crate) fn without_services(state: &NodeState) -> NodeState {
         masquerade: state.masquerade.clone(),
         names: None,
         policy: PolicyState::default(),
+        announcements: Default::default(),
         problems: Vec::new(),
     }
 }

@@ -1,6 +1,6 @@
 //! What services' back ends owe to each other and to others on the machine.
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -173,6 +173,18 @@ fn others_changes_are_seen_and_put_back(on: BackEnd, program: &str) {
         // What came of putting it back.
         while told.recv_timeout(Duration::from_millis(700)).is_ok() {}
     }
+    // A set with as many elements as before, but others: nobody announces that, but whoever looks sees it.
+    let cluster_ip: IpAddr = "10.96.0.1".parse().unwrap();
+    node.run(|| {
+        let mut sets = Netfilter::open().unwrap();
+        let of = |address| [Element::new(address)];
+        sets.remove_from_set("PODNET-CLUSTER4", &of(cluster_ip)).unwrap();
+        sets.add_to_set("PODNET-CLUSTER4", &of("10.96.0.77".parse().unwrap()))
+            .unwrap();
+        assert!(kernel.apply(&state).unwrap().service_changes > 0);
+    });
+    assert_eq!(lab.dump(0), want, "a changed set");
+    assert!(lab.apply(0).is_nothing(), "a changed set");
 }
 
 /// Of a set nothing is seen but its size: what was swapped is found by the next full application.

@@ -78,15 +78,14 @@ impl Deployment {
     }
 
     /// Replaces the oldest pod, as a Deployment does: the new one is ready before the old one terminates, which goes on
-    /// serving until its connections have ended.
-    fn replace(&mut self) {
+    /// serving until its connections have ended: `settle` waits for that.
+    fn replace(&mut self, settle: impl Fn()) {
         let node = self.pods[0].0.0;
         self.start(node);
         self.publish(&[]);
         let (old, machine) = self.pods.remove(0);
         self.publish(&[old]);
-        // What is under way ends: an exchange takes milliseconds.
-        std::thread::sleep(Duration::from_millis(100));
+        settle();
         self.publish(&[]);
         self.lab.unplug(node, old.1);
         drop(machine);
@@ -122,7 +121,8 @@ fn no_connection_fails_while_pods_are_replaced_under_cluster_and_local(on: BackE
     let outside: Vec<String> = [of(CLUSTER), of(LOCAL)].concat();
     let cluster_ips =
         [CLUSTER, LOCAL].map(|host| [format!("10.96.0.{host}:80"), format!("[fd00:10:96::{host}]:80")]);
-    let (stop, made) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let stop = AtomicBool::new(false);
+    let made = [const { AtomicUsize::new(0) }; 3];
     let underlay = deployment.lab.underlay.again();
     let (failures, replaced) = std::thread::scope(|scope| {
         let clients = [
@@ -130,13 +130,29 @@ fn no_connection_fails_while_pods_are_replaced_under_cluster_and_local(on: BackE
             (&underlay, outside),
             (&inside, cluster_ips.concat()),
         ];
-        let clients = clients.map(|(client, targets)| {
-            let (stop, made) = (&stop, &made);
-            scope.spawn(move || load(client, &targets, stop, made))
+        let made = &made;
+        let clients = std::array::from_fn::<_, 3, _>(|index| {
+            let (client, targets) = &clients[index];
+            let (client, targets, stop) = (*client, targets.clone(), &stop);
+            scope.spawn(move || load(client, &targets, stop, &made[index]))
         });
+        // Every client has ended what it was at, and what it began before it could know.
+        let settle = || {
+            for made in made {
+                let before = made.load(Ordering::Relaxed);
+                while made.load(Ordering::Relaxed) < before + 2 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        };
+        let all = || {
+            made.iter()
+                .map(|made| made.load(Ordering::Relaxed))
+                .sum::<usize>()
+        };
         let mut replaced = 0;
-        while made.load(Ordering::Relaxed) < connections || replaced < 4 {
-            deployment.replace();
+        while all() < connections || replaced < 4 {
+            deployment.replace(settle);
             replaced += 1;
         }
         stop.store(true, Ordering::Relaxed);
@@ -146,6 +162,7 @@ fn no_connection_fails_while_pods_are_replaced_under_cluster_and_local(on: BackE
             .collect();
         (failures, replaced)
     });
-    println!("{} connections, {replaced} pods replaced", made.into_inner());
+    let made: usize = made.into_iter().map(AtomicUsize::into_inner).sum();
+    println!("{made} connections, {replaced} pods replaced");
     assert_eq!(failures, Vec::<String>::new());
 }

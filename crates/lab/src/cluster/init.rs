@@ -362,6 +362,7 @@ fn controller(dir: &LabDir, plan: &Plan) -> miette::Result<Service> {
             "--controllers=all".into(),
             "--leader-elect=false".into(),
             format!("--cluster-cidr={}", comma(&plan.cluster_cidrs)),
+            format!("--service-cidr={}", comma(&plan.service_cidrs)),
         ],
         namespaces: Vec::new(),
         sockets: None,

@@ -51,8 +51,8 @@ const NFPROTO_IPV6: u8 = 10;
 const HEADERS_ONLY: u32 = 4;
 /// Only a limit: the kernel takes memory as elements come.
 const MOST_ELEMENTS: u32 = 1 << 24;
-/// The same where packets add elements: whoever forges sources must not fill the memory.
-const MOST_BY_PACKETS: u32 = 1 << 16;
+/// Of elements that go by themselves: packets make those, and whoever sends them chooses how many.
+const MOST_PASSING_ELEMENTS: u32 = 1 << 16;
 /// Elements of one message, whose attribute for them holds 64 KiB.
 const BATCH: usize = 400;
 /// `IPSET_ERR_BUSY`: something refers to the set.
@@ -241,7 +241,10 @@ impl Netfilter {
 
     /// Makes a set. One that is there already and is the same is left as it is.
     pub fn create_set(&mut self, name: &str, spec: &SetSpec) -> Result<(), NetfilterError> {
-        let most = spec.timeout.map_or(MOST_ELEMENTS, |_| MOST_BY_PACKETS);
+        let most = match spec.timeout {
+            Some(_) => MOST_PASSING_ELEMENTS,
+            None => MOST_ELEMENTS,
+        };
         let data = Attributes::new().u32(MAX_ELEMENTS | BIG_ENDIAN, most);
         let data = match spec.timeout {
             Some(seconds) => data.u32(TIMEOUT | BIG_ENDIAN, seconds),

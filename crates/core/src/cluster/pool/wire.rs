@@ -1,14 +1,13 @@
 //! The object as the API has it. The kind is podnet's own, and two shells read it; so it is read here.
 
-use std::collections::BTreeMap;
-
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Block, IpPool, PoolSpec};
+use crate::cluster::NodeName;
 use crate::cluster::node::is_unroutable;
-use crate::cluster::{LabelTest, NodeName, Requirement, Selector};
+use crate::cluster::selector_object::{SelectorObject, selector};
 
 /// Blocks of 64 addresses, where the pool does not say: enough for most nodes, and few routes.
 const DEFAULT_BLOCKS: (u8, u8) = (26, 122);
@@ -32,23 +31,6 @@ struct SpecObject {
 struct Lengths {
     ipv4: Option<u8>,
     ipv6: Option<u8>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
-struct SelectorObject {
-    #[serde(default)]
-    match_labels: BTreeMap<String, String>,
-    #[serde(default)]
-    match_expressions: Vec<RequirementObject>,
-}
-
-#[derive(Deserialize)]
-struct RequirementObject {
-    key: String,
-    operator: String,
-    #[serde(default)]
-    values: Vec<String>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -193,39 +175,4 @@ fn reserved(texts: &[String]) -> Result<Vec<IpNet>, String> {
             })
     };
     texts.iter().map(parse).collect()
-}
-
-fn selector(field: &str, object: Option<SelectorObject>) -> Result<Option<Selector>, String> {
-    let Some(object) = object else { return Ok(None) };
-    let labels = object.match_labels.into_iter();
-    let mut tests: Vec<(String, LabelTest)> = labels
-        .map(|(key, value)| (key, LabelTest::In([value].into())))
-        .collect();
-    for RequirementObject {
-        key,
-        operator,
-        values,
-    } in object.match_expressions
-    {
-        let values = values.into_iter().collect();
-        let test = match operator.as_str() {
-            "In" => LabelTest::In(values),
-            "NotIn" => LabelTest::NotIn(values),
-            "Exists" => LabelTest::Exists,
-            "DoesNotExist" => LabelTest::Missing,
-            _ => {
-                return Err(format!(
-                    "{field}: operator {operator:?} is none of In, NotIn, Exists and DoesNotExist"
-                ));
-            }
-        };
-        tests.push((key, test));
-    }
-    let requirements: Result<Vec<Requirement>, _> = tests
-        .into_iter()
-        .map(|(key, test)| Requirement::new(key, test))
-        .collect();
-    requirements
-        .map(|requirements| Some(Selector::new(requirements)))
-        .map_err(|error| format!("{field}: {error}"))
 }
