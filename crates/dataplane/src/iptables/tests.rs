@@ -162,6 +162,33 @@ fn leads_somewhere(table: &Table, sets: &std::collections::BTreeMap<String, Set>
     }
 }
 
+#[test]
+fn the_last_ports_and_addresses_there_are_end_the_tree() {
+    let mut state = state(&[]);
+    let services = services_of(&mut state);
+    for last in 0..20_u8 {
+        let external = frontend(&format!("TCP {0}.255.255.255:80", 255 - last * 12));
+        let backend = Backend::Balance {
+            endpoints: ["10.244.0.2:80".parse().unwrap()].into(),
+            draining: Box::default(),
+        };
+        let entry = Arc::new(entry(&external, backend));
+        let node_port = NodePort {
+            family: Family::V4,
+            protocol: Protocol::Tcp,
+            port: port(65_535 - u16::from(last) * 3000),
+        };
+        services.node_ports.insert(node_port, Arc::clone(&entry));
+        services.frontends.insert(external, entry);
+    }
+    let rules = render(&state);
+    assert_eq!(dump::services(&Found::of(&rules)), Services::of(&state.services));
+    assert_eq!(
+        step(&crate::services::any::state(&[]), &state).len(),
+        Change::between(&rules, &Found::of(&render(&crate::services::any::state(&[])))).len()
+    );
+}
+
 /// What `iptables-save` would print.
 fn saved(rules: &Rules, family: Family) -> String {
     let mut text = String::new();

@@ -32,6 +32,16 @@ mod iptables {
     }
 
     #[test]
+    fn what_was_swapped_in_a_set_is_put_back_beside_legacy_tables() {
+        what_was_swapped_in_a_set_is_put_back(BackEnd::IptablesLegacy);
+    }
+
+    #[test]
+    fn what_was_swapped_in_a_set_is_put_back_beside_nftables() {
+        what_was_swapped_in_a_set_is_put_back(BackEnd::IptablesNft);
+    }
+
+    #[test]
     fn connections_outlive_the_switch_between_nftables_and_legacy_iptables() {
         connections_outlive_a_switch(BackEnd::IptablesLegacy);
     }
@@ -175,6 +185,29 @@ fn others_changes_are_seen_and_put_back(on: BackEnd, program: &str) {
     });
     assert_eq!(lab.dump(0), want, "a changed set");
     assert!(lab.apply(0).is_nothing(), "a changed set");
+}
+
+/// Of a set nothing is seen but its size: what was swapped is found by the next full application.
+fn what_was_swapped_in_a_set_is_put_back(on: BackEnd) {
+    let (lab, _pods) = lab(on);
+    let node = &lab.nodes[0];
+    let state = compute(&lab.cluster, &node_name(0));
+    let mut kernel = node.run(|| Kernel::open(None, on.name()).unwrap());
+    node.run(|| kernel.apply(&state).unwrap());
+    let want = lab.dump(0);
+    node.run(|| {
+        let address = |text: &str| Element::new(text.parse::<std::net::IpAddr>().unwrap());
+        let mut socket = Netfilter::open().unwrap();
+        socket
+            .remove_from_set("PODNET-CLUSTER4", &[address("10.96.0.1")])
+            .unwrap();
+        socket
+            .add_to_set("PODNET-CLUSTER4", &[address("10.96.0.77")])
+            .unwrap();
+    });
+    assert_ne!(lab.dump(0), want);
+    assert!(node.run(|| kernel.apply(&state).unwrap()).service_changes > 0);
+    assert_eq!(lab.dump(0), want);
 }
 
 /// A connection that stays.

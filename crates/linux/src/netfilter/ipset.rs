@@ -106,7 +106,8 @@ pub struct SetSpec {
     pub kind: SetKind,
     /// Whether its addresses are of IPv6.
     pub six: bool,
-    /// After how many seconds an element goes unless it says otherwise; never, where there is none.
+    /// After how many seconds an element goes unless it says otherwise; never, where there is none. A set with this holds
+    /// 65,536 elements at most.
     pub timeout: Option<u32>,
 }
 
