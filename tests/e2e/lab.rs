@@ -472,7 +472,7 @@ fn bad_input_is_told_by_name_and_next_step() {
             "a data plane",
             up(&["--dataplane", "magic"]),
             2,
-            vec!["magic", "possible values"],
+            vec!["magic", "choose auto, nftables or iptables"],
         ),
         (
             "direct routes across subnets",

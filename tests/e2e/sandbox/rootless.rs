@@ -32,7 +32,12 @@ fn all_of_it_holds_in_a_user_namespace() {
         ])
         .arg("--kill-child")
         .arg(&tests)
-        .args(["containers::", "echo::", "rootless::inside", "--include-ignored"])
+        .args([
+            "sandbox::containers::",
+            "sandbox::echo::",
+            "sandbox::rootless::inside",
+            "--include-ignored",
+        ])
         .env("PODNET", &program)
         .env("TMPDIR", &scratch)
         .current_dir("/")
@@ -45,7 +50,7 @@ fn all_of_it_holds_in_a_user_namespace() {
         String::from_utf8_lossy(&output.stderr)
     );
     assert!(
-        out.contains("test rootless::inside_another_user_is_told_not_to_exist ... ok"),
+        out.contains("test sandbox::rootless::inside_another_user_is_told_not_to_exist ... ok"),
         "{out}"
     );
 }
