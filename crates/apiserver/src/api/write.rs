@@ -223,17 +223,11 @@ pub(super) fn is_service(resource: &Resource) -> bool {
 }
 
 /// What of an object is stored although no part of podnet acts on it yet: nobody shall take it for done.
-fn not_in_force(resource: &Resource, object: &Value) -> Option<String> {
+fn not_in_force(resource: &Resource) -> Option<String> {
     match resource.kind() {
         "NetworkPolicy" => {
             Some("NetworkPolicy is stored, but not enforced yet: all pods reach each other".into())
         }
-        "Service" => match object["spec"]["type"].as_str() {
-            Some(outside @ ("NodePort" | "LoadBalancer")) => Some(format!(
-                "type {outside}: only the cluster IP is served yet, nothing outside the cluster"
-            )),
-            _ => None,
-        },
         _ => None,
     }
 }
@@ -245,7 +239,7 @@ pub(super) fn decode(
     validation: Validation,
 ) -> Result<Vec<String>, Refusal> {
     let unknown = type_and_fields(resource, object)?;
-    let notice = not_in_force(resource, object);
+    let notice = not_in_force(resource);
     if unknown.is_empty() || validation == Validation::Ignore {
         return Ok(notice.into_iter().collect());
     }
