@@ -332,7 +332,7 @@ impl NodeLoop {
     fn compute(&mut self) -> NodeState {
         let state = self.wanted.compute();
         let applied = self.applied.as_ref().map(|applied| &*applied.services);
-        let new = busy_ports::new(&state.services, applied);
+        let new = state.services.new_node_ports(applied);
         if new.is_empty() {
             return state;
         }

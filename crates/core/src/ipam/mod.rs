@@ -20,8 +20,8 @@ pub(crate) use bounds::next;
 pub use bounds::{Bounds, hosts};
 pub use grant::{Claim, Grant, grant};
 pub use netset::NetSet;
-pub(crate) use pools::ranges_of_pools;
 pub use pools::{Pools, Standing};
+pub(crate) use pools::{occupied, ranges_of_pools};
 pub use statics::{STATIC_ANNOTATIONS, static_addresses};
 
 #[cfg(test)]

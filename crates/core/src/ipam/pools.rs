@@ -71,7 +71,7 @@ pub(super) fn for_namespace<'a>(
 }
 
 /// What no pool may overlap, and what it is called.
-fn occupied(cluster: &Cluster) -> NetSet<String> {
+pub(crate) fn occupied(cluster: &Cluster) -> NetSet<String> {
     let mut occupied = NetSet::default();
     for range in &cluster.config.cluster_cidrs {
         occupied.insert(*range, "the cluster's range".to_owned());

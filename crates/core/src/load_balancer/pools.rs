@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use super::Claim;
 use crate::cluster::{Cluster, Labels, LoadBalancerPool, LoadBalancerPoolSpec};
-use crate::ipam::{Bounds, NetSet, Standing};
+use crate::ipam::{self, Bounds, NetSet, Standing};
 
 /// All pools of load balancers' addresses, the oldest first.
 #[derive(Debug, Clone)]
@@ -60,20 +60,9 @@ impl<'a> Pools<'a> {
     }
 }
 
-/// What no pool may overlap, and what it is called.
+/// What no pool may overlap, and what it is called: what is no IP pool's either, and those.
 fn occupied(cluster: &Cluster) -> NetSet<String> {
-    let mut occupied = NetSet::default();
-    for range in &cluster.config.cluster_cidrs {
-        occupied.insert(*range, "the cluster's range".to_owned());
-    }
-    for range in &cluster.config.service_cidrs {
-        occupied.insert(*range, "the range of cluster IPs".to_owned());
-    }
-    for node in cluster.valid_nodes() {
-        for range in node.pod_ranges.iter() {
-            occupied.insert(range, format!("the pod range of node {}", node.name));
-        }
-    }
+    let mut occupied = ipam::occupied(cluster);
     for pool in cluster.valid_ip_pools() {
         for range in pool.spec.iter().flat_map(|spec| &spec.ranges) {
             occupied.insert(*range, format!("a range of the IPPool {}", pool.name));

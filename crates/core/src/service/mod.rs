@@ -5,6 +5,7 @@
 //! only: there a client outside gets this node's endpoints, while one inside, for whom no load balancer has chosen this
 //! node, gets the cluster's.
 
+mod busy;
 mod endpoints;
 mod explain;
 mod frontend;
@@ -22,6 +23,7 @@ use ipnet::IpNet;
 
 use crate::cluster::Affinity;
 use crate::shared_map::{SharedMap, SharedSet};
+pub use busy::Listener;
 pub use endpoints::Unchosen;
 pub use explain::{Client, Explained, Explanation, Guarded, Otherwise, explain};
 pub use frontend::{Frontend, NodePort, PortName};
