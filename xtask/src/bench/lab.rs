@@ -12,9 +12,15 @@ use miette::{Context, IntoDiagnostic, miette};
 use super::verbs::VerbTimes;
 use super::{PORT, Station, UpTimes};
 
-/// The address of the service in front of the pod `near`, within the lab's service range.
+/// The address of the service in front of the pod `served`, within the lab's service range.
 const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 77, 77));
-const PODS: [(&str, &str); 3] = [("client", "node1"), ("near", "node1"), ("far", "node2")];
+/// A server each: all of them run at once.
+const PODS: [(&str, &str); 4] = [
+    ("client", "node1"),
+    ("near", "node1"),
+    ("served", "node1"),
+    ("far", "node2"),
+];
 
 /// A lab that goes down with this value.
 struct Lab {
@@ -117,7 +123,7 @@ impl Labs {
 
     /// Two pods of one node, and the address of a service in front of one of them.
     pub(super) fn service(&mut self, routing: &str) -> miette::Result<Ends> {
-        let (client, server, _) = self.one_node(routing)?;
+        let (client, server, _) = self.pods(routing, "served")?;
         Ok((client, server, SERVICE))
     }
 
@@ -169,8 +175,8 @@ fn manifest_text() -> String {
         )
     };
     let service = format!(
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: near}}\nspec:\n  clusterIP: {SERVICE}\n  \
-         selector: {{pod: near}}\n  ports:\n  - {{port: {PORT}}}\n"
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: served}}\nspec:\n  clusterIP: {SERVICE}\n  \
+         selector: {{pod: served}}\n  ports:\n  - {{port: {PORT}}}\n"
     );
     PODS.into_iter().map(pod).chain([service]).collect()
 }
