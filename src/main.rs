@@ -26,6 +26,8 @@ enum Command {
     Status(podnet_agent::status::Args),
     /// Takes everything of podnet off this node
     Cleanup(podnet_agent::cleanup::Args),
+    /// Carries this node's services in user space (started by the agent with --dataplane userspace)
+    Proxy(podnet_agent::proxy::Args),
     /// What services lead to, and why
     Service(podnet_agent::service::Args),
     /// What network policies allow, worked out from files
@@ -58,6 +60,7 @@ impl Command {
         matches!(
             self,
             Command::Agent(_)
+                | Command::Proxy(_)
                 | Command::Cleanup(_)
                 | Command::Apiserver(_)
                 | Command::Controller(_)
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
     }
     let outcome = match cli.command {
         Command::Agent(args) => podnet_agent::cli::run(args),
+        Command::Proxy(args) => podnet_agent::proxy::run(args),
         Command::Status(args) => podnet_agent::status::run(args),
         Command::Cleanup(args) => podnet_agent::cleanup::run(args),
         Command::Service(args) => return podnet_agent::service::run(args),

@@ -141,11 +141,25 @@ fn one_node_answers_for_an_address_and_another_when_it_is_gone() {
         .collect();
     assert_eq!(addresses, ["172.30.0.200", "fd30::200"]);
     for address in &addresses {
-        world.speaker(address);
+        let speaker = world.speaker(address);
         for node in NODES {
             let links = lab.node_sh(node, "ip addr");
             assert!(!links.contains(address), "it is on no link: {links}");
         }
+        // Whoever owns the service, and whoever watches the node, is told.
+        let note = format!("node {speaker} answers for {address} on eth0");
+        lab.until("an Event on the service", || {
+            let events = lab.kubectl_ok(&[
+                "get",
+                "events",
+                "--field-selector",
+                "involvedObject.name=front,reason=AddressAnnounced",
+            ]);
+            events.contains(&note).then_some(())
+        });
+        let metrics = lab.node_sh(speaker, "curl -sS http://127.0.0.1:9980/metrics");
+        let is_told = |line: &str| line.starts_with("podnet_load_balancer_addresses{link=\"eth0\"} ");
+        assert!(metrics.lines().any(is_told), "{metrics}");
     }
 
     let server = lab.pids("podnet apiserver");

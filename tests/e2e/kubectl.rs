@@ -338,6 +338,8 @@ fn delete_and_wait() {
         .spawn()
         .unwrap();
     let mut waiting = Process(waiting);
+    // It must have seen the object: what is not there when it looks is an error to it, not a wait that is over.
+    std::thread::sleep(std::time::Duration::from_secs(2));
     plane.ok([
         "patch",
         "configmap",

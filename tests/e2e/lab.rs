@@ -472,7 +472,7 @@ fn bad_input_is_told_by_name_and_next_step() {
             "a data plane",
             up(&["--dataplane", "magic"]),
             2,
-            vec!["magic", "choose auto, nftables or iptables"],
+            vec!["magic", "choose auto, nftables, ipvs, iptables or userspace"],
         ),
         (
             "direct routes across subnets",

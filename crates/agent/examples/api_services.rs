@@ -3,7 +3,8 @@
 //!
 //! The real `podnet apiserver` and `podnet agent`, in a network namespace of their own, with 1,000 and then 10,000
 //! services of five endpoints each. The change is one endpoint's: measured from sending the request, so with all that the
-//! API server does, to the kernel's having it. Prints milliseconds and mebibytes as JSON.
+//! API server does, to the kernel's having it. At last the node's rules are flushed, as by somebody else. Prints milliseconds and
+//! mebibytes as JSON.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop")]
 
@@ -185,6 +186,27 @@ fn changes() -> mpsc::Receiver<Instant> {
     told
 }
 
+fn nft(arguments: &[&str]) -> String {
+    let output = Command::new("nft").args(arguments).output().unwrap();
+    assert!(output.status.success(), "nft {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// From somebody's flushing all of the node's rules until all of it is there again.
+fn repair(changed: &mpsc::Receiver<Instant>) -> f64 {
+    let size = || nft(&["-j", "list", "table", "inet", "podnet"]).len();
+    let before = size();
+    let begin = Instant::now();
+    nft(&["flush", "ruleset"]);
+    let mut last = begin;
+    while let Ok(change) = changed.recv_timeout(Duration::from_secs(2)) {
+        last = change;
+    }
+    // Handles are numbers, and have become longer.
+    assert!(size() >= before, "not all has come back");
+    last.duration_since(begin).as_secs_f64() * 1000.0
+}
+
 fn measure(services: u32) -> String {
     ip("link set lo up");
     ip("link add eth0 up type bridge");
@@ -264,10 +286,11 @@ fn measure(services: u32) -> String {
     times.sort_by(f64::total_cmp);
     let (p50, p99) = (times[times.len() / 2], times[times.len() - 2]);
     let (resident, peak) = (mebibytes(&agent, "VmRSS"), mebibytes(&agent, "VmHWM"));
+    let repair = repair(&changed);
     let all = all.as_secs_f64() * 1000.0;
     format!(
         "{{\"services\": {services}, \"start\": {all:.0}, \"change_p50\": {p50:.2}, \"change_p99\": {p99:.2}, \
-         \"mebibytes\": {resident:.1}, \"peak_mebibytes\": {peak:.1}}}"
+         \"mebibytes\": {resident:.1}, \"peak_mebibytes\": {peak:.1}, \"repair\": {repair:.0}}}"
     )
 }
 

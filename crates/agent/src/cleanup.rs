@@ -8,7 +8,7 @@ use podnet_core::cluster::DataplaneName;
 use podnet_dataplane::{Dataplane, Kernel};
 
 use crate::cli::NodePaths;
-use crate::{cni_server, dropins, wiring};
+use crate::{cni_server, dropins, proxy, wiring};
 
 /// In the state directory: what settings of the node were before the agent changed them.
 pub(crate) const SETTINGS: &str = "settings";
@@ -42,7 +42,7 @@ pub fn run(args: Args) -> miette::Result<()> {
     sweep.plugin(&args.paths.cni_bin_dir, &args.paths.cni_conf_dir);
     sweep.pod_links();
     sweep.bridge();
-    let put_back = sweep.kernel(&args.paths.state_dir);
+    let put_back = sweep.kernel(&args.paths);
     sweep.drop_ins(&args.paths.host_etc);
     sweep.directory(&args.paths.run_dir);
     // What settings were before is kept for as long as they are not put back.
@@ -163,10 +163,11 @@ impl Sweep {
     }
 
     /// Whether nothing of it is left.
-    fn kernel(&mut self, state_dir: &Path) -> bool {
+    fn kernel(&mut self, paths: &NodePaths) -> bool {
         let dry_run = self.dry_run;
-        let swept = Kernel::open(None, DataplaneName::default()).and_then(|mut kernel| {
-            kernel.keep_settings_in(&state_dir.join(SETTINGS))?;
+        let swept = Kernel::open(None, DataplaneName::default()).and_then(|kernel| {
+            let mut kernel = kernel.with_proxy(proxy::site(&paths.run_dir))?;
+            kernel.keep_settings_in(&paths.state_dir.join(SETTINGS))?;
             if dry_run { kernel.present() } else { kernel.clean() }
         });
         match &swept {

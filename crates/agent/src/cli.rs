@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_cni::WiringName;
-use podnet_core::cluster::{ClusterConfig, DataplaneName, NodeName, Routing, parse_range};
+use podnet_core::cluster::{ClusterConfig, DataplaneName, IpvsScheduler, NodeName, Routing, parse_range};
 use podnet_core::path;
 use podnet_core::service::ServiceState;
 use podnet_dataplane::Kernel;
@@ -28,6 +28,8 @@ use crate::metrics::{self, Metrics};
 use crate::node::{NodeConfig, NodeLoop, Outlets};
 use crate::orphans;
 use crate::paths::{self, Paths};
+use crate::pod_policies::PodPolicies;
+use crate::proxy;
 use crate::sysctls::AllowedSysctl;
 use crate::{report, status};
 
@@ -40,9 +42,17 @@ pub struct Args {
     /// How to reach the Kubernetes API
     #[arg(long, value_name = "FILE")]
     kubeconfig: PathBuf,
-    /// What carries services: auto takes the best this version has (nftables)
-    #[arg(long, default_value = "auto", value_name = "auto|nftables|iptables")]
+    /// What carries services: auto takes the best this version has (nftables); userspace, a process beside the agent, is
+    /// for kernels that have nothing else
+    #[arg(
+        long,
+        default_value = "auto",
+        value_name = "auto|nftables|ipvs|iptables|userspace"
+    )]
     dataplane: DataplaneName,
+    /// With --dataplane ipvs: how an endpoint is chosen for a new connection [default: rr]
+    #[arg(long, value_name = "rr|wrr|lc|wlc|sh|mh")]
+    ipvs_scheduler: Option<IpvsScheduler>,
     /// How packets get from node to node
     #[arg(long, default_value = "vxlan", value_name = "vxlan|direct")]
     routing: Routing,
@@ -207,10 +217,17 @@ impl Args {
 
     /// Flags that were given and have no effect in this version.
     fn unused(&self) -> Vec<&'static str> {
-        [("--cgroup-root", &self.cgroup_root), ("--bpffs", &self.bpffs)]
-            .into_iter()
-            .filter_map(|(flag, value)| value.as_ref().map(|_| flag))
-            .collect()
+        let scheduler = self
+            .ipvs_scheduler
+            .filter(|_| self.dataplane != DataplaneName::Ipvs);
+        [
+            ("--cgroup-root", self.cgroup_root.is_some()),
+            ("--bpffs", self.bpffs.is_some()),
+            ("--ipvs-scheduler", scheduler.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(flag, is_given)| is_given.then_some(flag))
+        .collect()
     }
 
     /// The destinations that are not masqueraded; none when nothing is.
@@ -279,6 +296,8 @@ async fn agent(args: Args) -> miette::Result<()> {
     let (client, url) = client(&args.kubeconfig).await?;
     let kernel = Kernel::open(args.underlay_interface.clone(), args.dataplane);
     let mut kernel = kernel
+        .and_then(|kernel| kernel.with_proxy(proxy::site(&args.paths.run_dir)))
+        .and_then(|kernel| kernel.with_scheduler(args.ipvs_scheduler.unwrap_or_default()))
         .into_diagnostic()
         .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
     // Not before it is sure that this agent can start: a mistyped call changes nothing on the machine.
@@ -320,6 +339,13 @@ async fn agent(args: Args) -> miette::Result<()> {
     tasks.spawn(report::publish(client.clone(), args.node.clone(), reported));
     let (repairs, repaired) = watch::channel(None);
     tasks.spawn(report::repairs(client.clone(), args.node.clone(), repaired));
+    tasks.spawn(report::announced(
+        client.clone(),
+        args.node.clone(),
+        announcing.spoken.clone(),
+        in_force.clone(),
+        Arc::clone(&metrics),
+    ));
     let reports = paths.reports.clone();
     tasks.spawn(paths::report::publish(
         client.clone(),
@@ -330,7 +356,9 @@ async fn agent(args: Args) -> miette::Result<()> {
     tokio::spawn(greet(client.clone(), url, args.kubeconfig.clone()));
     // It listens before the loop can install the plugin's configuration.
     let host_ports = Arc::new(HostPorts::default());
-    let server = cni_server::bind(cni.clone(), ready.clone(), Arc::clone(&host_ports))
+    let pod_policies = Arc::new(PodPolicies::default());
+    let shared = (host_ports, pod_policies);
+    let server = cni_server::bind(cni.clone(), ready.clone(), shared.clone())
         .await
         .into_diagnostic()
         .wrap_err("cannot serve the CNI plugin")?;
@@ -370,7 +398,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         services,
         repairs,
     };
-    let node = NodeLoop::new(config, kernel, host_ports, out)
+    let node = NodeLoop::new(config, kernel, shared, out)
         .probing(paths)
         .announcing(announcing);
     let sources = status::Sources {

@@ -27,6 +27,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::announce::Spoken;
 use crate::cni_server::Readiness;
 use crate::ipam::Leases;
 use crate::web;
@@ -40,6 +41,8 @@ pub struct Metrics {
     apply_seconds: Histogram,
     sync_errors: Counter,
     put_back: Counter,
+    announced: Family<LinkLabels, Gauge>,
+    takeovers: Counter,
     pools: Pools,
     leases: OnceLock<Arc<Leases>>,
     /// What kube-proxy tells too.
@@ -52,6 +55,11 @@ const PREFIX: &str = "podnet";
 struct PoolLabels {
     pool: String,
     family: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LinkLabels {
+    link: String,
 }
 
 /// How much of every pool is in use on this node.
@@ -118,11 +126,24 @@ impl Metrics {
             "Changes by others that were put right",
             put_back.clone(),
         );
+        let (announced, takeovers) = (Family::default(), Counter::default());
+        registry.register(
+            "load_balancer_addresses",
+            "Load balancers' addresses that this node answers for on the local network",
+            announced.clone(),
+        );
+        registry.register(
+            "load_balancer_takeovers",
+            "How often this node began to answer for a load balancer's address",
+            takeovers.clone(),
+        );
         let pools = Pools::default();
         pools.register(registry);
         let services = ServiceMetrics::new(in_force);
         services.register(registry);
         Metrics {
+            announced,
+            takeovers,
             pools,
             leases: OnceLock::new(),
             registry: all,
@@ -222,6 +243,16 @@ impl Metrics {
     /// What others changed was put right.
     pub fn put_back(&self, changes: usize) {
         self.put_back.inc_by(changes as u64);
+    }
+
+    /// What this node answers for, and how much of it is new.
+    pub fn announces(&self, spoken: &Spoken, taken: usize) {
+        self.announced.clear();
+        for (link, addresses) in spoken {
+            let labels = LinkLabels { link: link.clone() };
+            self.announced.get_or_create(&labels).set(addresses.len() as i64);
+        }
+        self.takeovers.inc_by(taken as u64);
     }
 
     fn text(&self) -> String {

@@ -1,7 +1,6 @@
 //! The loop: what changed is taken in, the state computed, applied, and told.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use podnet_core::route::is_whole;
 use podnet_core::service::ServiceState;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, ClusterConfig, Incremental, NodeName, NodeState};
-use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel};
+use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel, Repair};
 use podnet_linux::sysctl;
 use tokio::sync::{mpsc, watch};
 
@@ -23,7 +22,9 @@ use crate::cni_server::{self, CniServerConfig, PodNetwork, Readiness};
 use crate::health_checks::Health;
 use crate::host_ports::HostPorts;
 use crate::metrics::{Metrics, Sync};
+use crate::pace::{pause, told};
 use crate::paths::{Findings, Paths};
+use crate::pod_policies::PodPolicies;
 use crate::report;
 use crate::settings;
 use crate::status::NodeStatus;
@@ -70,31 +71,12 @@ pub struct Outlets {
     pub repairs: watch::Sender<Option<Repair>>,
 }
 
-/// What others had changed and was put right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Repair {
-    /// Entries of the tunnel and of routing.
-    pub routes: usize,
-    /// Entries of services' tables.
-    pub services: usize,
-}
-
-impl fmt::Display for Repair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Repair { routes, services } = self;
-        write!(
-            f,
-            "somebody else changed podnet's tables on this node: {routes} entries of routing and {services} of services \
-             were put back"
-        )
-    }
-}
-
 /// One node's network, kept as its cluster wants it.
 pub struct NodeLoop {
     config: NodeConfig,
     kernel: Kernel,
     host_ports: Arc<HostPorts>,
+    pod_policies: Arc<PodPolicies>,
     out: Outlets,
     /// The objects, and what they ask for.
     wanted: Incremental,
@@ -103,6 +85,8 @@ pub struct NodeLoop {
     applied: Option<NodeState>,
     told: BTreeSet<Problem>,
     refused: Vec<String>,
+    /// What the data plane cannot do, as it was told last.
+    left_out: Vec<String>,
     installed: bool,
     /// What probes the paths to other nodes.
     paths: Option<Paths>,
@@ -143,18 +127,25 @@ enum Turn {
 
 impl NodeLoop {
     /// A loop that has seen nothing yet.
-    pub fn new(config: NodeConfig, kernel: Kernel, host_ports: Arc<HostPorts>, out: Outlets) -> Self {
+    pub fn new(
+        config: NodeConfig,
+        kernel: Kernel,
+        (host_ports, pod_policies): (Arc<HostPorts>, Arc<PodPolicies>),
+        out: Outlets,
+    ) -> Self {
         let wanted = Incremental::new(Cluster::new(config.cluster.clone()), config.name.clone());
         NodeLoop {
             config,
             kernel,
             host_ports,
+            pod_policies,
             out,
             wanted,
             synced: Synced::default(),
             applied: None,
             told: BTreeSet::new(),
             refused: Vec::new(),
+            left_out: Vec::new(),
             installed: false,
             paths: None,
             announcing: None,
@@ -200,6 +191,8 @@ impl NodeLoop {
     ) {
         let mut wait = RETRY;
         let mut due = tokio::time::Instant::now() + RESYNC;
+        // Who changes nftables all the time does not keep the loop from objects.
+        let mut calm = tokio::time::Instant::now();
         let mut spoken = self
             .announcing
             .as_ref()
@@ -217,7 +210,8 @@ impl NodeLoop {
                     Cause::Objects
                 }
                 () = self.host_ports.changed() => Cause::Objects,
-                Some(()) = disturbed.recv() => Cause::Kernel,
+                () = self.pod_policies.changed() => Cause::Objects,
+                () = told(&mut disturbed, calm) => Cause::Kernel,
                 found = found(&mut findings) => {
                     self.take_in(found);
                     Cause::Objects
@@ -233,12 +227,16 @@ impl NodeLoop {
             while let Ok(update) = updates.try_recv() {
                 self.learn(update);
             }
-            if !self.synced.all() {
+            if !self.synced.all(&self.wanted.cluster) {
                 due = tokio::time::Instant::now() + RESYNC;
                 continue;
             }
             // Netlink is quick but blocks.
-            match tokio::task::block_in_place(|| self.turn(cause, begin)) {
+            let turn = tokio::task::block_in_place(|| self.turn(cause, begin));
+            if cause == Cause::Kernel {
+                calm = tokio::time::Instant::now() + pause(begin.elapsed());
+            }
+            match turn {
                 Turn::Nothing => continue,
                 Turn::Done => {
                     wait = RETRY;
@@ -264,7 +262,14 @@ impl NodeLoop {
             }
             _ => {}
         }
+        let of_policies = matches!(
+            update,
+            Update::NetworkPolicies(_) | Update::ClusterNetworkPolicies(_)
+        );
         update.apply(&mut self.wanted.cluster, &mut self.synced);
+        if of_policies && has_policies(&self.wanted.cluster) {
+            self.pod_policies.there_are_policies();
+        }
     }
 
     /// Computes and applies.
@@ -275,12 +280,16 @@ impl NodeLoop {
         }
         let (version, host_ports) = self.host_ports.wanted();
         self.wanted.cluster.host_ports = host_ports;
+        let any = has_policies(&self.wanted.cluster);
+        let (pods_version, pods) = self.pod_policies.wanted(any);
+        self.wanted.cluster.local.pods = pods;
         let state = self.compute();
         self.tell(&state.problems);
         let in_force = self.applied.as_ref().filter(|_| !self.failed);
         let same = in_force.is_some_and(|applied| applied.same_kernel_state(&state));
         if same && cause == Cause::Objects {
             self.host_ports.applied(version);
+            self.pod_policies.applied(pods_version, &state.policy);
             self.in_force();
             let moved = |applied: &NodeState| applied.addressing != state.addressing;
             if self.applied.as_ref().is_some_and(moved) {
@@ -302,6 +311,7 @@ impl NodeLoop {
             Ok(applied) => {
                 self.failed = false;
                 self.host_ports.applied(version);
+                self.pod_policies.applied(pods_version, &state.policy);
                 self.out.metrics.services.applied(sync, begin.elapsed());
                 self.in_force();
                 self.log(&state, &applied, same, begin.elapsed());
@@ -337,10 +347,10 @@ impl NodeLoop {
             return state;
         }
         let mut busy = busy_ports::of(new, &state.services);
-        if !busy.is_empty() && self.applied.is_none() {
-            // What the last agent left in force.
-            match self.kernel.dump() {
-                Ok(dump) => busy.retain(|port| !dump.services.node_ports.contains_key(port)),
+        if !busy.is_empty() && (self.applied.is_none() || self.failed) {
+            // What the last agent left in force, or an application that failed later on.
+            match self.kernel.node_ports() {
+                Ok(in_force) => busy.retain(|port| !in_force.contains(port)),
                 Err(error) => tracing::warn!("cannot see which node ports are in force: {error}"),
             }
         }
@@ -413,7 +423,8 @@ impl NodeLoop {
                 status.routing.push_str(" between subnets");
             }
             status.failures.clone_from(&self.refused);
-            status.problems = self.told.iter().map(Problem::to_string).collect();
+            let told = self.told.iter().map(Problem::to_string);
+            status.problems = told.chain(self.left_out.iter().cloned()).collect();
         });
     }
 
@@ -448,17 +459,27 @@ impl NodeLoop {
         let (routes, services) = (applied.route_changes, applied.service_changes);
         if !same {
             self.out.metrics.applied(generation, took);
+        }
+        if !same || !applied.is_nothing() {
             tracing::info!(generation, routes, services, milliseconds, "applied");
-        } else if !applied.is_nothing() && self.refused.is_empty() {
-            self.out.metrics.put_back(routes + services);
-            self.out.repairs.send_replace(Some(Repair { routes, services }));
+        }
+        let repair = applied.put_back;
+        if !repair.is_nothing() {
+            self.out.metrics.put_back(repair.count());
+            self.out.repairs.send_replace(Some(repair));
+            let Repair { routes, services } = repair;
             tracing::warn!(
                 generation,
                 routes,
                 services,
-                milliseconds,
                 "put back what somebody else changed"
             );
+        }
+        if applied.left_out != self.left_out {
+            for what in &applied.left_out {
+                tracing::warn!(generation, "left out: {what}");
+            }
+            self.left_out.clone_from(&applied.left_out);
         }
         if applied.refused != self.refused {
             for refusal in &applied.refused {
@@ -602,6 +623,11 @@ impl NodeLoop {
         });
         self.told = now;
     }
+}
+
+/// Whether the cluster has policies, of whomever.
+pub(crate) fn has_policies(cluster: &Cluster) -> bool {
+    !cluster.network_policies.is_empty() || !cluster.cluster_network_policies.is_empty()
 }
 
 /// What this node answers for, when that changes; never, when nothing is announced.

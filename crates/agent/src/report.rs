@@ -1,17 +1,23 @@
 //! What is wrong with an object is told to its owner: as an Event on it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use podnet_core::cluster::ObjectRef;
+use podnet_core::cluster::{ObjectName, ObjectRef, Protocol};
+use podnet_core::service::{Frontend, ServiceState};
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, NodeName};
+use podnet_dataplane::Repair;
 use tokio::sync::watch;
 
-use crate::node::Repair;
+use crate::announce::Spoken;
+use crate::metrics::Metrics;
 
 /// A problem must last so long: what is still on its way (a new node's range, say) is not worth an Event.
 const LASTING: Duration = Duration::from_secs(10);
@@ -74,6 +80,50 @@ pub async fn repairs(client: kube::Client, me: NodeName, mut repairs: watch::Rec
     }
 }
 
+/// Publishes an Event on a service when this node begins to answer for an address of its, and counts such beginnings, until
+/// the sender goes.
+pub async fn announced(
+    client: kube::Client,
+    me: NodeName,
+    mut spoken: watch::Receiver<Spoken>,
+    services: watch::Receiver<Arc<ServiceState>>,
+    metrics: Arc<Metrics>,
+) {
+    let mut before = Spoken::new();
+    while spoken.changed().await.is_ok() {
+        let now = spoken.borrow_and_update().clone();
+        let taken = crate::announce::taken(&before, &now);
+        metrics.announces(&now, taken.len());
+        for (link, address) in taken {
+            // By their addresses: which of them came first does not matter to whoever looks for one.
+            let of_address = services_at(&services.borrow(), address);
+            for service in of_address {
+                let note = format!("node {me} answers for {address} on {link}");
+                let begins = normal("AddressAnnounced", "Announce", note);
+                let object = ObjectRef::service(&service);
+                // A recorder takes Events of one reason for one Event: every address and every time has its own here.
+                let recorder = recorder(&client, &me);
+                if let Err(error) = event(&client, &recorder, &object, begins).await {
+                    tracing::debug!(%object, %error, "no Event");
+                }
+            }
+        }
+        before = now;
+    }
+}
+
+/// The services that an address is of.
+fn services_at(state: &ServiceState, address: IpAddr) -> BTreeSet<ObjectName> {
+    let first = Frontend {
+        address,
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::MIN,
+    };
+    let of_address = state.frontends.range(&first);
+    let of_address = of_address.take_while(|(frontend, _)| frontend.address == address);
+    of_address.map(|(_, entry)| entry.port.service.clone()).collect()
+}
+
 fn recorder(client: &kube::Client, me: &NodeName) -> Recorder {
     let reporter = Reporter {
         controller: "podnet-agent".into(),
@@ -93,6 +143,13 @@ fn not_applied(problem: &Problem) -> Event {
 fn warning(reason: &str, action: &str, note: String) -> Event {
     Event {
         type_: EventType::Warning,
+        ..normal(reason, action, note)
+    }
+}
+
+fn normal(reason: &str, action: &str, note: String) -> Event {
+    Event {
+        type_: EventType::Normal,
         reason: reason.into(),
         note: Some(note),
         action: action.into(),
@@ -108,7 +165,7 @@ async fn event(
 ) -> Result<(), kube::Error> {
     let (group, version) = match object.kind {
         "EndpointSlice" => ("discovery.k8s.io", "v1"),
-        "NetworkPolicy" => ("networking.k8s.io", "v1"),
+        "NetworkPolicy" | "ServiceCIDR" => ("networking.k8s.io", "v1"),
         "ClusterNetworkPolicy" => ("policy.networking.k8s.io", "v1alpha2"),
         "IPPool" | "LoadBalancerPool" => ("podnet.io", "v1alpha1"),
         _ => ("", "v1"),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use k8s_openapi::api::core::v1 as core_api;
 use k8s_openapi::api::discovery::v1 as discovery;
+use kube::api::DynamicObject;
 use kube::{Api, Client as KubeClient};
 use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_core::Cluster;
@@ -13,7 +14,8 @@ use podnet_core::cluster::{Affinity, NodeName, ObjectName, ObjectRef};
 use podnet_core::service::{Client, Explanation, Otherwise, explain};
 use serde_json::{Value, json};
 
-use crate::{cli, parse};
+use crate::watch::is_not_served;
+use crate::{cli, output, parse};
 
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
@@ -59,20 +61,7 @@ enum Format {
 /// 2 when it cannot be told.
 pub fn run(args: Args) -> ExitCode {
     let Command::Explain(args) = args.command;
-    match explain_service(&args) {
-        Ok((text, fine)) => {
-            print!("{text}");
-            if fine {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(1)
-            }
-        }
-        Err(report) => {
-            eprintln!("{report:?}");
-            ExitCode::from(2)
-        }
-    }
+    output::answer(explain_service(&args))
 }
 
 /// `[NAMESPACE/]NAME`.
@@ -178,6 +167,7 @@ async fn read(client: KubeClient) -> miette::Result<(Cluster, Vec<(ObjectName, N
     let services = Api::<core_api::Service>::all(client.clone());
     let slices = Api::<discovery::EndpointSlice>::all(client.clone());
     let nodes = Api::<core_api::Node>::all(client.clone());
+    let ranges = Api::<DynamicObject>::all_with(client.clone(), &parse::service_cidr_kind());
     let pods = Api::<core_api::Pod>::all(client);
     let lists = tokio::try_join!(
         services.list(&all),
@@ -186,12 +176,19 @@ async fn read(client: KubeClient) -> miette::Result<(Cluster, Vec<(ObjectName, N
         pods.list(&all)
     );
     let (services, slices, nodes, pods) = lists.into_diagnostic()?;
+    // What is in these ranges is for cluster IPs alone. A server may not have the kind, as agents may not have the right.
+    let ranges = match ranges.list(&all).await {
+        Ok(ranges) => ranges.items,
+        Err(error) if is_not_served(&error) => Vec::new(),
+        Err(error) => return Err(error).into_diagnostic(),
+    };
     let mut cluster = Cluster::default();
     let services = services.iter().map(parse::service);
     cluster.services = services
         .filter_map(|(name, service)| Some((name, service?)))
         .collect();
     cluster.slices = slices.iter().map(parse::slice).collect();
+    cluster.service_cidrs = ranges.iter().filter_map(parse::service_cidr).collect();
     cluster.nodes = nodes.iter().filter_map(parse::node).collect();
     let pods = pods.iter().filter_map(|pod| {
         let node = NodeName::new(pod.spec.as_ref()?.node_name.clone()?).ok()?;
@@ -242,6 +239,7 @@ fn json(explained: &[OnNode], left_out: &[String]) -> Value {
             })),
             "verdict": if chosen > 0 { "balance" } else { otherwise },
             "endpoints": explanation.endpoints.iter().map(|e| endpoint(e, chosen)).collect::<Vec<_>>(),
+            "algorithm": explanation.algorithm.to_string(),
             "affinitySeconds": match explanation.affinity {
                 Affinity::None => None,
                 Affinity::ClientIp { seconds } => Some(seconds),

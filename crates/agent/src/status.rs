@@ -23,6 +23,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
+use crate::output;
+
 pub use services::{FrontendStatus, ServicesStatus};
 
 /// The socket's name in the run directory.
@@ -211,11 +213,11 @@ enum Format {
 
 impl Format {
     fn print(self, status: &(impl Serialize + std::fmt::Display)) -> miette::Result<()> {
-        match self {
-            Format::Json => println!("{}", serde_json::to_string_pretty(status).into_diagnostic()?),
-            Format::Table => print!("{status}"),
-        }
-        Ok(())
+        let text = match self {
+            Format::Json => serde_json::to_string_pretty(status).into_diagnostic()? + "\n",
+            Format::Table => status.to_string(),
+        };
+        output::print(&text).into_diagnostic()
     }
 }
 

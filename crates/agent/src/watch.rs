@@ -3,25 +3,29 @@
 //! One task a kind lists, watches, parses, and sends [`Change`]s. When the API server is away it goes on asking, and the
 //! objects stay what they were.
 
-mod pools;
+mod optional;
+
+pub(crate) use optional::is_not_served;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::Api;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::api::{Api, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use podnet_core::Cluster;
 use podnet_core::cluster::{self, NodeName, ObjectName, OfService, Parsed, Table};
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::node::has_policies;
 use crate::parse;
 
 /// One change to the objects of a kind.
@@ -46,10 +50,18 @@ pub enum Update {
     Slices(Change<ObjectName, cluster::EndpointSlice>),
     /// IP pools.
     Pools(Change<String, cluster::IpPool>),
+    /// ServiceCIDRs.
+    ServiceCidrs(Change<String, cluster::ServiceCidr>),
     /// Pools of load balancers' addresses.
     LoadBalancerPools(Change<String, cluster::LoadBalancerPool>),
     /// Namespaces.
     Namespaces(Change<String, cluster::Namespace>),
+    /// Pods.
+    Pods(Change<ObjectName, cluster::Pod>),
+    /// Network policies.
+    NetworkPolicies(Change<ObjectName, cluster::NetworkPolicy>),
+    /// Cluster network policies.
+    ClusterNetworkPolicies(Change<String, cluster::ClusterNetworkPolicy>),
     /// What the next change of a slice comes from happened then.
     Triggered(SystemTime),
 }
@@ -61,12 +73,26 @@ pub struct Synced {
     services: bool,
     slices: bool,
     pools: bool,
+    service_cidrs: bool,
+    namespaces: bool,
+    pods: bool,
+    network_policies: bool,
+    cluster_network_policies: bool,
 }
 
 impl Synced {
-    /// All kinds have been listed.
-    pub fn all(&self) -> bool {
-        self.nodes && self.services && self.slices && self.pools
+    /// All kinds have been listed that matter to what is in `cluster`. Pods are no concern of a cluster without policies,
+    /// and are not asked for there.
+    pub fn all(&self, cluster: &Cluster) -> bool {
+        let of_policies = !has_policies(cluster) || self.pods && self.namespaces;
+        self.nodes
+            && self.services
+            && self.slices
+            && self.pools
+            && self.service_cidrs
+            && self.network_policies
+            && self.cluster_network_policies
+            && of_policies
     }
 }
 
@@ -78,9 +104,23 @@ impl Update {
             Update::Services(change) => change.apply(&mut cluster.services, &mut synced.services),
             Update::Slices(change) => change.apply(&mut cluster.slices, &mut synced.slices),
             Update::Pools(change) => change.apply(&mut cluster.ip_pools, &mut synced.pools),
+            Update::ServiceCidrs(change) => {
+                change.apply(&mut cluster.service_cidrs, &mut synced.service_cidrs)
+            }
             // Nothing waits for them: until they are known, nothing is announced.
             Update::LoadBalancerPools(change) => change.apply(&mut cluster.load_balancer_pools, &mut true),
-            Update::Namespaces(change) => change.apply_sound(&mut cluster.namespaces),
+            Update::Namespaces(change) => {
+                synced.namespaces |= matches!(change, Change::All(_));
+                change.apply_sound(&mut cluster.namespaces);
+            }
+            Update::Pods(change) => change.apply(&mut cluster.pods, &mut synced.pods),
+            Update::NetworkPolicies(change) => {
+                change.apply(&mut cluster.network_policies, &mut synced.network_policies);
+            }
+            Update::ClusterNetworkPolicies(change) => change.apply(
+                &mut cluster.cluster_network_policies,
+                &mut synced.cluster_network_policies,
+            ),
             Update::Triggered(_) => {}
         }
     }
@@ -130,7 +170,16 @@ impl<K: Ord, T> Change<K, T> {
         }
     }
 
-    /// Of a kind whose objects are always sound, and that nothing has to wait for.
+    /// Whether it tells of an object that is there.
+    fn is_of_any(&self) -> bool {
+        match self {
+            Change::All(all) => !all.is_empty(),
+            Change::Set(..) => true,
+            Change::Gone(_) => false,
+        }
+    }
+
+    /// Of a kind whose objects are always sound.
     fn apply_sound(self, objects: &mut BTreeMap<K, T>) {
         match self {
             Change::All(all) => {
@@ -188,8 +237,73 @@ pub fn start(client: &kube::Client, updates: mpsc::UnboundedSender<Update>, task
         Update::Slices,
         updates.clone(),
     ));
-    tasks.spawn(pools::follow(client.clone(), pools::IP_POOLS, updates.clone()));
-    tasks.spawn(pools::follow(client.clone(), pools::LOAD_BALANCER_POOLS, updates));
+    tasks.spawn(optional::follow(
+        client.clone(),
+        optional::IP_POOLS,
+        updates.clone(),
+    ));
+    tasks.spawn(optional::follow(
+        client.clone(),
+        optional::SERVICE_CIDRS,
+        updates.clone(),
+    ));
+    tasks.spawn(optional::follow(
+        client.clone(),
+        optional::LOAD_BALANCER_POOLS,
+        updates.clone(),
+    ));
+    policies(client, &updates, tasks);
+}
+
+/// Policies, and whom they select once there is one.
+fn policies(client: &kube::Client, updates: &mpsc::UnboundedSender<Update>, tasks: &mut JoinSet<()>) {
+    let (needed, mut wanted) = watch::channel(false);
+    let policies_needed = needed.clone();
+    tasks.spawn(follow(
+        client.clone(),
+        |object: &NetworkPolicy| {
+            let (name, policy) = parse::network_policy(object);
+            Some((name, Some(Ok(policy))))
+        },
+        never,
+        move |change| {
+            optional::need(&policies_needed, &change);
+            Update::NetworkPolicies(change)
+        },
+        updates.clone(),
+    ));
+    let kind = optional::cluster_network_policies(needed);
+    tasks.spawn(optional::follow(client.clone(), kind, updates.clone()));
+    tasks.spawn(follow_namespaces(client.clone(), updates.clone()));
+    let (client, updates) = (client.clone(), updates.clone());
+    tasks.spawn(async move {
+        // Once needed they stay: whoever has had policies will have some again. A sender that is gone ends all anyway.
+        if wanted.wait_for(|needed| *needed).await.is_err() {
+            return std::future::pending().await;
+        }
+        let pod = |object: &Pod| {
+            let (name, parsed) = parse::pod(object);
+            Some((name, Some(parsed)))
+        };
+        follow(client, pod, never, Update::Pods, updates).await;
+    });
+}
+
+async fn follow_namespaces(client: kube::Client, updates: mpsc::UnboundedSender<Update>) {
+    let events = watcher(
+        Api::<PartialObjectMeta<Namespace>>::all(client),
+        watcher::Config::default(),
+    );
+    let namespace = |object: &_| parse::namespace_metadata(object).map(|(name, parsed)| (name, Some(parsed)));
+    pass_on(
+        "Namespace",
+        events.backoff(Retry::default()),
+        namespace,
+        never,
+        Update::Namespaces,
+        updates,
+    )
+    .await;
 }
 
 /// Of objects that do not say when that happened which they tell of.

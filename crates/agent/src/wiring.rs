@@ -17,7 +17,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use podnet_cni::{Attachment, Bandwidth, HOST_LINK_PREFIX};
@@ -82,6 +82,9 @@ pub enum WiringError {
         "the address {0} is in none of this node's ranges, and a bridge has no others; choose --wiring ptp"
     )]
     NotOnBridge(IpAddr),
+    /// The kernel took all of it, but did not finish.
+    #[error("the pod's link or its IPv6 address is not ready after {0:?}; the node is overloaded, try again")]
+    NotReady(Duration),
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -322,7 +325,7 @@ fn connect(
     namespace
         .run(|| configure_pod(pod, pod_index))
         .map_err(WiringError::NotANamespace)??;
-    wait_for_carrier(node, link)
+    until_running(node, link.index)
 }
 
 /// The node's end: what is needed before the pod's end comes up, and with it the carrier.
@@ -378,11 +381,16 @@ fn configure_pod(pod: &PodLink<'_>, index: u32) -> Result<(), WiringError> {
     }
     let limit = pod.bandwidth.egress.as_ref();
     requests.extend(limit.map(|limit| shaping::bucket(index, limit).replace()));
-    Netlink::open()?.apply(requests)?;
+    let mut netlink = Netlink::open()?;
+    netlink.apply(requests)?;
     for (key, value) in pod.sysctls {
         sysctl::set(key, value)?;
     }
-    Ok(())
+    until_running(&mut netlink, index)?;
+    match pod.addresses.iter().any(IpAddr::is_ipv6) {
+        true => until_ready(|| Ok(!netlink.is_tentative(index)?)),
+        false => Ok(()),
+    }
 }
 
 /// A route in the pod. Its router is on the link, whatever the addresses say.
@@ -438,20 +446,24 @@ fn quiet_ipv6(ifname: &str, wanted: bool) -> Result<(), SysctlError> {
     Ok(())
 }
 
-/// The carrier is there when both ends are up, but the kernel notes it a moment later, and drops what is sent to
-/// the pod until then. Since Linux 6.8 asking for the link settles it.
-fn wait_for_carrier(node: &mut Netlink, link: &Link) -> Result<(), WiringError> {
-    const ATTEMPTS: u32 = 50;
-    for _ in 0..ATTEMPTS {
-        if node.link_by_index(link.index)?.is_none_or(|link| link.running) {
-            return Ok(());
+/// The carrier is there when both ends are up, but the kernel notes it a moment later, of each end by itself, and drops what
+/// is sent by that end until then. Since Linux 6.8 asking for the link settles it.
+fn until_running(netlink: &mut Netlink, link: u32) -> Result<(), WiringError> {
+    until_ready(|| Ok(netlink.link_by_index(link)?.is_none_or(|link| link.running)))
+}
+
+/// Waits for what the kernel finishes by itself a moment after it was asked, and without which the pod's first packets
+/// would be lost. That moment is long only where very many links are made and taken away.
+fn until_ready(mut is_ready: impl FnMut() -> Result<bool, NetlinkError>) -> Result<(), WiringError> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const PAUSE: Duration = Duration::from_micros(500);
+    let end = Instant::now() + PATIENCE;
+    while !is_ready()? {
+        if Instant::now() > end {
+            return Err(WiringError::NotReady(PATIENCE));
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(PAUSE);
     }
-    tracing::warn!(
-        link = link.name,
-        "the link has no carrier yet; the pod's first packets may be lost"
-    );
     Ok(())
 }
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podnet_agent::cni_server::{CniServerConfig, Readiness};
-use podnet_agent::host_ports::HostPorts;
 use podnet_agent::metrics::Metrics;
 use podnet_agent::node::{NodeConfig, NodeLoop, Outlets};
 use podnet_agent::paths::Paths;
@@ -203,7 +202,7 @@ impl World {
                 services,
                 repairs: watch::channel(None).0,
             };
-            let node = NodeLoop::new(config, kernel, Arc::new(HostPorts::default()), out).probing(paths);
+            let node = NodeLoop::new(config, kernel, Default::default(), out).probing(paths);
             tell.send((reports, node.status())).unwrap();
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(1)
@@ -220,6 +219,13 @@ impl World {
         updates.send(Update::Services(Change::All(Vec::new()))).unwrap();
         updates.send(Update::Slices(Change::All(Vec::new()))).unwrap();
         updates.send(Update::Pools(Change::All(Vec::new()))).unwrap();
+        updates
+            .send(Update::ServiceCidrs(Change::All(Vec::new())))
+            .unwrap();
+        let none = Update::NetworkPolicies(Change::All(Vec::new()));
+        updates.send(none).unwrap();
+        let none = Update::ClusterNetworkPolicies(Change::All(Vec::new()));
+        updates.send(none).unwrap();
         Agent {
             updates,
             reports,

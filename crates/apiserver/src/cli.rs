@@ -18,7 +18,7 @@ use crate::api::Api;
 use crate::bootstrap::{Advertised, bootstrap};
 use crate::pki::Pki;
 use crate::rest::{self, Handler, TlsFiles, Tokens};
-use crate::services::Allocations;
+use crate::services::{Allocations, first_addresses};
 use crate::store;
 
 /// Command-line arguments.
@@ -162,14 +162,14 @@ async fn serve(args: Args) -> miette::Result<()> {
         Datastore::Memory => store::memory(),
         Datastore::Disk(dir) => store::disk(dir).into_diagnostic()?,
     };
-    let services = Allocations::new(args.service_cidr.clone(), args.service_node_port_range.0.clone());
-    let first = services.first_addresses();
-    let api = Arc::new(Api::new(store, services, args.kubelet_socket_dir.clone()).await);
+    let services = Allocations::new(&args.service_cidr, args.service_node_port_range.0.clone());
+    let api = Api::new(store, services, args.kubelet_socket_dir.clone()).await;
+    let api = Arc::new(api.into_diagnostic()?);
     let advertised = Advertised {
         addresses: args.advertise_address.clone(),
         port: args.advertise_port,
     };
-    bootstrap(&api, &first, &advertised)
+    bootstrap(&api, &args.service_cidr, &advertised)
         .await
         .map_err(|refusal| miette!("cannot make the cluster's first objects: {refusal}"))?;
     let handler = Handler::new(api, tokens);
@@ -281,8 +281,11 @@ fn own_pki(args: &Args, dir: &std::path::Path, listeners: &[TcpListener]) -> mie
             .filter(|address| !address.is_unspecified())
             .map(|address| address.to_string()),
     );
-    let services = Allocations::new(args.service_cidr.clone(), 1..=1);
-    sans.extend(services.first_addresses().iter().map(ToString::to_string));
+    sans.extend(
+        first_addresses(&args.service_cidr)
+            .iter()
+            .map(ToString::to_string),
+    );
     let pki = Pki::create(dir, &sans).into_diagnostic()?;
     let port = listeners
         .first()

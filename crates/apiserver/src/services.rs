@@ -4,21 +4,35 @@
 //! around [`Allocations`]; what a write took is given back when the write fails, what it freed is freed only after
 //! it succeeded. The state is rebuilt from the store at start.
 
+mod fields;
+mod ranges;
+
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::kinds::FieldError;
+use fields::{
+    NONE, allocates_node_ports, drop_what_the_type_lost, has_health_check_port, has_node_ports, is_headless,
+    items, keep_allocated, strings, sync_first_address, text,
+};
+pub(crate) use ranges::family_of;
+pub use ranges::{DEFAULT, first_addresses};
+use ranges::{Ranges, random};
 
-/// Which addresses and node ports are taken.
+/// Which addresses and node ports are taken, and where addresses come from.
 #[derive(Debug)]
 pub struct Allocations {
-    ranges: Vec<IpNet>,
+    /// The cluster's families, the default one first.
+    families: Vec<&'static str>,
+    ranges: Ranges,
     ports: RangeInclusive<u16>,
     taken_addresses: HashSet<IpAddr>,
+    /// Addresses that are no Service's: somebody has made an IPAddress for them.
+    reserved: HashSet<IpAddr>,
     taken_ports: HashSet<u16>,
 }
 
@@ -36,6 +50,30 @@ enum Item {
     Port(u16),
 }
 
+impl Claim {
+    /// The addresses that the Service has only since this write.
+    pub fn taken_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        addresses(&self.taken)
+    }
+
+    /// The addresses that it has no longer.
+    pub fn freed_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        addresses(&self.freed)
+    }
+}
+
+fn addresses(items: &[Item]) -> impl Iterator<Item = IpAddr> + '_ {
+    items.iter().filter_map(|item| match item {
+        Item::Address(address) => Some(*address),
+        Item::Port(_) => None,
+    })
+}
+
+/// The cluster IPs that a Service has.
+pub fn addresses_of(service: &Value) -> Vec<IpAddr> {
+    addresses(&items(service)).collect()
+}
+
 /// Why a Service cannot have what it asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClaimError {
@@ -45,53 +83,19 @@ pub enum ClaimError {
     Exhausted(String),
 }
 
-const NONE: &str = "None";
-
-fn text<'a>(service: &'a Value, field: &str) -> &'a str {
-    service["spec"][field].as_str().unwrap_or_default()
-}
-
-fn strings(service: &Value, field: &str) -> Vec<String> {
-    let list = service["spec"][field].as_array().into_iter().flatten();
-    list.filter_map(|item| item.as_str().map(str::to_owned)).collect()
-}
-
-fn is_headless(service: &Value) -> bool {
-    text(service, "clusterIP") == NONE
-}
-
-fn has_addresses(service: &Value) -> bool {
-    text(service, "type") != "ExternalName" && !is_headless(service)
-}
-
-fn has_node_ports(service: &Value) -> bool {
-    match text(service, "type") {
-        "NodePort" => true,
-        "LoadBalancer" => service["spec"]["allocateLoadBalancerNodePorts"] != false,
-        _ => false,
-    }
-}
-
-fn has_health_check_port(service: &Value) -> bool {
-    text(service, "type") == "LoadBalancer" && text(service, "externalTrafficPolicy") == "Local"
-}
-
-fn family_of(address: IpAddr) -> &'static str {
-    if address.is_ipv4() { "IPv4" } else { "IPv6" }
-}
-
-/// A random number; uuid is the crate's source of randomness.
-fn random() -> u128 {
-    uuid::Uuid::new_v4().as_u128()
-}
-
 impl Allocations {
-    /// Nothing is taken; the first range's family is the cluster's default.
-    pub fn new(ranges: Vec<IpNet>, ports: RangeInclusive<u16>) -> Allocations {
+    /// Nothing is taken, and no address can be had before [`Allocations::set_ranges`]. The families are those of
+    /// `--service-cidr`, whose first one is the default.
+    pub fn new(service_cidrs: &[IpNet], ports: RangeInclusive<u16>) -> Allocations {
         Allocations {
-            ranges,
+            families: service_cidrs
+                .iter()
+                .map(|range| family_of(range.addr()))
+                .collect(),
+            ranges: Ranges::default(),
             ports,
             taken_addresses: HashSet::new(),
+            reserved: HashSet::new(),
             taken_ports: HashSet::new(),
         }
     }
@@ -103,9 +107,31 @@ impl Allocations {
         }
     }
 
-    /// The first address of each range: the `kubernetes` Service.
-    pub fn first_addresses(&self) -> Vec<IpAddr> {
-        self.ranges.iter().filter_map(|range| nth(range, 1)).collect()
+    /// These are all ServiceCIDRs: addresses are given from those that are ready and not being deleted.
+    pub fn set_ranges<'a>(&mut self, cidrs: impl Iterator<Item = &'a Value>) {
+        self.ranges = Ranges::of(cidrs);
+    }
+
+    /// These addresses are somebody else's, and no Service gets them.
+    pub fn set_reserved(&mut self, addresses: HashSet<IpAddr>) {
+        self.reserved = addresses;
+    }
+
+    /// Whether a Service has this address.
+    pub fn is_taken(&self, address: IpAddr) -> bool {
+        self.taken_addresses.contains(&address)
+    }
+
+    /// Whether every address that a Service has is among these.
+    pub fn are_all_in(&self, addresses: &HashSet<IpAddr>) -> bool {
+        self.taken_addresses.is_subset(addresses)
+    }
+
+    /// Whether a ServiceCIDR cannot go yet: a Service has an address that no other has, from which addresses are given. Other
+    /// people's IPAddresses hold up nothing, as in Kubernetes.
+    pub fn needs(&self, cidr: &str) -> bool {
+        let mut used = self.taken_addresses.iter();
+        used.any(|address| self.ranges.only_in(cidr, *address))
     }
 
     /// Gives a new Service its addresses and ports.
@@ -203,7 +229,7 @@ impl Allocations {
 
     /// Sets `ipFamilyPolicy` and answers the Service's families, in order.
     fn families(&self, service: &mut Value, old: Option<&Value>) -> Result<Vec<String>, ClaimError> {
-        let configured: Vec<&str> = self.ranges.iter().map(|range| family_of(range.addr())).collect();
+        let configured = &self.families;
         let mut families = strings(service, "ipFamilies");
         let addresses: Vec<IpAddr> = strings(service, "clusterIPs")
             .iter()
@@ -308,31 +334,24 @@ impl Allocations {
         if owned.contains(&Item::Address(address)) {
             return Ok(address);
         }
-        let range = self.ranges.iter().find(|range| family_of(range.addr()) == family);
-        let Some(range) = range.filter(|range| family_of(address) == family && usable(range, address)) else {
-            let range = range.map(ToString::to_string).unwrap_or_default();
+        if let Err(why) = self.ranges.admits(address, family) {
+            return refuse(why);
+        }
+        if self.reserved.contains(&address) {
             return refuse(format!(
-                "the provided IP ({text}) is not in the valid range. The range of valid IPs is {range}"
+                "it is kept by the IPAddress {address}, which is no Service's; choose another one, or delete that object"
             ));
-        };
-        debug_assert!(range.contains(&address), "usable addresses are in the range");
+        }
         if self.taken_addresses.contains(&address) {
             return refuse("provided IP is already allocated".to_owned());
         }
         Ok(address)
     }
 
-    /// A free address: from the range's upper band first, which leaves the lower one to those who ask by address.
     fn any_address(&self, family: &str) -> Result<IpAddr, ClaimError> {
-        let range = self.ranges.iter().find(|range| family_of(range.addr()) == family);
-        let range = range.ok_or_else(|| ClaimError::Exhausted(format!("no service range for {family}")))?;
-        let size = usable_size(range);
-        let band = static_band(size);
-        let free = |index: u128| nth(range, index).filter(|address| !self.taken_addresses.contains(address));
-        let start = random() % (size - band).max(1);
-        let upper = (0..size - band).map(|step| band + 1 + (start + step) % (size - band));
-        let found = { upper }.find_map(free).or_else(|| (1..=band).find_map(free));
-        found.ok_or_else(|| ClaimError::Exhausted("failed to allocate a serviceIP: range is full".to_owned()))
+        let taken =
+            |address: &IpAddr| self.taken_addresses.contains(address) || self.reserved.contains(address);
+        self.ranges.any(family, taken).map_err(ClaimError::Exhausted)
     }
 
     fn assign_node_ports(
@@ -341,6 +360,7 @@ impl Allocations {
         owned: &[Item],
         claim: &mut Claim,
     ) -> Result<(), ClaimError> {
+        let allocates = allocates_node_ports(service);
         let Some(ports) = service["spec"]["ports"].as_array_mut() else {
             return Ok(());
         };
@@ -360,7 +380,7 @@ impl Allocations {
             };
             mine.push((port["port"].as_u64().unwrap_or_default(), number, protocol(port)));
         }
-        for port in ports {
+        for port in ports.iter_mut().filter(|_| allocates) {
             if port["nodePort"].as_u64().is_some_and(|wanted| wanted != 0) {
                 continue;
             }
@@ -441,172 +461,6 @@ impl Allocations {
 
 fn invalid(path: impl Into<String>, value: Value, detail: &str) -> ClaimError {
     ClaimError::Invalid(vec![FieldError::invalid(path, value, detail)])
-}
-
-/// Everything a Service holds.
-fn items(service: &Value) -> Vec<Item> {
-    let mut items: Vec<Item> = Vec::new();
-    if has_addresses(service) {
-        let addresses = strings(service, "clusterIPs");
-        items.extend(
-            addresses
-                .iter()
-                .filter_map(|text| text.parse().ok())
-                .map(Item::Address),
-        );
-    }
-    if has_node_ports(service) {
-        let ports = service["spec"]["ports"].as_array().into_iter().flatten();
-        let numbers = ports.filter_map(|port| u16::try_from(port["nodePort"].as_u64()?).ok());
-        for number in numbers.filter(|number| *number != 0).map(Item::Port) {
-            if !items.contains(&number) {
-                items.push(number);
-            }
-        }
-    }
-    if has_health_check_port(service) {
-        let number = service["spec"]["healthCheckNodePort"]
-            .as_u64()
-            .and_then(|port| u16::try_from(port).ok());
-        items.extend(number.filter(|number| *number != 0).map(Item::Port));
-    }
-    items
-}
-
-/// `clusterIP` and `clusterIPs[0]` say the same; a client may have set only one of them.
-fn sync_first_address(service: &mut Value, old: Option<&Value>) {
-    let first = text(service, "clusterIP").to_owned();
-    let mut all = strings(service, "clusterIPs");
-    let changed = old.is_none_or(|old| text(old, "clusterIP") != first);
-    let all_changed = old.is_none_or(|old| strings(old, "clusterIPs") != all);
-    if changed && !all_changed && old.is_some() {
-        match (first.is_empty(), all.is_empty()) {
-            (true, _) => all.clear(),
-            (false, true) => all.push(first),
-            (false, false) => all[0] = first,
-        }
-    } else if all.is_empty() && !first.is_empty() {
-        all.push(first);
-    } else if first.is_empty() && !all.is_empty() {
-        service["spec"]["clusterIP"] = json!(all[0]);
-    }
-    if !all.is_empty() {
-        service["spec"]["clusterIPs"] = json!(all);
-    }
-}
-
-/// A replace that leaves allocated fields out keeps them.
-fn keep_allocated(service: &mut Value, old: &Value) {
-    if has_addresses(old) && has_addresses(service) {
-        if text(service, "clusterIP").is_empty() && strings(service, "clusterIPs").is_empty() {
-            service["spec"]["clusterIP"] = old["spec"]["clusterIP"].clone();
-            service["spec"]["clusterIPs"] = old["spec"]["clusterIPs"].clone();
-        }
-        for field in ["ipFamilies", "ipFamilyPolicy"] {
-            if service["spec"][field].is_null() {
-                service["spec"][field] = old["spec"][field].clone();
-            }
-        }
-    }
-    if has_node_ports(old) && has_node_ports(service) {
-        let before = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
-        let same = |a: &Value, b: &Value| a["port"] == b["port"] && a["protocol"] == b["protocol"];
-        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
-            if port["nodePort"].as_u64().unwrap_or_default() == 0
-                && let Some(former) = before.iter().find(|former| same(former, port))
-                && !former["nodePort"].is_null()
-            {
-                port["nodePort"] = former["nodePort"].clone();
-            }
-        }
-    }
-    if has_health_check_port(old)
-        && has_health_check_port(service)
-        && service["spec"]["healthCheckNodePort"]
-            .as_u64()
-            .unwrap_or_default()
-            == 0
-    {
-        service["spec"]["healthCheckNodePort"] = old["spec"]["healthCheckNodePort"].clone();
-    }
-}
-
-/// Fields that the new type does not have, when the client has only carried them along.
-fn drop_what_the_type_lost(service: &mut Value, old: &Value) {
-    let lost = |has: fn(&Value) -> bool, service: &Value| has(old) && !has(service);
-    if text(service, "type") == "ExternalName" && text(old, "type") != "ExternalName" {
-        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            remove_if_carried(service, old, field);
-        }
-    }
-    if lost(has_node_ports, service) {
-        let before = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
-        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
-            if before.iter().any(|former| former["nodePort"] == port["nodePort"])
-                && let Some(port) = port.as_object_mut()
-            {
-                port.shift_remove("nodePort");
-            }
-        }
-        remove_if_carried(service, old, "externalTrafficPolicy");
-        remove_if_carried(service, old, "allocateLoadBalancerNodePorts");
-    }
-    if lost(has_health_check_port, service) {
-        remove_if_carried(service, old, "healthCheckNodePort");
-    }
-}
-
-fn remove_if_carried(service: &mut Value, old: &Value, field: &str) {
-    if service["spec"][field] == old["spec"][field]
-        && let Some(spec) = service["spec"].as_object_mut()
-    {
-        spec.shift_remove(field);
-    }
-}
-
-/// The address at `index` of a range.
-fn nth(range: &IpNet, index: u128) -> Option<IpAddr> {
-    match range {
-        IpNet::V4(range) => {
-            let base = u128::from(u32::from(range.network()));
-            u32::try_from(base + index)
-                .ok()
-                .map(|bits| IpAddr::V4(Ipv4Addr::from(bits)))
-        }
-        IpNet::V6(range) => {
-            let base = u128::from(range.network());
-            base.checked_add(index)
-                .map(|bits| IpAddr::V6(Ipv6Addr::from(bits)))
-        }
-    }
-    .filter(|address| range.contains(address))
-}
-
-/// Addresses that can be given: not the network's own, and not the broadcast address.
-fn usable_size(range: &IpNet) -> u128 {
-    match range {
-        IpNet::V4(range) => (1u128 << (32 - range.prefix_len())).saturating_sub(2),
-        // Kubernetes uses at most 2^16 addresses of an IPv6 range.
-        IpNet::V6(range) => (1u128 << (128 - u32::from(range.prefix_len())).min(16)) - 1,
-    }
-}
-
-fn usable(range: &IpNet, address: IpAddr) -> bool {
-    range.contains(&address)
-        && nth(range, 0) != Some(address)
-        && match range {
-            IpNet::V4(range) => IpAddr::V4(range.broadcast()) != address,
-            IpNet::V6(_) => true,
-        }
-}
-
-/// How many addresses at the start are left to static requests.
-fn static_band(size: u128) -> u128 {
-    if size <= 16 {
-        0
-    } else {
-        (size / 16).clamp(16, 256).min(size / 2)
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::control::Controller;
 use crate::deployment::Deployments;
 use crate::drive::drive;
 use crate::election::Election;
-use crate::endpoints::{EndpointSlices, LegacyEndpoints};
+use crate::endpoints::{EndpointSlices, LegacyEndpoints, MirroredEndpoints};
 use crate::engine::Engine;
 use crate::garbage::GarbageCollector;
 use crate::ip_pools::IpPools;
@@ -81,7 +81,7 @@ pub struct Args {
     leader_elect_lease: String,
 }
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "all",
     "node-ranges",
     "ip-pools",
@@ -91,6 +91,7 @@ const NAMES: [&str; 13] = [
     "scheduler",
     "endpointslice",
     "endpoints",
+    "endpointslice-mirroring",
     "namespace",
     "garbage-collector",
     "node-lifecycle",
@@ -132,6 +133,7 @@ fn chosen(args: &Args) -> miette::Result<Vec<Box<dyn Controller>>> {
         Box::new(Scheduler),
         Box::new(EndpointSlices),
         Box::new(LegacyEndpoints),
+        Box::new(MirroredEndpoints),
         Box::new(Namespaces),
         Box::new(GarbageCollector),
         Box::new(NodeLifecycle),

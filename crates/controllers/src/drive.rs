@@ -153,6 +153,7 @@ fn watch_all(client: &Client, engine: &Engine, sender: &UnboundedSender<News>, t
         Deployment,
         Lease,
         IPPool,
+        ServiceCIDR,
         LoadBalancerPool
     );
     if watched.contains(&Kind::Everything) {
@@ -190,17 +191,28 @@ async fn follow<K>(
     let mut absent = Absent::default();
     while let Some(event) = events.next().await {
         match event {
-            Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
+            Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))
+                if is_absent(what, status.code) =>
+            {
                 // The kind is not installed: there are no objects of it.
-                for event in [Event::Init, Event::InitDone] {
+                let events = [Event::Init, Event::InitDone];
+                let is_believed = absent.is_believed_now();
+                for event in events.into_iter().filter(|_| is_believed) {
                     if sender.send(News::Watch(Box::new(observation(event)))).is_err() {
                         return;
                     }
                 }
-                absent.wait().await;
+                tokio::time::sleep(absent.pause()).await;
             }
             Ok(event) => {
-                (pause, absent) = (Pause::default(), Absent::default());
+                pause = Pause::default();
+                // The first event comes before the question.
+                if !matches!(event, Event::Init) {
+                    absent = Absent {
+                        was_there: true,
+                        answers: 0,
+                    };
+                }
                 if sender.send(News::Watch(Box::new(observation(event)))).is_err() {
                     return;
                 }
@@ -210,14 +222,30 @@ async fn follow<K>(
     }
 }
 
-/// How long to wait before a kind that is not installed is asked for again: most clusters never have it.
+/// Whether a list that was answered so says that there are none. Of what ServiceCIDRs say the flags know the most: who may
+/// not read them goes without, as on clusters that have none.
+fn is_absent(what: &str, code: u16) -> bool {
+    code == 404 || (code == 403 && what == stringify!(ServiceCIDR))
+}
+
+/// Answers in a row that a kind is not there.
 #[derive(Default)]
-struct Absent(u32);
+struct Absent {
+    was_there: bool,
+    answers: u32,
+}
 
 impl Absent {
-    async fn wait(&mut self) {
-        tokio::time::sleep(Duration::from_secs(1 << self.0.min(5))).await;
-        self.0 += 1;
+    /// One more; whether the objects are to be taken for gone. An API server that has just started may not know of all its
+    /// kinds yet: where there were some, it has to go on saying so for half a minute.
+    fn is_believed_now(&mut self) -> bool {
+        self.answers += 1;
+        !self.was_there || self.answers > 5
+    }
+
+    /// How long to wait before the next question: most clusters never have the kind.
+    fn pause(&self) -> Duration {
+        Duration::from_secs(1 << self.answers.saturating_sub(1).min(5))
     }
 }
 
@@ -360,5 +388,19 @@ mod tests {
         assert!(ended(&mut watches).await.to_string().contains("ended by itself"));
         watches.spawn(async { panic!("a bug") });
         assert!(ended(&mut watches).await.to_string().contains("a bug"));
+    }
+
+    #[test]
+    fn a_kind_that_was_there_is_gone_only_when_that_is_the_answer_for_half_a_minute() {
+        assert!(Absent::default().is_believed_now());
+        let mut absent = Absent {
+            was_there: true,
+            answers: 0,
+        };
+        let mut waited = Duration::ZERO;
+        while !absent.is_believed_now() {
+            waited += absent.pause();
+        }
+        assert_eq!(waited, Duration::from_secs(31));
     }
 }

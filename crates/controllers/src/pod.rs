@@ -57,6 +57,14 @@ pub fn ready_since(pod: &Pod) -> Option<Timestamp> {
     )
 }
 
+/// When it became ready, or ceased to be, where that is told.
+pub fn ready_changed(pod: &Pod) -> Option<Timestamp> {
+    condition(pod, "Ready")?
+        .last_transition_time
+        .as_ref()
+        .map(|time| time.0)
+}
+
 /// Whether it is ready.
 pub fn ready(pod: &Pod) -> bool {
     ready_since(pod).is_some()

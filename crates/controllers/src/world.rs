@@ -7,6 +7,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use serde_json::Value;
@@ -133,6 +134,7 @@ kinds! {
     Deployment deployments "Deployments.",
     Lease leases "Leases.",
     IPPool ip_pools "IP pools; none where the kind is not installed.",
+    ServiceCIDR service_cidrs "ServiceCIDRs; none where the cluster has no such kind, or does not show it.",
     LoadBalancerPool load_balancer_pools "Pools of load balancers' addresses; none where the kind is not installed.",
 }
 

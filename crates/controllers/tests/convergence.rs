@@ -7,7 +7,7 @@ mod simulated;
 use podnet_controllers::action::Propagation;
 use podnet_controllers::control::Controller;
 use podnet_controllers::deployment::Deployments;
-use podnet_controllers::endpoints::{EndpointSlices, LegacyEndpoints};
+use podnet_controllers::endpoints::{EndpointSlices, LegacyEndpoints, MirroredEndpoints};
 use podnet_controllers::engine::Engine;
 use podnet_controllers::garbage::GarbageCollector;
 use podnet_controllers::node_ranges::{NodeRanges, Pool};
@@ -31,6 +31,7 @@ fn engine() -> Engine {
         Box::new(Scheduler),
         Box::new(EndpointSlices),
         Box::new(LegacyEndpoints),
+        Box::new(MirroredEndpoints),
         Box::new(GarbageCollector),
         Box::new(PodCollector),
     ];

@@ -77,12 +77,13 @@ fn compute_with(ledger: &mut Ledger, cluster: &Cluster, node: &NodeName, changes
         .filter(|block| block.node == *node)
         .map(|block| block.range);
     let pods = routing.pod_ranges.iter().copied().chain(blocks).collect();
-    let services = ledger.update(cluster, node, &pods, changes);
+    let ranges = service::ranges::compute(cluster, &mut problems);
+    let services = ledger.update(cluster, node, (&pods, ranges), changes);
     problems.extend(ledger.problems());
     routing.sink(services.addresses());
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
     let names = names::compute(cluster, &mut problems).map(Arc::new);
-    let policy = policy::compute(cluster, node, &mut problems);
+    let policy = Arc::new(policy::compute(cluster, node, &mut problems));
     let announcements = Arc::new(announce::compute(cluster));
     problems.extend(cluster.invalid().map(|invalid| state::Problem {
         object: invalid.object.clone(),

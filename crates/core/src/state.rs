@@ -29,8 +29,8 @@ pub struct NodeState {
     pub masquerade: Option<Masquerade>,
     /// The cluster's names; `None` where somebody else answers them.
     pub names: Option<Arc<Names>>,
-    /// Which connections of this node's pods are allowed. No data plane enforces it yet.
-    pub policy: PolicyState,
+    /// Which connections of this node's pods are allowed.
+    pub policy: Arc<PolicyState>,
     /// Which load balancers' addresses are announced, and who may have them. Nothing of it is in the kernel.
     pub announcements: Arc<Announcements>,
     /// What was left out, and why.

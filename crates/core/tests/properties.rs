@@ -10,7 +10,7 @@ use std::num::NonZeroU16;
 use podnet_core::cluster::{Family, Protocol, Routing};
 use podnet_core::oracle::{self, Fate, Way};
 use podnet_core::route::Hop;
-use podnet_core::service::{Backend, Frontend, NodePort};
+use podnet_core::service::{Backend, Frontend, HostPort, NodePort};
 use podnet_core::{Incremental, NodeState, compute};
 use proptest::prelude::*;
 
@@ -23,6 +23,9 @@ enum Thing {
     Service(u8),
     Slice(u8),
     Port(NodePort),
+    HostPort(HostPort),
+    Cidr(u8),
+    NodePorts,
 }
 
 fn thing(edit: &Edit) -> Thing {
@@ -31,6 +34,9 @@ fn thing(edit: &Edit) -> Thing {
         Edit::Service(key, _) | Edit::BrokenService(key) => Thing::Service(*key),
         Edit::Slice(key, _) | Edit::BrokenSlice(key) => Thing::Slice(*key),
         Edit::Busy(port, _) => Thing::Port(*port),
+        Edit::HostPort(port, _) => Thing::HostPort(*port),
+        Edit::ServiceCidr(key, _) => Thing::Cidr(*key),
+        Edit::NodePorts(_) => Thing::NodePorts,
     }
 }
 
@@ -41,6 +47,9 @@ fn removal(edit: &Edit) -> Edit {
         Thing::Service(key) => Edit::Service(key, None),
         Thing::Slice(key) => Edit::Slice(key, None),
         Thing::Port(port) => Edit::Busy(port, false),
+        Thing::HostPort(port) => Edit::HostPort(port, false),
+        Thing::Cidr(key) => Edit::ServiceCidr(key, false),
+        Thing::NodePorts => Edit::NodePorts(None),
     }
 }
 
@@ -124,19 +133,29 @@ proptest! {
         let own: Vec<IpAddr> = cluster.node(&me).iter().flat_map(|node| node.all_addresses.clone()).collect();
         let far = [v4(244, 1, 9), v4(172, 16, 9), "172.16.3.4".parse().unwrap(), v6(0x10, 1, 9)];
         let near = [v4(244, on, 9), v6(0x10, on, 9), v4(0, 0, 10 + on)];
+        // A service takes no host port but one of its cluster IP.
+        for host_port in cluster.host_ports.keys() {
+            let frontend = host_port.frontend();
+            let taken = frontend.is_some_and(|frontend| state.services.frontends.contains_key(&frontend));
+            prop_assert_eq!(!taken, state.services.host_ports.contains_key(host_port), "{}", host_port);
+            prop_assert!(!taken || frontend.is_some_and(|frontend| state.services.cluster_ips.contains(&frontend.address)));
+        }
         for host in 0..7 {
             let internal = [v4(96, 0, host), v6(0x96, 0, host), v4(97, 0, host)];
-            let external = [v4(203, 0, host), v6(0xcb, 0, host), v4(0, 0, 10 + host)];
+            let external = [v4(203, 0, host), v6(0xcb, 0, host), v4(0, 0, 10 + host), v4(244, 1, host)];
             for address in internal.into_iter().chain(external) {
                 for port in (79..85).chain(30_000..30_003) {
                     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                         let to = SocketAddr::new(address, port);
-                        for from in near.into_iter().chain(far).filter(|from| from.is_ipv4() == to.is_ipv4()) {
+                        for from in near.into_iter().chain(far).chain([address]).filter(|from| from.is_ipv4() == to.is_ipv4()) {
                             let fate = fate(&state, &own, from, protocol, to);
                             // What is not translated all the same does not leave the node.
                             if internal.contains(&address) {
                                 let stays = hop(&state, address) == Some(Hop::Sink);
                                 prop_assert_eq!(stays, fate != Fate::NotAService);
+                            } else if address != v4(0, 0, 10 + host) || cluster.nodes.contains_key(&node_name(host)) {
+                                // Whoever else has the address is reached by all other ports of it.
+                                prop_assert_ne!(hop(&state, address), Some(Hop::Sink));
                             }
                             prop_assert_eq!(fate, oracle::connect(&cluster, &me, from, protocol, to), "{} to {}", from, to);
                         }

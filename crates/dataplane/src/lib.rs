@@ -6,12 +6,17 @@
 
 mod conntrack;
 pub mod delta;
+mod existing;
 pub mod iptables;
+pub mod ipvs;
 pub mod monitor;
 pub mod nftables;
+mod own;
+mod repair;
 pub mod route;
 pub mod services;
 mod settings;
+pub mod userspace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,15 +25,19 @@ use std::{fmt, io};
 
 use ipnet::IpNet;
 use podnet_core::NodeState;
-use podnet_core::cluster::DataplaneName;
+use podnet_core::cluster::{DataplaneName, IpvsScheduler};
 use podnet_core::route::RoutingState;
+use podnet_core::service::NodePort;
 use podnet_linux::netfilter::NetfilterError;
 
 use monitor::Monitor;
 use nftables::Nftables;
+pub use repair::Repair;
+use repair::Routed;
 use route::{Installed, RouteError, Routes, RoutesApplied};
-use services::{ServiceBackend, ServiceError, Services};
+use services::{Retired, ServiceBackend, ServiceError, Services, Setup};
 pub use settings::{SettingError, Settings};
+use userspace::{Site, Userspace};
 
 /// What turns states into a kernel's tables. It keeps nothing that it could not read back: a new one goes on where
 /// another ended.
@@ -73,10 +82,14 @@ pub struct Applied {
     pub route_changes: usize,
     /// How many elements, rules and chains changed.
     pub service_changes: usize,
+    /// What others had changed of what was in force, and is as it was wanted again. What failed before is in it, too.
+    pub put_back: Repair,
     /// Largest packet a pod may send, in bytes; `None` while the node has no address.
     pub pod_mtu: Option<u32>,
     /// What the kernel refused, each hurting itself only.
     pub refused: Vec<String>,
+    /// What this data plane cannot do, or what is somebody else's; nothing is wrong otherwise.
+    pub left_out: Vec<String>,
 }
 
 impl Applied {
@@ -90,14 +103,22 @@ impl Applied {
 #[derive(Debug)]
 pub struct Kernel {
     routes: Routes,
-    table: Nftables,
+    /// None where the kernel has no netfilter.
+    table: Option<Nftables>,
     name: DataplaneName,
     services: Option<Box<dyn ServiceBackend>>,
-    /// What another back end left has been looked for and removed.
+    /// Whoever opens a back end opens it with this.
+    setup: Setup,
+    /// What other back ends left has been looked for.
     is_alone: bool,
-    settings: Settings,
+    /// Those that made way and still have connections.
+    lingering: Vec<Box<dyn ServiceBackend>>,
     /// The routing that is in force unless others changed it, and what came of its application.
-    routed: Option<(RoutingState, RoutesApplied)>,
+    routed: Option<Routed>,
+    /// Connection tracking was set by us.
+    tracked: bool,
+    /// What was put back since it was told last: what fails afterwards keeps it from being told only for so long.
+    put_back: Repair,
 }
 
 impl Kernel {
@@ -106,24 +127,47 @@ impl Kernel {
     pub fn open(underlay: Option<String>, name: DataplaneName) -> Result<Self, ApplyError> {
         Ok(Kernel {
             routes: Routes::open(underlay)?,
-            table: Nftables::open()?,
+            table: Nftables::open().ok(),
             name,
-            services: services::open(name)?,
+            services: services::open(name, &Setup::default())?,
+            setup: Setup::default(),
             is_alone: false,
-            settings: Settings::default(),
+            lingering: Vec::new(),
             routed: None,
+            tracked: false,
+            put_back: Repair::default(),
         })
+    }
+
+    /// The same, with a proxy at `site` where services are in user space, and for one there to be removed where they are
+    /// not any more.
+    pub fn with_proxy(mut self, site: Site) -> Result<Self, ApplyError> {
+        self.setup.proxy = Some(site);
+        self.open_again()?;
+        Ok(self)
+    }
+
+    /// The same with another scheduler where IPVS carries services.
+    pub fn with_scheduler(mut self, scheduler: IpvsScheduler) -> Result<Self, ApplyError> {
+        self.setup.scheduler = scheduler;
+        self.open_again()?;
+        Ok(self)
+    }
+
+    fn open_again(&mut self) -> Result<(), ApplyError> {
+        self.services = services::open(self.name, &self.setup)?;
+        Ok(())
     }
 
     /// Writes down in `file` what settings of the node were before they are changed, so that cleaning can put them back.
     pub fn keep_settings_in(&mut self, file: &Path) -> Result<(), ApplyError> {
-        self.settings = Settings::kept_in(file).map_err(ApplyError::Settings)?;
-        Ok(())
+        self.setup.settings = Settings::kept_in(file).map_err(ApplyError::Settings)?;
+        self.open_again()
     }
 
     /// The node's settings, for others that have to change some of them.
     pub fn settings(&self) -> Settings {
-        self.settings.clone()
+        self.setup.settings.clone()
     }
 
     /// The subnets that the link between nodes is on, where `local` is the node's address.
@@ -141,77 +185,157 @@ impl Kernel {
         Ok(self.routes.dump()?.path_mtu)
     }
 
+    /// The node ports in force, by whatever carries services or has carried them: a proxy's sockets are not somebody
+    /// else's.
+    pub fn node_ports(&mut self) -> Result<BTreeSet<NodePort>, ApplyError> {
+        let mut node_ports = Userspace::new(self.setup.proxy.clone()).node_ports();
+        // A proxy that carries services has been asked.
+        if self.name != DataplaneName::Userspace {
+            node_ports.extend(self.dump()?.services.node_ports.into_keys());
+        }
+        Ok(node_ports)
+    }
+
     /// Hears of others' changes from now on, in the network namespace of the calling thread, which must be the one this
     /// was opened in.
     pub fn monitor(&self) -> io::Result<Monitor> {
         let sentinel = self.services.as_ref().and_then(|services| services.sentinel());
-        Monitor::open(self.table.port(), self.routes.underlay_index(), sentinel)
+        let own = self.table.as_ref().map(Nftables::port);
+        Monitor::open(own, self.routes.underlay_index(), sentinel)
     }
 
     fn route(&mut self, want: &RoutingState) -> Result<RoutesApplied, RouteError> {
-        if let Some((routing, applied)) = &self.routed
-            && routing == want
+        if let Some(routed) = &self.routed
+            && routed.is_sure
+            && routed.want == *want
         {
-            return Ok(applied.clone());
+            return Ok(routed.again());
         }
-        self.routed = None;
-        let applied = self.routes.apply(want, &self.settings)?;
-        // What was refused is tried again.
-        if applied.refused.is_empty() {
-            let again = RoutesApplied {
-                changes: 0,
-                ..applied.clone()
-            };
-            self.routed = Some((want.clone(), again));
+        // After a failure half-way nobody knows what is ours.
+        let mut before = self.routed.take();
+        let mut repaired = 0;
+        if let Some(routed) = before.take_if(|routed| routed.want != *want)
+            && let Ok(applied) = self.routes.apply(&routed.want, &self.setup.settings)
+        {
+            // Back to what was in force, so that the rest is a change of our own.
+            repaired = routed.repaired(&applied);
         }
+        let mut applied = self.routes.apply(want, &self.setup.settings)?;
+        if let Some(routed) = before {
+            repaired = routed.repaired(&applied);
+        } else {
+            applied.changes += repaired;
+        }
+        self.put_back.routes += repaired;
+        self.routed = Some(Routed::new(want, &applied));
         Ok(applied)
+    }
+
+    /// Has segments judged by the sockets they are for; says whether they were not. After the table, which loads
+    /// connection tracking where it is a module.
+    fn track(&mut self) -> Result<bool, ApplyError> {
+        if self.name == DataplaneName::Userspace && !conntrack::is_there() {
+            return Ok(false);
+        }
+        let changed = conntrack::be_liberal(&self.setup.settings).map_err(ApplyError::Tracking)?;
+        self.put_back.services += usize::from(changed && self.tracked);
+        self.tracked = true;
+        Ok(changed)
+    }
+
+    /// What the back ends found changed by others.
+    fn take_put_back(&mut self) -> Repair {
+        let of_table = self.table.as_mut().map_or(0, Nftables::take_put_back);
+        let of_services = self
+            .services
+            .as_mut()
+            .map_or(0, |services| services.take_put_back());
+        self.put_back.services += of_table + of_services;
+        std::mem::take(&mut self.put_back)
     }
 
     /// What [`Dataplane::clean`] would remove.
     pub fn present(&mut self) -> Result<Vec<String>, ApplyError> {
         let mut present = self.routes.clean(false)?;
-        for mut backend in services::all()? {
+        for mut backend in services::all(&self.setup)? {
             present.extend(backend.present()?);
         }
-        if self.table.exists()? {
-            present.push(table());
+        if let Some(table) = &mut self.table
+            && table.exists()?
+        {
+            present.push(self::table());
         }
-        present.extend(self.settings.restore(false).map_err(ApplyError::Settings)?);
+        present.extend(self.setup.settings.restore(false).map_err(ApplyError::Settings)?);
         Ok(present)
     }
 
     /// Services are in force throughout: another back end has them before the table lets them go, and the other way round.
-    /// Returns how many things changed.
-    fn apply_services(&mut self, want: &NodeState) -> Result<usize, ApplyError> {
+    /// Returns how many things changed, and what was left out.
+    fn apply_services(&mut self, want: &NodeState) -> Result<(usize, Vec<String>), ApplyError> {
         let Some(services) = &mut self.services else {
-            return Ok(self.table.apply(want)?.changes());
+            return Ok((table_of(&mut self.table)?.apply(want)?.changes(), Vec::new()));
         };
         let changed = services.apply(want)?;
-        let of_table = self.table.apply_without_services(want);
-        if let Some((from, to)) = self.table.take_step() {
-            services.table_changed(from, to);
-        }
-        Ok(changed + of_table?.changes())
+        let mut left_out = services.left_out().to_vec();
+        let of_table = table_of(&mut self.table).and_then(|table| {
+            let transaction = table.apply_without_services(want);
+            if let Some((from, to)) = table.take_step() {
+                services.table_changed(from, to);
+            }
+            transaction
+        });
+        let of_table = match of_table {
+            Ok(transaction) => transaction.changes(),
+            // The proxy is for kernels without nftables, too. But policies are in force there or nowhere.
+            Err(error) if self.name == DataplaneName::Userspace && want.policy.is_open() => {
+                left_out.push(format!("host ports and masquerading are not in force: {error}"));
+                0
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok((changed + of_table, left_out))
     }
 
-    /// Removes what another back end has left, once services are in force by the one that is chosen. Established
-    /// connections go on: connection tracking knows where they lead. Returns what could not be removed.
+    /// Has other back ends make way, once services are in force by the one that is chosen. Established connections go on.
+    /// Returns what could not be removed.
     fn remove_others(&mut self) -> Vec<String> {
         if self.is_alone {
             return Vec::new();
         }
         let failed = |error: ServiceError| format!("what another data plane left stays: {error}");
-        let failures = match services::all_but(self.name) {
-            Ok(others) => {
-                let cleaned = others.into_iter().map(|mut other| other.clean());
-                cleaned.filter_map(|cleaned| cleaned.err().map(failed)).collect()
-            }
-            Err(error) => vec![failed(error)],
-        };
+        match services::all_but(self.name, &self.setup) {
+            Ok(others) => self.lingering = others,
+            Err(error) => return vec![failed(error)],
+        }
+        let failures: Vec<String> = self.retire_lingering().into_iter().map(failed).collect();
         self.is_alone = failures.is_empty();
         failures
     }
+
+    /// Those whose last connection has ended are gone then.
+    fn retire_lingering(&mut self) -> Vec<ServiceError> {
+        let mut failures = Vec::new();
+        self.lingering.retain_mut(|other| match other.retire() {
+            Ok(retired) => retired == Retired::Lingers,
+            Err(error) => {
+                failures.push(error);
+                true
+            }
+        });
+        failures
+    }
 }
+
+/// The table, which there may be by now: netfilter is often a module.
+fn table_of(table: &mut Option<Nftables>) -> Result<&mut Nftables, NetfilterError> {
+    match table {
+        Some(table) => Ok(table),
+        None => Ok(table.insert(Nftables::open()?)),
+    }
+}
+
+/// Whether packets from and to 127.0.0.0/8 may take any link.
+const ROUTE_LOOPBACK: &str = "net/ipv4/conf/all/route_localnet";
 
 fn table() -> String {
     format!("nftables table inet {}", nftables::TABLE)
@@ -219,9 +343,15 @@ fn table() -> String {
 
 impl Dataplane for Kernel {
     fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
-        self.routed = None;
+        if let Some(routed) = &mut self.routed {
+            routed.is_sure = false;
+        }
         if let Some(services) = &mut self.services {
             services.distrust();
+        }
+        if self.is_alone {
+            // What fails is tried again the next time.
+            self.retire_lingering();
         }
         self.follow(want)
     }
@@ -230,22 +360,41 @@ impl Dataplane for Kernel {
         // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
         // nothing.
         let routes = self.route(&want.routing);
-        let services = self.apply_services(want)?;
+        // A proxy is on the loopback address itself, and there may be no guard beside it.
+        let on_loopback = self.name != DataplaneName::Userspace && want.services.has_node_ports_on_loopback();
+        if !on_loopback {
+            self.setup
+                .settings
+                .put_back(ROUTE_LOOPBACK)
+                .map_err(ApplyError::Settings)?;
+        }
+        let (services, left_out) = self.apply_services(want)?;
+        // Behind the table's guard, never without it.
+        if on_loopback {
+            self.setup
+                .settings
+                .ensure(ROUTE_LOOPBACK, "1")
+                .map_err(ApplyError::Settings)?;
+        }
         let left = self.remove_others();
-        // After the table, which loads connection tracking where it is a module.
-        let tracking = conntrack::be_liberal(&self.settings);
+        let tracking = self.track();
         let mut routes = routes?;
         routes.refused.extend(left);
         Ok(Applied {
             route_changes: routes.changes,
-            service_changes: services + usize::from(tracking.map_err(ApplyError::Tracking)?),
+            service_changes: services + usize::from(tracking?),
+            put_back: self.take_put_back(),
             pod_mtu: routes.pod_mtu,
             refused: routes.refused,
+            left_out,
         })
     }
 
     fn dump(&mut self) -> Result<Dump, ApplyError> {
-        let mut services = self.table.dump()?;
+        let mut services = match &mut self.table {
+            Some(table) => table.dump()?,
+            None => Services::default(),
+        };
         if let Some(backend) = &mut self.services {
             services.add(backend.dump()?);
         }
@@ -257,14 +406,17 @@ impl Dataplane for Kernel {
 
     fn clean(&mut self) -> Result<Vec<String>, ApplyError> {
         self.routed = None;
+        self.tracked = false;
+        // What is removed here is not missed later on.
+        self.open_again()?;
         // All are tried; the first failure is told.
-        let services: Vec<_> = services::all()?
+        let services: Vec<_> = services::all(&self.setup)?
             .into_iter()
             .map(|mut backend| backend.clean())
             .collect();
-        let table = self.table.clean();
+        let table = self.table.as_mut().map_or(Ok(false), Nftables::clean);
         let routes = self.routes.clean(true);
-        let settings = self.settings.restore(true).map_err(ApplyError::Settings);
+        let settings = self.setup.settings.restore(true).map_err(ApplyError::Settings);
         let mut removed = routes?;
         for of_backend in services {
             removed.extend(of_backend?);

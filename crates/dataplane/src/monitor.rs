@@ -41,11 +41,12 @@ const GLANCE: Duration = Duration::from_millis(500);
 
 /// Waits for changes. It belongs to the network namespace of the thread that opened it.
 pub struct Monitor {
-    nftables: Socket,
+    /// None where the kernel has no netfilter.
+    nftables: Option<Socket>,
     routes: Socket,
     /// The netfilter socket whose changes are our own. A process ID would not do: the kernel announces the one of its
     /// first PID namespace, which we do not know inside another.
-    own: u32,
+    own: Option<u32>,
     /// Index of the link between nodes; 0 while it is not known.
     underlay: Arc<AtomicU32>,
     /// For what nothing is announced of.
@@ -64,7 +65,7 @@ impl std::fmt::Debug for Monitor {
 impl Monitor {
     /// Hears what happens from now on; what the netfilter socket of port `own` changes is no disturbance.
     pub(crate) fn open(
-        own: u32,
+        own: Option<u32>,
         underlay: Arc<AtomicU32>,
         sentinel: Option<Box<dyn Sentinel>>,
     ) -> io::Result<Self> {
@@ -78,7 +79,9 @@ impl Monitor {
             io::Result::Ok(socket)
         };
         Ok(Monitor {
-            nftables: open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?,
+            nftables: own
+                .map(|_| open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]))
+                .transpose()?,
             routes: open(
                 NETLINK_ROUTE,
                 &[
@@ -102,10 +105,10 @@ impl Monitor {
     /// routes along with them and does not say so), or so much happened that some of it was lost.
     pub fn wait(&mut self) -> io::Result<()> {
         loop {
-            let mut sockets = [
-                PollFd::from_borrowed_fd(self.nftables.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.routes.as_fd(), PollFlags::IN),
-            ];
+            let sockets = self.nftables.iter().chain([&self.routes]);
+            let mut sockets: Vec<PollFd<'_>> = sockets
+                .map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN))
+                .collect();
             let timeout = self.sentinel.as_ref().map(|_| until(self.glance));
             match poll(&mut sockets, timeout.as_ref()) {
                 Err(rustix::io::Errno::INTR) => continue,
@@ -116,8 +119,11 @@ impl Monitor {
             }
             let own = self.own;
             let foreign =
-                |message: &wire::Received<'_>| message.kind == NEW_GENERATION && message.port != own;
-            let nftables = drain(&self.nftables, &mut self.buffer, foreign)?;
+                |message: &wire::Received<'_>| message.kind == NEW_GENERATION && Some(message.port) != own;
+            let nftables = match &self.nftables {
+                Some(nftables) => drain(nftables, &mut self.buffer, foreign)?,
+                None => false,
+            };
             let underlay = self.underlay.load(Ordering::Relaxed);
             let disturbed = |message: &wire::Received<'_>| routes_disturbed(message, underlay);
             let routes = drain(&self.routes, &mut self.buffer, disturbed)?;

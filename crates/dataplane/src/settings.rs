@@ -88,9 +88,19 @@ impl Settings {
         self.records().note(key, now, now)
     }
 
+    /// Puts one setting back, unless somebody else has changed it since.
+    pub(crate) fn put_back(&self, key: &str) -> Result<(), SettingError> {
+        self.records().put_back(key)
+    }
+
     /// Puts back what nobody else has changed since, with `really`, and says what it is. The last change goes first.
     pub(crate) fn restore(&self, really: bool) -> Result<Vec<String>, SettingError> {
-        self.records().restore(really)
+        self.records().restore("", really)
+    }
+
+    /// Puts back those below a path.
+    pub(crate) fn restore_below(&self, path: &str) -> Result<Vec<String>, SettingError> {
+        self.records().restore(path, true)
     }
 
     fn records(&self) -> MutexGuard<'_, Records> {
@@ -129,9 +139,25 @@ impl Records {
         replace(file, &text).map_err(failed)
     }
 
-    fn restore(&mut self, really: bool) -> Result<Vec<String>, SettingError> {
+    fn put_back(&mut self, key: &str) -> Result<(), SettingError> {
+        let Some(place) = self.changes.iter().position(|change| change.key == key) else {
+            return Ok(());
+        };
+        self.changes
+            .get(place)
+            .map(|change| change.undo(true))
+            .transpose()?;
+        self.changes.remove(place);
+        self.write()
+    }
+
+    fn restore(&mut self, path: &str, really: bool) -> Result<Vec<String>, SettingError> {
         let (mut restored, mut left, mut failure) = (Vec::new(), Vec::new(), None);
         for change in self.changes.iter().rev() {
+            if !change.key.starts_with(path) {
+                left.push(change.clone());
+                continue;
+            }
             match change.undo(really) {
                 Ok(what) => restored.extend(what),
                 Err(error) => {
@@ -148,6 +174,8 @@ impl Records {
             {
                 // What is left of it belongs to the directory that goes next.
                 let _ = std::fs::remove_file(file);
+            } else if !path.is_empty() {
+                self.write()?;
             }
         }
         match failure {

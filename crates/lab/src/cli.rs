@@ -10,7 +10,7 @@ use clap::{Subcommand, value_parser};
 use comfy_table::{Table, presets};
 use ipnet::IpNet;
 use miette::{IntoDiagnostic, miette};
-use podnet_core::cluster::{DataplaneName, DataplaneNameError};
+use podnet_core::cluster::{DataplaneName, DataplaneNameError, IpvsScheduler, UnknownScheduler};
 use serde::Serialize;
 
 use crate::cluster::exec::{self, Exec};
@@ -93,8 +93,11 @@ struct Up {
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u16).range(1..=i64::from(MAX_NODES)))]
     zones: u16,
     /// The agents' data plane
-    #[arg(long, default_value = "auto", value_name = "auto|nftables|iptables", value_parser = dataplane)]
+    #[arg(long, default_value = "auto", value_name = "auto|nftables|ipvs|iptables|userspace", value_parser = dataplane)]
     dataplane: String,
+    /// With --dataplane ipvs: how an endpoint is chosen for a new connection [default: rr]
+    #[arg(long, value_name = "rr|wrr|lc|wlc|sh|mh", value_parser = ipvs_scheduler)]
+    ipvs_scheduler: Option<String>,
     /// How pods' packets cross nodes
     #[arg(long, value_enum, default_value_t = Routing::Vxlan)]
     routing: Routing,
@@ -265,6 +268,7 @@ fn up(args: Up) -> miette::Result<ExitCode> {
         subnets: args.subnets,
         zones: args.zones,
         dataplane: args.dataplane,
+        ipvs_scheduler: args.ipvs_scheduler,
         routing: args.routing,
         cross_subnet: args.cross_subnet,
         ip_family: args.ip_family,
@@ -463,6 +467,11 @@ fn json(value: &impl Serialize) -> miette::Result<ExitCode> {
 /// A data plane that the agents have, as it was written.
 fn dataplane(text: &str) -> Result<String, DataplaneNameError> {
     text.parse::<DataplaneName>().map(|_| text.to_owned())
+}
+
+/// A scheduler that the agents know, as it was written.
+fn ipvs_scheduler(text: &str) -> Result<String, UnknownScheduler> {
+    text.parse::<IpvsScheduler>().map(|_| text.to_owned())
 }
 
 /// `90`, `90s`, `500ms`, `2m`, `1h`.

@@ -12,6 +12,7 @@ pub mod enter;
 pub mod ethtool;
 pub mod fdpass;
 pub mod frame_socket;
+pub mod ipvs;
 pub mod listeners;
 mod mac;
 pub mod mount;

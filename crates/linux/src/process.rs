@@ -6,7 +6,6 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::path::Path;
 
 use rustix::process::{Pid, PidfdFlags, WaitOptions};
 use rustix::thread::{Gid, Uid};
@@ -344,12 +343,6 @@ pub fn adopt_orphans() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(
         rustix::process::getpid(),
     ))?)
-}
-
-/// The number of a namespace of process `pid`, such as `mnt:[4026531841]`.
-pub fn namespace_id(pid: u32, name: &str) -> io::Result<String> {
-    let link = std::fs::read_link(Path::new("/proc").join(pid.to_string()).join("ns").join(name))?;
-    Ok(link.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]

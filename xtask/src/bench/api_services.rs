@@ -19,6 +19,8 @@ pub(super) struct Times {
     /// The agent's memory then, and at its most.
     mebibytes: f64,
     peak_mebibytes: f64,
+    /// From somebody's flushing all of the node's rules to the last one's being there again.
+    repair: f64,
 }
 
 /// Measures with that executable on that CPU.
@@ -41,11 +43,13 @@ impl fmt::Display for Times {
             change_p99,
             mebibytes,
             peak_mebibytes,
+            repair,
         } = self;
         writeln!(
             f,
             "{services:>6} services through the API: an agent starts in {start:.0} ms; one endpoint's change p50 \
-             {change_p50:.1} ms, p99 {change_p99:.1} ms from sending it; agent {mebibytes:.0} MiB (at most {peak_mebibytes:.0})"
+             {change_p50:.1} ms, p99 {change_p99:.1} ms from sending it; agent {mebibytes:.0} MiB (at most {peak_mebibytes:.0}); \
+             what somebody flushes is back in {repair:.0} ms"
         )
     }
 }

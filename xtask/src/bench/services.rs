@@ -22,6 +22,22 @@ pub(super) struct Times {
     change_p99: f64,
     /// What objects, states and tables take in memory.
     mebibytes: f64,
+    /// The same of a proxy in user space; 0 where none carries them.
+    #[serde(default)]
+    proxy_mebibytes: f64,
+    /// What a pod pays for a service among them, and without one.
+    service: Cost,
+    direct: Cost,
+}
+
+/// What it costs to reach something.
+#[derive(Debug, Serialize, Deserialize)]
+struct Cost {
+    /// From a first packet to its answer, in microseconds.
+    first_p50: f64,
+    first_p99: f64,
+    /// Connections in a second, client and server on one CPU.
+    connects: f64,
 }
 
 /// Measures on that CPU.
@@ -40,11 +56,28 @@ impl fmt::Display for Times {
             change_p50,
             change_p99,
             mebibytes,
+            proxy_mebibytes,
+            service,
+            direct,
         } = self;
-        writeln!(
+        write!(
             f,
             "{services:>6} services by {dataplane}: all of them {full:.1} ms; a restart {restart:.1} ms; one endpoint's change p50 \
              {change_p50:.1} ms, p99 {change_p99:.1} ms (of it {compute:.1} ms to work out the state); {mebibytes:.1} MiB"
+        )?;
+        if *proxy_mebibytes > 0.0 {
+            write!(f, ", its proxy {proxy_mebibytes:.1} MiB")?;
+        }
+        writeln!(
+            f,
+            "; a first packet there and back p50 {:.0} µs, p99 {:.0} µs ({:.0} and {:.0} to the endpoint itself), {:.0} connections a second \
+             ({:.2} of the endpoint's)",
+            service.first_p50,
+            service.first_p99,
+            direct.first_p50,
+            direct.first_p99,
+            service.connects,
+            service.connects / direct.connects
         )
     }
 }

@@ -51,7 +51,7 @@ const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 /// What stands before the exit code in the guest's last line.
 const MARK: &str = "podnet-vm: the command ended with";
 /// After so many seconds a guest that has not ended is stuck.
-const PATIENCE: &str = "900";
+const PATIENCE: &str = "1800";
 
 /// Runs the command, or the tests.
 pub(crate) fn run(args: &Args) -> miette::Result<()> {

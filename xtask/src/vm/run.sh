@@ -13,6 +13,8 @@ echo /podnet-vm/modprobe >/proc/sys/kernel/modprobe
 $b mount -o bind @KERNEL@/lib/modules/@VERSION@ /lib/modules/@VERSION@
 $b ip link set lo up
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+# As many files as systemd allows what it starts.
+ulimit -n 524288
 cd @DIRECTORY@
 /bin/sh /podnet-vm/command.sh </dev/null
 echo "@MARK@ $?"

@@ -22,11 +22,13 @@ pub(super) fn script(args: &Args) -> miette::Result<String> {
     }
     recipe::run(&build)?;
     let module = format!("linux_{}", args.kernel.replace('.', "_"));
-    let chosen = choose(
+    let mut chosen = choose(
         &list(&packages)?,
         &module,
         args.test.as_deref().unwrap_or_default(),
     );
+    // First, while the kernel is as it was booted.
+    chosen.sort_by_key(|run| !run.alone);
     if chosen.is_empty() {
         return Err(miette!("there is no such test in a module called {module}"));
     }
@@ -36,11 +38,13 @@ pub(super) fn script(args: &Args) -> miette::Result<String> {
         executable,
         directory,
         names,
+        alone,
     } in chosen
     {
+        let threads = if alone { 1 } else { 2 };
         let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
         script.push_str(&format!(
-            "cd {} && {} --ignored --exact --test-threads=1 {} || failed=1\n",
+            "cd {} && {} --ignored --exact --test-threads={threads} {} || failed=1\n",
             quoted(&directory),
             quoted(&executable),
             names.join(" ")
@@ -55,6 +59,8 @@ struct Run {
     executable: String,
     directory: String,
     names: Vec<String>,
+    /// Whether nothing else may run beside them: those in a module `alone`, which change the kernel itself.
+    alone: bool,
 }
 
 /// The ignored tests of `module` that have `part` in their names.
@@ -64,10 +70,16 @@ fn choose(list: &List, module: &str, part: &str) -> Vec<Run> {
         let inside = name.starts_with(&within) || name.contains(&format!("::{within}"));
         inside && name.contains(part)
     };
-    let runs = list.rust_suites.values().map(|suite| Run {
-        executable: suite.binary_path.clone(),
-        directory: suite.cwd.clone(),
-        names: suite.testcases.keys().filter(wanted).cloned().collect(),
+    let runs = list.rust_suites.values().flat_map(|suite| {
+        [false, true].map(|alone| Run {
+            executable: suite.binary_path.clone(),
+            directory: suite.cwd.clone(),
+            names: (suite.testcases.keys().filter(wanted))
+                .filter(|name| name.contains("::alone::") == alone)
+                .cloned()
+                .collect(),
+            alone,
+        })
     });
     runs.filter(|run| !run.names.is_empty()).collect()
 }
@@ -111,19 +123,21 @@ mod unit_tests {
         let list: List = serde_json::from_str(
             r#"{"rust-suites": {
                 "agent::cni": {"binary-path": "/t/cni", "cwd": "/s/agent", "testcases":
-                    {"linux_6_12::netkit": {}, "deep::linux_6_12::ports": {}, "linux_6_1::old": {}, "verbs::add": {}}},
+                    {"linux_6_12::netkit": {}, "deep::linux_6_12::ports": {}, "linux_6_12::alone::without": {}, "linux_6_1::old": {}, "verbs::add": {}}},
                 "core": {"binary-path": "/t/core", "cwd": "/s/core", "testcases": {"not_linux_6_12::x": {}}}}}"#,
         )
         .unwrap();
-        let run = |names: &[&str]| Run {
+        let run = |names: &[&str], alone| Run {
             executable: "/t/cni".into(),
             directory: "/s/agent".into(),
             names: names.iter().map(|name| (*name).to_owned()).collect(),
+            alone,
         };
-        let all = ["deep::linux_6_12::ports", "linux_6_12::netkit"];
-        assert_eq!(choose(&list, "linux_6_12", ""), [run(&all)]);
-        assert_eq!(choose(&list, "linux_6_12", "ports"), [run(&all[..1])]);
-        assert_eq!(choose(&list, "linux_6_1", ""), [run(&["linux_6_1::old"])]);
+        let beside = ["deep::linux_6_12::ports", "linux_6_12::netkit"];
+        let alone = run(&["linux_6_12::alone::without"], true);
+        assert_eq!(choose(&list, "linux_6_12", ""), [run(&beside, false), alone]);
+        assert_eq!(choose(&list, "linux_6_12", "ports"), [run(&beside[..1], false)]);
+        assert_eq!(choose(&list, "linux_6_1", ""), [run(&["linux_6_1::old"], false)]);
         assert_eq!(choose(&list, "linux_5_10", ""), []);
     }
 }

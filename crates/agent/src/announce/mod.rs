@@ -247,23 +247,24 @@ impl Thread {
     }
 }
 
+/// What is among `now` and was not `before`.
+pub fn taken(before: &Spoken, now: &Spoken) -> Vec<(String, IpAddr)> {
+    let taken = now.iter().flat_map(|(link, addresses)| {
+        let known = before.get(link);
+        let new = addresses
+            .iter()
+            .filter(move |address| known.is_none_or(|known| !known.contains(address)));
+        new.map(move |address| (link.clone(), *address))
+    });
+    taken.collect()
+}
+
 /// Logs what is new and what is over.
 fn tell(before: &Spoken, now: &Spoken) {
-    let differ = |some: &Spoken, others: &Spoken| -> Vec<(String, String)> {
-        let lines = some.iter().filter_map(|(link, addresses)| {
-            let known = others.get(link);
-            let new = addresses
-                .iter()
-                .filter(|address| known.is_none_or(|known| !known.contains(address)));
-            let texts: Vec<String> = new.map(IpAddr::to_string).collect();
-            (!texts.is_empty()).then(|| (link.clone(), texts.join(", ")))
-        });
-        lines.collect()
-    };
-    for (link, addresses) in differ(now, before) {
-        tracing::info!(link, addresses, "answers for load balancers' addresses");
+    for (link, address) in taken(before, now) {
+        tracing::info!(link, %address, "answers for a load balancer's address");
     }
-    for (link, addresses) in differ(before, now) {
-        tracing::info!(link, addresses, "another node answers from now on, or none");
+    for (link, address) in taken(now, before) {
+        tracing::info!(link, %address, "another node answers from now on, or none");
     }
 }

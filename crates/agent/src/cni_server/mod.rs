@@ -26,6 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::host_ports::HostPorts;
 use crate::ipam::{Lease, LeaseError, Leases};
+use crate::pod_policies::PodPolicies;
 use crate::sysctls::AllowedSysctl;
 use crate::wiring;
 
@@ -118,6 +119,7 @@ pub enum CniServerError {
 struct Server {
     leases: Arc<Leases>,
     host_ports: Arc<HostPorts>,
+    pod_policies: Arc<PodPolicies>,
     wiring: WiringName,
     allowed_sysctls: Vec<AllowedSysctl>,
     settings: Settings,
@@ -160,10 +162,10 @@ pub struct CniServer {
 pub async fn bind(
     config: CniServerConfig,
     ready: watch::Receiver<Readiness>,
-    host_ports: Arc<HostPorts>,
+    (host_ports, pod_policies): (Arc<HostPorts>, Arc<PodPolicies>),
 ) -> Result<CniServer, CniServerError> {
     let socket = config.socket.clone();
-    let start = tokio::task::spawn_blocking(move || Server::start(&config, ready, host_ports));
+    let start = tokio::task::spawn_blocking(move || Server::start(&config, ready, host_ports, pod_policies));
     let server = Arc::new(
         start
             .await
@@ -230,6 +232,7 @@ impl Server {
         config: &CniServerConfig,
         ready: watch::Receiver<Readiness>,
         host_ports: Arc<HostPorts>,
+        pod_policies: Arc<PodPolicies>,
     ) -> Result<Self, CniServerError> {
         let boot_id = bootid::boot_id().map_err(CniServerError::BootId)?;
         let leases = Arc::new(Leases::open(&config.state_dir, &boot_id, &wiring::in_kernel()?)?);
@@ -238,11 +241,19 @@ impl Server {
                 tracing::error!(attachment = %lease.attachment, "{clash}; delete one of the pods");
             }
         }
-        let reaper =
-            Reaper::start(Arc::clone(&leases), Arc::clone(&host_ports)).map_err(CniServerError::Thread)?;
+        for lease in leases.all().into_iter().chain(leases.ended()) {
+            pod_policies.claim(&lease);
+        }
+        let reaper = Reaper::start(
+            Arc::clone(&leases),
+            Arc::clone(&host_ports),
+            Arc::clone(&pod_policies),
+        );
+        let reaper = reaper.map_err(CniServerError::Thread)?;
         Ok(Server {
             leases,
             host_ports,
+            pod_policies,
             wiring: config.wiring,
             allowed_sysctls: config.allowed_sysctls.clone(),
             settings: config.settings.clone(),

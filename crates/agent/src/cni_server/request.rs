@@ -11,7 +11,7 @@ use podnet_cni::{
 };
 use podnet_core::ipam::{Bounds, PoolId, Refused, hosts, static_addresses};
 use podnet_core::service::HostPort;
-use podnet_dataplane::nftables::Nftables;
+use podnet_dataplane::nftables::{Gap, NetfilterError, Nftables};
 use podnet_linux::ns::Namespace;
 use serde_json::Map;
 
@@ -19,6 +19,7 @@ use super::install::NETWORK;
 use super::{PodNetwork, Readiness, Server};
 use crate::host_ports::{self, Clash};
 use crate::ipam::{Ask, Lease, LeaseError};
+use crate::pod_policies::NotInForce;
 use crate::sysctls;
 use crate::wiring::{self, Mode, Pair, PodLink, WiringError};
 
@@ -35,6 +36,10 @@ pub(super) const ENFORCED: &[Capability] = &[
 
 /// How long an ADD waits for its host ports to be in the kernel.
 const HOST_PORTS: Duration = Duration::from_secs(20);
+/// How long an ADD waits until the pod's policies are in the kernel. The runtime tries again, so it need not be long.
+const POLICIES: Duration = Duration::from_secs(5);
+/// So often CHECK looks again: policies may be changing just now.
+const CHECKS: usize = 5;
 
 /// A pod that got less than it wished would be worse than none.
 fn refuse_what_is_not_enforced(wishes: &RuntimeConfig) -> Result<(), CniError> {
@@ -125,6 +130,8 @@ impl Server {
             .map_err(|error| lease_error(&error, Code::TryAgainLater))?;
         let claimed = self.claim(&mut lease, target.wishes);
         let claimed = claimed.inspect_err(|_| self.give_up(&lease))?;
+        // Before there is a link: not one packet goes unjudged.
+        self.have_policies(&lease).inspect_err(|_| self.give_up(&lease))?;
         let mode = mode(target.settings.wiring.unwrap_or(self.wiring), &network);
         let routes = target.settings.routes.iter().map(|route| (route.dst, route.gw));
         let pod = PodLink {
@@ -193,9 +200,46 @@ impl Server {
             .map_err(|clash| clash_error(&clash, lease))
     }
 
+    /// Has the policies of a pod in force.
+    fn have_policies(&self, lease: &Lease) -> Result<(), CniError> {
+        let Some(version) = self.pod_policies.claim(lease) else {
+            return Ok(());
+        };
+        let waited = self.pod_policies.wait(version, &lease.addresses, POLICIES);
+        waited.map_err(|why| {
+            let msg = format!(
+                "pod {}/{} must not begin without its network policies: {why}",
+                lease.pod.namespace, lease.pod.name
+            );
+            CniError::new(Code::TryAgainLater, msg).with_details(match why {
+                NotInForce::NotApplied => "the agent could not change nftables; see its log for the cause",
+                NotInForce::UnknownPod => "the API server is away or slow; see the agent's log",
+            })
+        })
+    }
+
+    /// What of a pod's policies is not in the kernel.
+    fn missing_policy(&self, lease: &Lease) -> Result<Option<Gap>, NetfilterError> {
+        let mut table = Nftables::open()?;
+        let mut gap = None;
+        for _ in 0..CHECKS {
+            let policy = self.pod_policies.policy();
+            if policy.is_open() {
+                return Ok(None);
+            }
+            gap = table.policy_gap(&policy, &lease.addresses)?;
+            // What changed while we looked is another state's.
+            if gap.is_none() || std::sync::Arc::ptr_eq(&policy, &self.pod_policies.policy()) {
+                break;
+            }
+        }
+        Ok(gap)
+    }
+
     /// After an ADD that failed and left no link.
     fn give_up(&self, lease: &Lease) {
         self.host_ports.release(&lease.attachment);
+        self.pod_policies.release(&lease.attachment);
         self.leases.give_up(lease);
     }
 
@@ -268,9 +312,20 @@ impl Server {
                 "the {direction} limit of {attachment} is not in force"
             )));
         }
-        match closed(&lease)? {
+        if let Some(port) = closed(&lease)? {
+            return Err(failed(format!("host port {port} of {attachment} is not open")));
+        }
+        let gap = self.missing_policy(&lease).map_err(|error| {
+            CniError::new(Code::Io, "cannot read the policies from nftables").with_details(error.to_string())
+        })?;
+        match gap {
             None => Ok(()),
-            Some(port) => Err(failed(format!("host port {port} of {attachment} is not open"))),
+            Some(gap) => {
+                let msg = format!("the network policies of {attachment} are not in force: {gap}");
+                Err(CniError::new(Code::CheckFailed, msg).with_details(
+                    "somebody else changed nftables' table inet podnet; the agent puts it back, and its log says so",
+                ))
+            }
         }
     }
 
@@ -383,6 +438,7 @@ fn wiring_error(error: &WiringError, attachment: &Attachment) -> CniError {
     let code = match error {
         WiringError::InterfaceExists(_) => Code::InvalidEnvironment,
         WiringError::NotANamespace(_) | WiringError::NodeNamespace => Code::InvalidNetns,
+        WiringError::NotReady(_) => Code::TryAgainLater,
         WiringError::Netlink(_)
         | WiringError::Sysctl(_)
         | WiringError::NodeSetting(_)

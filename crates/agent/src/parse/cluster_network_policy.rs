@@ -1,4 +1,5 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
+use kube::api::{ApiResource, DynamicObject};
 use podnet_core::cluster::{
     Action, ClusterMatch, ClusterNetworkPolicy, ClusterPeer, ClusterPort, ClusterRule, DomainPattern, Part,
     PodSelection, PortRange, Protocol, Selector, Tier,
@@ -41,6 +42,25 @@ pub fn cluster_network_policy(object: &ClusterNetworkPolicyObject) -> (String, C
         existing: existing(object.metadata.annotations.as_ref()),
     };
     (object.metadata.name.clone().unwrap_or_default(), policy)
+}
+
+/// What the API calls the kind.
+pub fn cluster_network_policy_kind() -> ApiResource {
+    ApiResource {
+        group: "policy.networking.k8s.io".into(),
+        version: "v1alpha2".into(),
+        api_version: "policy.networking.k8s.io/v1alpha2".into(),
+        kind: "ClusterNetworkPolicy".into(),
+        plural: "clusternetworkpolicies".into(),
+    }
+}
+
+/// One as it is watched.
+pub fn cluster_network_policy_object(object: &DynamicObject) -> (String, ClusterNetworkPolicy) {
+    cluster_network_policy(&ClusterNetworkPolicyObject {
+        metadata: object.metadata.clone(),
+        spec: object.data["spec"].as_object().cloned().unwrap_or_default(),
+    })
 }
 
 fn tier(value: Option<&Value>) -> Part<Tier> {

@@ -9,18 +9,23 @@ mod node;
 mod pod;
 mod pool;
 mod service;
+mod service_cidr;
 mod slice;
 
 use std::num::NonZeroU16;
 
 use podnet_core::cluster::{Invalid, ObjectName, ObjectRef, Parsed, Protocol};
 
-pub use cluster_network_policy::{ClusterNetworkPolicyObject, cluster_network_policy};
+pub use cluster_network_policy::{
+    ClusterNetworkPolicyObject, cluster_network_policy, cluster_network_policy_kind,
+    cluster_network_policy_object,
+};
 pub use network_policy::network_policy;
 pub use node::node;
 pub use pod::{namespace, pod};
 pub use pool::{load_balancer_pool, namespace_metadata, own_kind, pool};
 pub use service::service;
+pub use service_cidr::{service_cidr, service_cidr_kind};
 pub use slice::{slice, trigger};
 
 /// The key of a namespaced object.

@@ -23,6 +23,7 @@ pub fn namespace(object: &api::Namespace) -> (String, Namespace) {
 
 fn parse(name: &ObjectName, object: &api::Pod) -> Result<Pod, String> {
     let mut pod = Pod::new(name.clone());
+    pod.uids = uids(object);
     pod.labels = object.metadata.labels.clone().unwrap_or_default();
     if let Some(spec) = &object.spec {
         pod.node = spec.node_name.clone().and_then(|name| NodeName::new(name).ok());
@@ -42,6 +43,16 @@ fn parse(name: &ObjectName, object: &api::Pod) -> Result<Pod, String> {
     });
     pod.addresses = addresses.collect::<Result<_, _>>()?;
     Ok(pod)
+}
+
+/// Where kubelet writes of a pod that it has from a file by which identifier it knows that pod: the API knows it by
+/// another.
+const FILE_POD: &str = "kubernetes.io/config.hash";
+
+fn uids(object: &api::Pod) -> Vec<String> {
+    let annotations = object.metadata.annotations.as_ref();
+    let of_file = annotations.and_then(|annotations| annotations.get(FILE_POD));
+    object.metadata.uid.iter().chain(of_file).cloned().collect()
 }
 
 /// The ports that have names: of the containers, and of those init containers that go on running.

@@ -3,14 +3,17 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as api;
 use podnet_core::cluster::{
-    Affinity, External, ExternalPolicy, InternalPolicy, ObjectName, ObjectRef, Parsed, Resolution, Service,
-    ServicePort,
+    Affinity, Algorithm, External, ExternalPolicy, InternalPolicy, ObjectName, ObjectRef, Parsed, Resolution,
+    Service, ServicePort,
 };
 
 use super::{invalid, object_name, port, protocol};
 
 /// What Kubernetes gives as `timeoutSeconds` where none is set.
 const AFFINITY_SECONDS: u32 = 10_800;
+
+/// How an endpoint is chosen for clients by external addresses and node ports: `random` or `maglev`.
+const LOAD_BALANCING: &str = "podnet.io/load-balancing";
 
 /// A Service. `None` for one that is to have an address and has not got it yet.
 pub fn service(object: &api::Service) -> (ObjectName, Option<Parsed<Service>>) {
@@ -120,11 +123,27 @@ fn external(object: &api::Service, spec: &api::ServiceSpec) -> External {
             .map_err(|why| unread.push(format!("spec.healthCheckNodePort: {why}; nothing listens there")))
             .ok()
     });
+    let annotations = object.metadata.annotations.as_ref();
+    let algorithm = match annotations.and_then(|annotations| annotations.get(LOAD_BALANCING)) {
+        None => Algorithm::Random,
+        Some(text) => match text.as_str() {
+            "random" => Algorithm::Random,
+            "maglev" => Algorithm::Maglev,
+            other => {
+                unread.push(format!(
+                    "metadata.annotations[{LOAD_BALANCING}]: {other:?} is neither \"random\" nor \"maglev\"; endpoints \
+                     are chosen at random"
+                ));
+                Algorithm::Random
+            }
+        },
+    };
     External {
         ips,
         load_balancer,
         sources,
         policy,
+        algorithm,
         health_check,
         unread,
     }

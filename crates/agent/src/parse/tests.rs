@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use podnet_core::cluster::{Affinity, Family, InternalPolicy, Resolution};
+use podnet_core::cluster::{Affinity, Algorithm, Family, InternalPolicy, Resolution};
 use serde_json::{Value, json};
 
 use super::*;
@@ -154,7 +154,8 @@ fn what_cannot_be_read_of_the_ways_in_hurts_itself_only() {
         "healthCheckNodePort": 70_000,
     });
     let mut object: k8s_openapi::api::core::v1::Service =
-        from(json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec}));
+        from(json!({"metadata": {"name": "web", "namespace": "default",
+            "annotations": {"podnet.io/load-balancing": "Maglev"}}, "spec": spec}));
     object.status = Some(from(
         json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.7"}, {"ip": "::g"}]}}),
     ));
@@ -172,8 +173,62 @@ fn what_cannot_be_read_of_the_ways_in_hurts_itself_only() {
         "status.loadBalancer.ingress: \"::g\" is no IP address; it is left out",
         "spec.loadBalancerSourceRanges: \"192.0.2.0/33\" is no range such as 192.0.2.0/24; it lets nobody in",
         "spec.healthCheckNodePort: 70000 is no port: ports are from 1 to 65535; nothing listens there",
+        "metadata.annotations[podnet.io/load-balancing]: \"Maglev\" is neither \"random\" nor \"maglev\"; endpoints are \
+         chosen at random",
     ];
     assert_eq!(external.unread, unread);
+    assert_eq!(external.algorithm, Algorithm::Random);
+    let annotations = [("podnet.io/load-balancing".to_owned(), "maglev".to_owned())];
+    object.metadata.annotations = Some(annotations.into());
+    let external = service(&object).1.unwrap().unwrap().external;
+    assert_eq!(external.algorithm, Algorithm::Maglev);
+}
+
+#[test]
+fn addresses_whose_load_balancer_is_a_proxy_are_not_ours() {
+    let mut object: k8s_openapi::api::core::v1::Service = from(json!({
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80, "nodePort": 30_080}]},
+    }));
+    object.status = Some(from(json!({"loadBalancer": {"ingress": [
+        {"ip": "198.51.100.7", "ipMode": "Proxy"},
+        {"ip": "198.51.100.8", "ipMode": "VIP"},
+        {"ip": "2001:db8::8"},
+        {"hostname": "lb.example.org", "ipMode": "Proxy"},
+    ]}})));
+    let parsed = service(&object).1.unwrap().unwrap();
+    let expected = ["198.51.100.8", "2001:db8::8"].map(|text| text.parse::<IpAddr>().unwrap());
+    assert_eq!(parsed.external.load_balancer, expected);
+    assert_eq!(parsed.external.unread, Vec::<String>::new());
+    // It comes by the node port.
+    assert_eq!(parsed.ports()[0].node_port.map(u16::from), Some(30_080));
+}
+
+#[test]
+fn a_slice_of_too_many_endpoints_says_so() {
+    let slice_of = |count: u32| {
+        let endpoints = (0..count).map(|number| {
+            let address = std::net::Ipv4Addr::from_bits(0x0af4_0000 + number);
+            json!({"addresses": [address.to_string()]})
+        });
+        let object = json!({
+            "metadata": {"name": "many", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": endpoints.collect::<Vec<_>>(),
+        });
+        slice(&from(object)).1
+    };
+    assert_eq!(slice_of(1000).unwrap().endpoints().len(), 1000);
+    for count in [1001, 5000] {
+        let invalid = slice_of(count).unwrap_err();
+        assert_eq!(
+            (invalid.object.to_string(), invalid.why),
+            (
+                "EndpointSlice default/many".to_owned(),
+                format!("endpoints: there are {count}, and 1000 are allowed; use more slices")
+            )
+        );
+    }
 }
 
 #[test]

@@ -18,6 +18,8 @@ use podnet_core::policy::judge::Judge;
 use podnet_core::policy::lint::lint;
 use podnet_core::policy::matrix::{Target, matrix};
 
+use crate::output;
+
 pub use load::{Loaded, load};
 
 /// Command-line arguments.
@@ -116,20 +118,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Matrix(args) => run_matrix(&args),
         Command::Lint(args) => run_lint(&args),
     };
-    match answer {
-        Ok(Answer { text, fine }) => {
-            print!("{text}");
-            if fine {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(1)
-            }
-        }
-        Err(report) => {
-            eprintln!("{report:?}");
-            ExitCode::from(2)
-        }
-    }
+    output::answer(answer.map(|Answer { text, fine }| (text, fine)))
 }
 
 impl Source {

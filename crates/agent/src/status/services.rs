@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use podnet_core::cluster::Affinity;
+use podnet_core::cluster::{Affinity, Algorithm};
 use podnet_core::service::{Backend, Entry, ServiceState};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,8 @@ pub struct FrontendStatus {
     pub outside: Fate,
     /// Who may come at all, as ranges; everybody, where there is nothing.
     pub sources: Option<Vec<String>>,
+    /// How an endpoint is chosen: `random` or `maglev`.
+    pub algorithm: String,
     /// How long a client stays with its endpoint; it does not, where there is nothing.
     pub affinity_seconds: Option<u32>,
 }
@@ -90,6 +92,7 @@ impl FrontendStatus {
             inside: Fate::from(&*entry.inside),
             outside: Fate::from(&**entry.outside()),
             sources: sources.map(|ranges| ranges.iter().map(ToString::to_string).collect()),
+            algorithm: entry.algorithm.to_string(),
             affinity_seconds: match entry.affinity {
                 Affinity::None => None,
                 Affinity::ClientIp { seconds } => Some(seconds),
@@ -108,6 +111,9 @@ impl FrontendStatus {
             None => {}
             Some([]) => notes.push("nobody may come".to_owned()),
             Some(ranges) => notes.push(format!("only from {}", ranges.join(" "))),
+        }
+        if self.algorithm != Algorithm::Random.to_string() {
+            notes.push(format!("by {}", self.algorithm));
         }
         if let Some(seconds) = self.affinity_seconds {
             notes.push(format!("clients stay for {seconds} s"));

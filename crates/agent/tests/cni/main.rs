@@ -9,6 +9,7 @@ mod input;
 mod linux_6_12;
 mod node;
 mod orphans;
+mod policies;
 mod settings;
 mod tunnel;
 mod verbs;
@@ -134,6 +135,13 @@ pub(crate) fn answer_nothing(output: &std::process::Output) {
     assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
 }
 
+/// Whether the kernel takes packets to the calling thread's pod.
+fn is_reachable() -> bool {
+    let mut netlink = Netlink::open().unwrap();
+    let eth0 = netlink.link("eth0").unwrap().unwrap();
+    eth0.running && !netlink.is_tentative(eth0.index).unwrap()
+}
+
 #[test]
 fn a_hundred_and_ten_pods_at_once_after_a_reboot_need_no_retry() {
     let node = Node::rebooted(110);
@@ -143,7 +151,13 @@ fn a_hundred_and_ten_pods_at_once_after_a_reboot_need_no_retry() {
     let results: Vec<Value> = std::thread::scope(|scope| {
         let adds: Vec<_> = pods
             .iter()
-            .map(|pod| scope.spawn(|| answer(&node.cni("ADD", pod, "1.1.0", None))))
+            .map(|pod| {
+                scope.spawn(|| {
+                    let result = answer(&node.cni("ADD", pod, "1.1.0", None));
+                    assert!(pod.netns.run(is_reachable).unwrap(), "when ADD answers");
+                    result
+                })
+            })
             .collect();
         adds.into_iter().map(|add| add.join().unwrap()).collect()
     });

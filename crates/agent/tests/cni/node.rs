@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use podnet_agent::cni_server::{CniServerConfig, PodNetwork, Readiness, Reclaimer, bind};
 use podnet_agent::host_ports::HostPorts;
+use podnet_agent::pod_policies::PodPolicies;
 use podnet_cni::WiringName;
 use podnet_core::cluster::DataplaneName;
 use podnet_core::ipam::Addressing;
@@ -114,6 +115,8 @@ pub(crate) struct Node {
     dir: tempfile::TempDir,
     ready: watch::Sender<Readiness>,
     wiring: WiringName,
+    /// What the loop knows beside the leases.
+    pub(crate) cluster: watch::Sender<Cluster>,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
     reclaimer: Option<Reclaimer>,
 }
@@ -159,6 +162,7 @@ impl Node {
             dir: tempfile::tempdir().unwrap(),
             ready: watch::channel(Readiness::NotReady("starting".into())).0,
             wiring,
+            cluster: watch::channel(Cluster::default()).0,
             server: None,
             reclaimer: None,
         };
@@ -252,6 +256,7 @@ impl Node {
         self.reclaimer = None;
         let (stop, stopped) = oneshot::channel();
         let (config, ready) = (self.config(), self.ready.subscribe());
+        let cluster = self.cluster.subscribe();
         let socket = config.socket.clone();
         let _ = std::fs::remove_file(&socket);
         let netns = Namespace::from(self.netns.as_fd().try_clone_to_owned().unwrap());
@@ -264,7 +269,7 @@ impl Node {
                 .unwrap();
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve_and_tell(config, ready, |reclaimer| tell.send(reclaimer).unwrap()) => panic!("it serves no longer"),
+                    () = serve_and_tell(config, ready, cluster, |reclaimer| tell.send(reclaimer).unwrap()) => panic!("it serves no longer"),
                     _ = stopped => {}
                 }
             });
@@ -457,32 +462,40 @@ impl Node {
     }
 }
 
-/// The server, and of the agent's loop what opens host ports.
+/// The server, and of the agent's loop what opens host ports and puts policies in force.
 pub(crate) async fn serve(config: CniServerConfig, ready: watch::Receiver<Readiness>) {
-    serve_and_tell(config, ready, drop).await;
+    let (_known, cluster) = watch::channel(Cluster::default());
+    serve_and_tell(config, ready, cluster, drop).await;
 }
 
 async fn serve_and_tell(
     config: CniServerConfig,
     ready: watch::Receiver<Readiness>,
+    mut cluster: watch::Receiver<Cluster>,
     tell: impl FnOnce(Reclaimer),
 ) {
     let host_ports = Arc::new(HostPorts::default());
-    let server = bind(config, ready, host_ports.clone()).await.unwrap();
+    let pod_policies = Arc::new(PodPolicies::default());
+    let shared = (host_ports.clone(), pod_policies.clone());
+    let server = bind(config, ready, shared).await.unwrap();
     tell(server.reclaimer());
     let open = async {
         let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
         loop {
             let (version, wanted) = host_ports.wanted();
-            let cluster = Cluster {
-                host_ports: wanted,
-                ..Cluster::default()
-            };
-            kernel
-                .apply(&compute(&cluster, &NodeName::new("node1").unwrap()))
-                .unwrap();
+            let mut known = cluster.borrow_and_update().clone();
+            let (pods_version, pods) = pod_policies.wanted(!known.network_policies.is_empty());
+            known.host_ports = wanted;
+            known.local.pods = pods;
+            let state = compute(&known, &NodeName::new("node1").unwrap());
+            kernel.apply(&state).unwrap();
             host_ports.applied(version);
-            host_ports.changed().await;
+            pod_policies.applied(pods_version, &state.policy);
+            tokio::select! {
+                () = host_ports.changed() => {}
+                () = pod_policies.changed() => {}
+                Ok(()) = cluster.changed() => {}
+            }
         }
     };
     tokio::join!(server.run(), open);

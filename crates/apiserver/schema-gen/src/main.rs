@@ -7,7 +7,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::*;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1 as events;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::networking::v1::{IPAddress, NetworkPolicy, ServiceCIDR};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Status};
 use schemars::generate::SchemaSettings;
@@ -31,6 +31,8 @@ fn main() {
         events::Event,
         EndpointSlice,
         NetworkPolicy,
+        ServiceCIDR,
+        IPAddress,
         Deployment,
         ReplicaSet,
         Lease,

@@ -7,7 +7,7 @@ use futures::future::{BoxFuture, FutureExt};
 use serde_json::{Value, json};
 
 use super::metadata::{is_terminating, metadata, text};
-use super::{Api, Object, Target, WriteOptions, prefix};
+use super::{Api, Object, Target, WriteOptions, addresses, prefix};
 use crate::kinds::{Resource, crd};
 use crate::registry::Registry;
 use crate::status::Refusal;
@@ -16,7 +16,7 @@ use crate::store::Expect;
 /// Holds a definition until its objects are gone.
 const CRD_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 
-fn is(resource: &Resource, group: &str, plural: &str) -> bool {
+pub(super) fn is(resource: &Resource, group: &str, plural: &str) -> bool {
     resource.group() == group && resource.plural() == plural
 }
 
@@ -37,6 +37,10 @@ impl Api {
                 self.establish(object).await;
                 Ok(())
             }
+            _ if addresses::is_service_cidr(resource) => {
+                addresses::admit(object);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -47,11 +51,16 @@ impl Api {
             self.make_service_account(text(object, "name")).await;
         } else if is_definition(resource) {
             self.refresh_registry().await;
+        } else if addresses::is_service_cidr(resource) {
+            self.ranges_changed().await;
         }
     }
 
     /// After an object is changed.
     pub(super) async fn after_update(self: &Arc<Self>, resource: &Resource, object: &Object) {
+        if addresses::is_service_cidr(resource) || addresses::is_ip_address(resource) {
+            self.ranges_changed().await;
+        }
         if !is_definition(resource) {
             return;
         }
@@ -66,6 +75,8 @@ impl Api {
     pub(super) async fn after_delete(&self, target: &Target, _object: &Value) {
         if is_definition(&target.resource) {
             self.refresh_registry().await;
+        } else if addresses::is_service_cidr(&target.resource) || addresses::is_ip_address(&target.resource) {
+            self.ranges_changed().await;
         } else if super::write::is_service(&target.resource) {
             // As kube-apiserver does: a Service's Endpoints go with it.
             let endpoints = Registry::builtin("", "v1", "endpoints");

@@ -1,5 +1,6 @@
 //! What the API does with objects: the verbs, over the store.
 
+mod addresses;
 mod binding;
 mod delete;
 mod discovery;
@@ -32,7 +33,7 @@ use crate::kinds::{Resource, crd};
 use crate::registry::Registry;
 use crate::services::Allocations;
 use crate::status::Refusal;
-use crate::store::{Store, Stored};
+use crate::store::{RevisionError, Store, Stored};
 
 /// The API over a store.
 pub struct Api {
@@ -146,14 +147,13 @@ impl Object {
 }
 
 impl Api {
-    /// The API over `store`; `kubelets` is where the nodes' kubelet sockets are (`NODE.sock`).
-    pub async fn new(store: Arc<dyn Store>, mut services: Allocations, kubelets: Option<PathBuf>) -> Api {
-        let resource = Registry::builtin("", "v1", "services");
-        if let Ok(listing) = store.list(&prefix(&resource, None), None).await {
-            for stored in listing.items {
-                services.restore(&stored.object);
-            }
-        }
+    /// The API over `store`; `kubelets` is where the nodes' kubelet sockets are (`NODE.sock`). There is none when the
+    /// store does not tell what Services have: their addresses would be given again.
+    pub async fn new(
+        store: Arc<dyn Store>,
+        services: Allocations,
+        kubelets: Option<PathBuf>,
+    ) -> Result<Api, RevisionError> {
         let registry = RwLock::new(Arc::new(Registry::new([])));
         let api = Api {
             store,
@@ -162,7 +162,13 @@ impl Api {
             kubelets,
         };
         api.refresh_registry().await;
-        api
+        let stored = api.all_services().await?;
+        let mut services = api.services.lock().await;
+        stored.iter().for_each(|stored| services.restore(&stored.object));
+        drop(services);
+        // A crash may have come between a Service's write and those that follow it.
+        api.follow_ranges().await?;
+        Ok(api)
     }
 
     /// What is served now.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::Value;
 
-use super::metadata::{check_finalizers, keep_immutable, may_go, same_but_revision, text};
-use super::write::{decode, is_service, refuse_claim, settle, type_and_fields};
+use super::addresses::{hold, is_service_cidr, keep_ready};
+use super::metadata::{check_finalizers, is_terminating, keep_immutable, may_go, same_but_revision, text};
+use super::write::{decode, is_service, refuse_claim, type_and_fields};
 use super::{Answer, Api, Object, Target, Validation, WriteOptions, in_version};
 use crate::kinds::{FieldError, Resource};
 use crate::patch::{Patch, PatchError};
@@ -145,6 +146,10 @@ impl Api {
         let old = current.value();
         keep_immutable(resource, &mut new, old)?;
         prepare(resource, part, &mut new, old);
+        if is_service_cidr(resource) && !is_terminating(old) {
+            hold(&mut new);
+            keep_ready(&mut new);
+        }
         let mut services = match is_service(resource) && part == Part::Whole {
             true => Some(self.services.lock().await),
             false => None,
@@ -176,13 +181,12 @@ impl Api {
         } else {
             self.put_changed(target, stored.revision, new).await
         };
+        let stored = outcome.as_ref().ok().filter(|_| !options.dry_run);
         if let (Some(services), Some(claim)) = (&mut services, claim) {
-            settle(services, claim, outcome.is_ok() && !options.dry_run);
+            self.settle(services, claim, stored.map(Object::value)).await;
         }
         drop(services);
-        if !options.dry_run
-            && let Ok(object) = &outcome
-        {
+        if let Some(object) = stored {
             self.after_update(resource, object).await;
         }
         outcome

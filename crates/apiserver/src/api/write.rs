@@ -5,11 +5,13 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::Value;
 
+use super::addresses::is_ip_address;
+use super::hooks::is;
 use super::metadata::{generate_name, is_terminating, stamp_new, text};
 use super::{Answer, Api, Object, Target, in_version};
 use crate::kinds::Resource;
 use crate::registry::Registry;
-use crate::services::{Claim, ClaimError};
+use crate::services::ClaimError;
 use crate::status::Refusal;
 use crate::store::{Change, Expect, Stored, Write, WriteError};
 
@@ -92,7 +94,8 @@ impl Api {
         self.admit_new(resource, &mut object).await?;
         resource.default(&mut object);
         let target = Target::new(resource.clone(), namespace, &name);
-        let mut services = match is_service(resource) {
+        let is_address = is_ip_address(resource);
+        let mut services = match is_service(resource) || is_address {
             true => Some(self.services.lock().await),
             false => None,
         };
@@ -101,6 +104,7 @@ impl Api {
             Some(_) if self.store.get(&target.key()).await.is_some() => {
                 return Err(Refusal::already_exists(resource, &name));
             }
+            Some(_) if is_address => None,
             Some(services) => Some(
                 services
                     .create(&mut object)
@@ -119,13 +123,14 @@ impl Api {
         } else {
             self.put(&target, Expect::Absent, object).await
         };
+        let stored = outcome.as_ref().ok().filter(|_| !options.dry_run);
         if let (Some(services), Some(claim)) = (&mut services, claim) {
-            settle(services, claim, outcome.is_ok() && !options.dry_run);
+            self.settle(services, claim, stored.map(Object::value)).await;
+        } else if let (Some(services), Some(_)) = (&mut services, stored) {
+            self.refresh_ranges(services).await;
         }
         drop(services);
-        if !options.dry_run
-            && let Ok(object) = &outcome
-        {
+        if let Some(object) = stored {
             self.after_create(resource, object.value()).await;
         }
         Ok(Answer {
@@ -195,19 +200,11 @@ impl Api {
         let stored = self.store.write(write).await?;
         if let Some(held) = held {
             let claim = services.delete(&held.object);
-            services.succeeded(claim);
+            self.settle(&mut services, claim, Some(&held.object)).await;
         }
         drop(services);
         self.after_delete(target, &stored.object).await;
         Ok(stored)
-    }
-}
-
-/// Ends a claim as its write ended.
-pub(super) fn settle(services: &mut crate::services::Allocations, claim: Claim, stored: bool) {
-    match stored {
-        true => services.succeeded(claim),
-        false => services.failed(claim),
     }
 }
 
@@ -219,17 +216,7 @@ pub(super) fn refuse_claim(resource: &Resource, name: &str, error: ClaimError) -
 }
 
 pub(super) fn is_service(resource: &Resource) -> bool {
-    resource.group().is_empty() && resource.plural() == "services"
-}
-
-/// What of an object is stored although no part of podnet acts on it yet: nobody shall take it for done.
-fn not_in_force(resource: &Resource) -> Option<String> {
-    match resource.kind() {
-        "NetworkPolicy" => {
-            Some("NetworkPolicy is stored, but not enforced yet: all pods reach each other".into())
-        }
-        _ => None,
-    }
+    is(resource, "", "services")
 }
 
 /// Checks that the body is of this kind, and drops unknown fields; answers warnings about them.
@@ -239,12 +226,11 @@ pub(super) fn decode(
     validation: Validation,
 ) -> Result<Vec<String>, Refusal> {
     let unknown = type_and_fields(resource, object)?;
-    let notice = not_in_force(resource);
     if unknown.is_empty() || validation == Validation::Ignore {
-        return Ok(notice.into_iter().collect());
+        return Ok(Vec::new());
     }
     if validation == Validation::Warn {
-        return Ok(unknown.into_iter().chain(notice).collect());
+        return Ok(unknown);
     }
     let message = format!(
         "{}: strict decoding error: {}",

@@ -240,6 +240,31 @@ static BUILTIN: &[Kind] = &[
         ..PLAIN
     },
     Kind {
+        group: "networking.k8s.io",
+        kind: "ServiceCIDR",
+        plural: "servicecidrs",
+        singular: "servicecidr",
+        namespaced: false,
+        status: true,
+        validate: validate::service_cidr,
+        columns: print::SERVICE_CIDR,
+        row: print::service_cidr,
+        ..PLAIN
+    },
+    Kind {
+        group: "networking.k8s.io",
+        kind: "IPAddress",
+        plural: "ipaddresses",
+        singular: "ipaddress",
+        short_names: &["ip"],
+        namespaced: false,
+        names: NameRule::Address,
+        validate: validate::ip_address,
+        columns: print::IP_ADDRESS,
+        row: print::ip_address,
+        ..PLAIN
+    },
+    Kind {
         group: "apps",
         kind: "Deployment",
         plural: "deployments",

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Method, Request};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -101,6 +103,18 @@ pub async fn serve(listener: TcpListener, tls: Arc<rustls::ServerConfig>, handle
     }
 }
 
+/// Whoever drops this does not stop `work`.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, handler: Handler) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
@@ -111,7 +125,17 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, handler: Handler) 
         .peer_certificates()
         .and_then(|chain| chain.first());
     let user = certificate.and_then(user_of_certificate).map(Arc::new);
-    let service = service_fn(move |request| handler.clone().answer(user.clone(), request));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let only_reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+        let answer = handler.clone().answer(user.clone(), request);
+        async move {
+            // What was begun is done to its end, though the client be gone: half of it would be stored.
+            match only_reads {
+                true => answer.await,
+                false => to_its_end(answer).await,
+            }
+        }
+    });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // The time between two requests counts too: clients keep connections for long.
     builder

@@ -6,5 +6,6 @@ mod informers;
 mod kinds;
 mod protobuf;
 mod server;
+mod service_cidrs;
 mod streams;
 mod verbs;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use http::{Method, Request};
 use http_body_util::BodyExt;
+use ipnet::IpNet;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use podnet_apiserver::api::Api;
@@ -38,21 +39,23 @@ impl Server {
     }
 
     pub(crate) async fn with_store(store: Arc<dyn store::Store>) -> Server {
+        let ranges = ["10.96.0.0/16", "fd00:10:96::/112"].map(|range| range.parse().unwrap());
+        Server::with_ranges(store, &ranges).await
+    }
+
+    /// One with `--service-cidr` of the test's choice.
+    pub(crate) async fn with_ranges(store: Arc<dyn store::Store>, service_cidrs: &[IpNet]) -> Server {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::create(dir.path(), &[]).unwrap();
-        let ranges = vec![
-            "10.96.0.0/16".parse().unwrap(),
-            "fd00:10:96::/112".parse().unwrap(),
-        ];
-        let services = Allocations::new(ranges, 30000..=32767);
-        let first = services.first_addresses();
-        let api = Arc::new(Api::new(store, services, Some(dir.path().to_owned())).await);
+        let services = Allocations::new(service_cidrs, 30000..=32767);
+        let api = Api::new(store, services, Some(dir.path().to_owned())).await;
+        let api = Arc::new(api.unwrap());
         let advertised = Advertised {
             addresses: vec!["172.30.0.1".parse().unwrap()],
             port: 6443,
         };
-        bootstrap(&api, &first, &advertised).await.unwrap();
+        bootstrap(&api, service_cidrs, &advertised).await.unwrap();
         let tls = rest::tls_config(&TlsFiles {
             certificate: pki.server_certificate(),
             key: pki.server_key(),

@@ -2,14 +2,16 @@
 
 mod desired;
 mod legacy;
+mod mirrored;
 mod packing;
+mod trigger;
 
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use crate::action::{Action, Part};
+use crate::action::{Action, Part, controller_reference};
 use crate::control::{Context, Controller, Plan};
 use crate::pod;
 use crate::resource::Key;
@@ -18,6 +20,7 @@ use crate::store::Delta;
 use crate::world::{Change, Kind, World};
 
 pub use legacy::LegacyEndpoints;
+pub use mirrored::MirroredEndpoints;
 
 /// Label of a slice with the service it belongs to.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -46,7 +49,9 @@ impl Controller for EndpointSlices {
 
     fn affected(&self, world: &World, change: &Change, keys: &mut BTreeSet<Key>) {
         match change {
-            Change::EndpointSlice(delta) => keys.extend(delta.sides().filter_map(|slice| service_of(slice))),
+            Change::EndpointSlice(delta) => {
+                keys.extend(delta.sides().filter_map(|slice| service_of(slice, MANAGER)));
+            }
             Change::Node(delta) if zone_changed(delta) => {
                 keys.extend(world.services.iter().map(|service| Key::of(&service.metadata)));
             }
@@ -64,20 +69,45 @@ impl Controller for EndpointSlices {
         let slices = world.endpoint_slices.within(&key.namespace);
         let ours: Vec<&EndpointSlice> = slices
             .map(|slice| &**slice)
-            .filter(|slice| service_of(slice).as_ref() == Some(key))
+            .filter(|slice| service_of(slice, MANAGER).as_ref() == Some(key))
             .collect();
         let Some(desired) = desired::groups(world, service) else {
             return unselected(service, &ours);
         };
-        let packed = packing::pack(service, desired, ours);
-        let created = packed.create.iter().map(Action::create);
-        let updated = packed
-            .update
-            .iter()
-            .filter_map(|(old, new)| Action::modify(Part::Main, *old, new));
-        let deleted = packed.delete.iter().map(|slice| Action::delete(*slice));
-        created.chain(updated).chain(deleted).collect()
+        let owner = packing::Owner {
+            metadata: &service.metadata,
+            reference: controller_reference(&**service),
+            labels: labels(service),
+        };
+        let mut packed = packing::pack(&owner, desired, ours);
+        trigger::stamp(world, service, &mut packed);
+        plan_of(&packed)
     }
+}
+
+fn plan_of(packed: &packing::Packed<'_>) -> Plan {
+    let created = packed.create.iter().map(Action::create);
+    let updated = packed
+        .update
+        .iter()
+        .filter_map(|(old, new)| Action::modify(Part::Main, *old, new));
+    let deleted = packed.delete.iter().map(|slice| Action::delete(*slice));
+    created.chain(updated).chain(deleted).collect()
+}
+
+/// A slice has its service's labels and those by which it is found.
+fn labels(service: &Service) -> Labels {
+    let mut labels = service.metadata.labels.clone().unwrap_or_default();
+    labels.remove(HEADLESS);
+    if is_headless(service) {
+        labels.insert(HEADLESS.into(), String::new());
+    }
+    labels.insert(
+        SERVICE_NAME.into(),
+        service.metadata.name.clone().unwrap_or_default(),
+    );
+    labels.insert(MANAGED_BY.into(), MANAGER.into());
+    labels
 }
 
 /// A service without a selector has its slices made by others; but one that is now just a name for another host
@@ -98,10 +128,10 @@ fn is_headless(service: &Service) -> bool {
     service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()) == Some("None")
 }
 
-/// The service whose slice of ours this is.
-fn service_of(slice: &EndpointSlice) -> Option<Key> {
+/// The service whose slice this is, if that manager takes care of it.
+fn service_of(slice: &EndpointSlice, manager: &str) -> Option<Key> {
     let labels = slice.metadata.labels.as_ref()?;
-    let ours = labels.get(MANAGED_BY).is_some_and(|manager| manager == MANAGER);
+    let ours = labels.get(MANAGED_BY).is_some_and(|found| found == manager);
     let name = labels.get(SERVICE_NAME).filter(|_| ours)?;
     Some(Key::new(
         slice.metadata.namespace.clone().unwrap_or_default(),

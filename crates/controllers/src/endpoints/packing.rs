@@ -6,17 +6,22 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::desired::{Family, Groups, Port};
-use super::{HEADLESS, MANAGED_BY, MANAGER, SERVICE_NAME, is_headless};
-use crate::action::controller_reference;
 use crate::selector::Labels;
 
 /// Most endpoints in one slice.
 pub(super) const MOST: usize = 100;
+
+/// What slices are made for, and called after.
+pub(super) struct Owner<'a> {
+    pub(super) metadata: &'a ObjectMeta,
+    pub(super) reference: OwnerReference,
+    /// The labels of its slices.
+    pub(super) labels: Labels,
+}
 
 /// What becomes of a service's slices.
 #[derive(Default)]
@@ -27,7 +32,7 @@ pub(super) struct Packed<'a> {
 }
 
 /// Packs the desired endpoints into the existing slices.
-pub(super) fn pack<'a>(service: &Service, desired: Groups, existing: Vec<&'a EndpointSlice>) -> Packed<'a> {
+pub(super) fn pack<'a>(owner: &Owner<'_>, desired: Groups, existing: Vec<&'a EndpointSlice>) -> Packed<'a> {
     let mut packed = Packed::default();
     let known = |slice: &&EndpointSlice| desired.keys().any(|family| family.name() == slice.address_type);
     let (known, strange): (Vec<_>, Vec<_>) = existing.into_iter().partition(known);
@@ -37,13 +42,13 @@ pub(super) fn pack<'a>(service: &Service, desired: Groups, existing: Vec<&'a End
             .iter()
             .copied()
             .filter(|slice| slice.address_type == family.name());
-        pack_family(service, family, groups, slices.collect(), &mut packed);
+        pack_family(owner, family, groups, slices.collect(), &mut packed);
     }
     packed
 }
 
 fn pack_family<'a>(
-    service: &Service,
+    owner: &Owner<'_>,
     family: Family,
     mut groups: BTreeMap<Vec<Port>, Vec<Endpoint>>,
     existing: Vec<&'a EndpointSlice>,
@@ -74,7 +79,7 @@ fn pack_family<'a>(
             match draft.slice {
                 Some(slice) if draft.endpoints.is_empty() && !placeholder => spare.push(slice),
                 Some(slice) => {
-                    let new = slice_of(service, family, &ports, draft.endpoints, Some(slice));
+                    let new = slice_of(owner, family, &ports, draft.endpoints, Some(slice));
                     if new != *slice {
                         packed.update.push((slice, new));
                     }
@@ -91,11 +96,11 @@ fn pack_family<'a>(
             Some(slice) => {
                 packed
                     .update
-                    .push((slice, slice_of(service, family, &ports, endpoints, Some(slice))));
+                    .push((slice, slice_of(owner, family, &ports, endpoints, Some(slice))));
             }
             None => packed
                 .create
-                .push(slice_of(service, family, &ports, endpoints, None)),
+                .push(slice_of(owner, family, &ports, endpoints, None)),
         }
     }
     packed.delete.extend(spare);
@@ -179,7 +184,7 @@ fn ports_of(slice: &EndpointSlice) -> Vec<Port> {
 }
 
 fn slice_of(
-    service: &Service,
+    owner: &Owner<'_>,
     family: Family,
     ports: &[Port],
     endpoints: Vec<Endpoint>,
@@ -188,16 +193,13 @@ fn slice_of(
     let mut metadata = match base {
         Some(slice) => slice.metadata.clone(),
         None => ObjectMeta {
-            generate_name: Some(format!(
-                "{}-",
-                service.metadata.name.as_deref().unwrap_or_default()
-            )),
-            namespace: service.metadata.namespace.clone(),
-            owner_references: Some(vec![controller_reference(service)]),
+            generate_name: Some(format!("{}-", owner.metadata.name.as_deref().unwrap_or_default())),
+            namespace: owner.metadata.namespace.clone(),
+            owner_references: Some(vec![owner.reference.clone()]),
             ..ObjectMeta::default()
         },
     };
-    metadata.labels = Some(labels(service));
+    metadata.labels = Some(owner.labels.clone());
     // The order of equal ports is the slice's own.
     let kept = base
         .filter(|slice| ports_of(slice) == ports)
@@ -214,19 +216,4 @@ fn slice_of(
         endpoints,
         ports,
     }
-}
-
-/// A slice has its service's labels and those by which it is found.
-fn labels(service: &Service) -> Labels {
-    let mut labels = service.metadata.labels.clone().unwrap_or_default();
-    labels.remove(HEADLESS);
-    if is_headless(service) {
-        labels.insert(HEADLESS.into(), String::new());
-    }
-    labels.insert(
-        SERVICE_NAME.into(),
-        service.metadata.name.clone().unwrap_or_default(),
-    );
-    labels.insert(MANAGED_BY.into(), MANAGER.into());
-    labels
 }

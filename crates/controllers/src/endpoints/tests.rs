@@ -89,7 +89,7 @@ impl Server {
     fn reconcile(&mut self) {
         let context = Context::at(jiff::Timestamp::UNIX_EPOCH);
         let key = Key::new("d", "s");
-        let controllers: [&dyn Controller; 2] = [&EndpointSlices, &LegacyEndpoints];
+        let controllers: [&dyn Controller; 3] = [&EndpointSlices, &LegacyEndpoints, &MirroredEndpoints];
         self.written = 0;
         for controller in controllers {
             for action in controller.plan(&self.world, &key, &context).actions {
@@ -404,4 +404,127 @@ proptest! {
             prop_assert!(server.slices().iter().all(|s| s.endpoints.as_ref().is_none_or(|e| e.len() <= packing::MOST)));
         }
     }
+}
+
+#[test]
+fn a_slice_says_when_that_happened_which_it_is_written_for() {
+    let ready = |number: usize, status: &str, at: &str| {
+        let condition = json!([{"type": "Ready", "status": status, "lastTransitionTime": at}]);
+        pod(number, json!({"status": {"conditions": condition}}))
+    };
+    let made = "2026-11-21T10:00:00Z";
+    let mut server = Server::new(&[service(json!({"metadata": {"creationTimestamp": made}})), node()]);
+    let told = |server: &Server| -> Option<String> {
+        let slice = server.slices()[0];
+        let annotations = slice.metadata.annotations.as_ref()?;
+        annotations
+            .get("endpoints.kubernetes.io/last-change-trigger-time")
+            .cloned()
+    };
+    server.reconcile();
+    assert_eq!(told(&server).as_deref(), Some(made));
+    for (status, at) in [
+        ("True", "2026-11-21T10:00:05Z"),
+        ("False", "2026-11-21T10:00:09Z"),
+    ] {
+        server.put(ready(1, status, at), false);
+        server.reconcile();
+        assert_eq!(told(&server).as_deref(), Some(at));
+    }
+    // Nothing tells when a pod was deleted, and what is told was something else.
+    server.put(ready(1, "False", "2026-11-21T10:00:09Z"), true);
+    server.reconcile();
+    assert_eq!(told(&server), None);
+}
+
+#[test]
+fn endpoints_that_somebody_writes_are_mirrored_in_slices() {
+    let written = |changes: Value| {
+        let mut endpoints = json!({
+            "apiVersion": "v1", "kind": "Endpoints",
+            "metadata": {"name": "s", "namespace": "d", "uid": "e", "labels": {"by": "hand"}},
+            "subsets": [
+                {"addresses": [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}], "notReadyAddresses": [{"ip": "192.0.2.2"}, {"ip": "192.0.2.1"}],
+                    "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]},
+                {"addresses": [{"ip": "192.0.2.3"}], "ports": [{"name": "http", "port": 9090}]},
+            ],
+        });
+        merge(&mut endpoints, &changes);
+        endpoints
+    };
+    let mut by_hand = service(json!({}));
+    by_hand["spec"].as_object_mut().unwrap().remove("selector");
+    let mut server = Server::new(&[by_hand.clone(), node(), written(json!({}))]);
+    server.reconcile();
+    let found = |server: &Server| {
+        let mut found: Vec<String> = server
+            .slices()
+            .into_iter()
+            .flat_map(|slice| {
+                let port = slice
+                    .ports
+                    .iter()
+                    .flatten()
+                    .find_map(|port| port.port)
+                    .unwrap_or(0);
+                let ready = |endpoint: &k8s_openapi::api::discovery::v1::Endpoint| {
+                    endpoint.conditions.as_ref().unwrap().ready.unwrap()
+                };
+                let endpoints = slice.endpoints.iter().flatten();
+                let lines = endpoints
+                    .map(move |endpoint| format!("{} {port} {}", endpoint.addresses[0], ready(endpoint)));
+                lines.collect::<Vec<_>>()
+            })
+            .collect();
+        found.sort();
+        found
+    };
+    let all = [
+        "192.0.2.1 8080 true",
+        "192.0.2.2 8080 false",
+        "192.0.2.3 9090 true",
+        "2001:db8::1 8080 true",
+    ];
+    assert_eq!(found(&server), all);
+    for slice in server.slices() {
+        let labels = slice.metadata.labels.as_ref().unwrap();
+        assert_eq!(labels["kubernetes.io/service-name"], "s");
+        assert_eq!(
+            labels["endpointslice.kubernetes.io/managed-by"],
+            "endpointslicemirroring-controller.k8s.io"
+        );
+        assert_eq!(labels["by"], "hand");
+        assert_eq!(
+            slice.metadata.owner_references.as_ref().unwrap()[0].kind,
+            "Endpoints"
+        );
+    }
+    // A change of one subset leaves the other's slice alone.
+    let only =
+        json!({"subsets": [{"addresses": [{"ip": "192.0.2.3"}], "ports": [{"name": "http", "port": 9090}]}]});
+    server.put(written(only), false);
+    server.reconcile();
+    assert_eq!(found(&server), ["192.0.2.3 9090 true"]);
+    // What is a lock, or is not to be mirrored, has no slices; nor has a service that selects pods, but for its own.
+    for changes in [
+        json!({"metadata": {"labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}}}),
+        json!({"metadata": {"annotations": {"control-plane.alpha.kubernetes.io/leader": "{}"}}}),
+    ] {
+        server.put(written(changes), false);
+        server.reconcile();
+        assert_eq!(found(&server), [""; 0]);
+        server.put(written(json!({})), false);
+        server.reconcile();
+        assert_eq!(found(&server), all);
+    }
+    server.put(service(json!({})), false);
+    server.reconcile();
+    assert_eq!(found(&server), [""; 0]);
+    server.put(by_hand, false);
+    server.put(written(json!({})), false);
+    server.reconcile();
+    assert_eq!(found(&server), all);
+    server.put(written(json!({})), true);
+    server.reconcile();
+    assert_eq!(found(&server), [""; 0]);
 }

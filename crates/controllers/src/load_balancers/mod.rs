@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Namespace, Node, Service};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use podnet_core::Cluster;
 use podnet_core::cluster::{self, ClusterConfig, NodeName, ObjectName};
@@ -62,6 +63,7 @@ impl Controller for LoadBalancers {
             Kind::Namespace,
             Kind::Node,
             Kind::IPPool,
+            Kind::ServiceCIDR,
         ]
     }
 
@@ -73,7 +75,7 @@ impl Controller for LoadBalancers {
                 let ours = |service: &Service| (pools && is_balanced(service)) || is_marked(service);
                 delta.old.as_deref().is_some_and(ours) || delta.new.as_deref().is_some_and(ours)
             }
-            Change::IPPool(_) => pools,
+            Change::IPPool(_) | Change::ServiceCIDR(_) => pools,
             Change::Namespace(delta) => pools && differs(delta, |n: &Namespace| n.metadata.labels.clone()),
             Change::Node(delta) => pools && differs(delta, |node| (addresses(node), pod_ranges(node))),
             _ => false,
@@ -129,6 +131,13 @@ impl LoadBalancers {
             let pool = pool.parsed();
             cluster.ip_pools.insert(pool.name.clone(), Ok(pool));
         }
+        for object in world.service_cidrs.iter() {
+            let name = object.metadata.name.clone().unwrap_or_default();
+            // One that cannot be read is reported by the agents.
+            if let Ok(cidr) = service_cidr(object) {
+                cluster.service_cidrs.insert(name, Ok(cidr));
+            }
+        }
         for object in world.nodes.iter() {
             if let Some(Ok(name)) = object.metadata.name.clone().map(NodeName::new) {
                 let node = cluster::Node::new(name.clone(), &addresses(object), pod_ranges(object));
@@ -148,6 +157,11 @@ impl LoadBalancers {
 
 fn differs<K, T: PartialEq>(delta: &Delta<K>, seen: impl Fn(&K) -> T) -> bool {
     delta.old.as_deref().map(&seen) != delta.new.as_deref().map(&seen)
+}
+
+fn service_cidr(object: &ServiceCIDR) -> Result<cluster::ServiceCidr, String> {
+    let cidrs = object.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten());
+    cluster::ServiceCidr::read(cidrs.map(String::as_str))
 }
 
 fn addresses(node: &Node) -> Vec<IpAddr> {

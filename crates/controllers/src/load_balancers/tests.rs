@@ -318,3 +318,28 @@ fn only_what_matters_makes_it_look_again() {
         assert!(!keys(&world, &changes), "a heartbeat is no news");
     }
 }
+
+#[test]
+fn a_pool_within_a_service_cidr_gives_no_addresses_until_that_is_gone() {
+    let mut world = world(&[pool("p", &["10.111.0.0/28"])], &[service("a", json!({}))]);
+    let given = |world: &World| {
+        let plan = plan(world);
+        written(&plan, "a").unwrap()["status"]["loadBalancer"]["ingress"][0]["ip"].clone()
+    };
+    assert!(given(&world).is_string());
+    let cidr = json!({
+        "metadata": {"name": "further", "resourceVersion": "5"}, "spec": {"cidrs": ["10.111.0.0/24"]},
+    });
+    let changes = world.observe(Observation::ServiceCIDR(Event::Apply(from(cidr.clone()))));
+    let mut keys = BTreeSet::new();
+    let balancers = LoadBalancers::new(Vec::new(), Vec::new());
+    changes
+        .iter()
+        .for_each(|change| balancers.affected(&world, change, &mut keys));
+    assert!(!keys.is_empty(), "it looks again");
+    assert_eq!(given(&world), Value::Null);
+    let why = written(&plan(&world), "p").unwrap()["status"]["conditions"][0]["message"].clone();
+    assert!(why.as_str().unwrap().contains("overlaps"), "{why}");
+    world.observe(Observation::ServiceCIDR(Event::Delete(from(cidr))));
+    assert!(given(&world).is_string());
+}

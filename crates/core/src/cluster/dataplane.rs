@@ -9,8 +9,12 @@ pub enum DataplaneName {
     /// Maps of that table.
     #[default]
     Nftables,
+    /// Virtual services of IPVS, with chains of iptables and sets of ipset around them.
+    Ipvs,
     /// Chains of iptables, with sets of ipset.
     Iptables,
+    /// A process that accepts clients' connections and makes others to endpoints.
+    Userspace,
 }
 
 /// Why a name stands for no back end.
@@ -26,13 +30,20 @@ pub enum DataplaneNameError {
 
 impl DataplaneName {
     /// Those there are.
-    pub const ALL: [DataplaneName; 2] = [DataplaneName::Nftables, DataplaneName::Iptables];
+    pub const ALL: [DataplaneName; 4] = [
+        DataplaneName::Nftables,
+        DataplaneName::Ipvs,
+        DataplaneName::Iptables,
+        DataplaneName::Userspace,
+    ];
 
     /// As it is written on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             DataplaneName::Nftables => "nftables",
+            DataplaneName::Ipvs => "ipvs",
             DataplaneName::Iptables => "iptables",
+            DataplaneName::Userspace => "userspace",
         }
     }
 }
@@ -55,9 +66,71 @@ impl FromStr for DataplaneName {
         }
         let known = DataplaneName::ALL.into_iter().find(|name| name.as_str() == text);
         known.ok_or_else(|| match text {
-            "ebpf" | "ipvs" | "userspace" => DataplaneNameError::NotSupported(text.into()),
+            "ebpf" => DataplaneNameError::NotSupported(text.into()),
             _ => DataplaneNameError::Unknown(text.into()),
         })
+    }
+}
+
+/// How IPVS chooses an endpoint for a new connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IpvsScheduler {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// The same by weight; all endpoints weigh the same.
+    WeightedRoundRobin,
+    /// The one with the fewest connections.
+    LeastConnection,
+    /// The same by weight.
+    WeightedLeastConnection,
+    /// By a hash of the client's address and port.
+    SourceHashing,
+    /// By Maglev's hash of these: every node chooses the same, and when endpoints change few clients get another.
+    MaglevHashing,
+}
+
+/// The name stands for no scheduler of IPVS'.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no scheduler of IPVS that podnet knows; choose rr, wrr, lc, wlc, sh or mh")]
+pub struct UnknownScheduler(String);
+
+impl IpvsScheduler {
+    /// Those there are.
+    pub const ALL: [IpvsScheduler; 6] = [
+        IpvsScheduler::RoundRobin,
+        IpvsScheduler::WeightedRoundRobin,
+        IpvsScheduler::LeastConnection,
+        IpvsScheduler::WeightedLeastConnection,
+        IpvsScheduler::SourceHashing,
+        IpvsScheduler::MaglevHashing,
+    ];
+
+    /// As IPVS calls it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            IpvsScheduler::RoundRobin => "rr",
+            IpvsScheduler::WeightedRoundRobin => "wrr",
+            IpvsScheduler::LeastConnection => "lc",
+            IpvsScheduler::WeightedLeastConnection => "wlc",
+            IpvsScheduler::SourceHashing => "sh",
+            IpvsScheduler::MaglevHashing => "mh",
+        }
+    }
+}
+
+impl FromStr for IpvsScheduler {
+    type Err = UnknownScheduler;
+
+    fn from_str(text: &str) -> Result<Self, UnknownScheduler> {
+        let known = IpvsScheduler::ALL.into_iter().find(|name| name.as_str() == text);
+        known.ok_or_else(|| UnknownScheduler(text.to_owned()))
+    }
+}
+
+impl fmt::Display for IpvsScheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -77,6 +150,13 @@ mod tests {
         for name in DataplaneName::ALL {
             assert_eq!(name.to_string().parse(), Ok(name));
         }
+        for scheduler in IpvsScheduler::ALL {
+            assert_eq!(scheduler.to_string().parse(), Ok(scheduler));
+        }
+        assert_eq!(
+            "sed".parse::<IpvsScheduler>().unwrap_err().to_string(),
+            "\"sed\" is no scheduler of IPVS that podnet knows; choose rr, wrr, lc, wlc, sh or mh"
+        );
         for (text, why) in [
             (
                 "ebpf",
@@ -86,7 +166,7 @@ mod tests {
         ] {
             let error = text.parse::<DataplaneName>().unwrap_err().to_string();
             assert!(
-                error.starts_with(why) && error.ends_with("nftables or iptables"),
+                error.starts_with(why) && error.ends_with("nftables, ipvs, iptables or userspace"),
                 "{error}"
             );
         }

@@ -17,19 +17,20 @@ mod pool;
 mod selector;
 mod selector_object;
 mod service;
+mod service_cidr;
 mod slice;
 mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 pub use config::{ClusterConfig, ConfigError, Routing, Vxlan, parse_range};
-pub use dataplane::{DataplaneName, DataplaneNameError};
+pub use dataplane::{DataplaneName, DataplaneNameError, IpvsScheduler, UnknownScheduler};
 pub use dns::{DnsConfig, PodRecords};
 pub use domain::{DomainName, DomainNameError};
 pub use load_balancer_pool::{LoadBalancerPool, LoadBalancerPoolSpec, is_chosen};
-pub use local::Local;
+pub use local::{Local, Wired};
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
 pub use pod::{NamedPort, Namespace, Pod};
@@ -41,9 +42,10 @@ pub use policy::{
 pub use pool::{Block, IpPool, PoolSpec};
 pub use selector::{LabelTest, Labels, NAMESPACE_NAME, Requirement, Selector, SelectorError};
 pub use service::{
-    Affinity, External, ExternalPolicy, InternalPolicy, Protocol, Resolution, Service, ServiceError,
-    ServicePort, UnknownProtocol,
+    Affinity, Algorithm, External, ExternalPolicy, InternalPolicy, Protocol, Resolution, Service,
+    ServiceError, ServicePort, UnknownProtocol,
 };
+pub use service_cidr::ServiceCidr;
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, SliceError};
 pub use table::{Changes, Index, OfService, Services, Slices, Table};
 
@@ -91,6 +93,15 @@ impl ObjectRef {
             kind: "Service",
             namespace: Some(name.namespace.clone()),
             name: name.name.clone(),
+        }
+    }
+
+    /// A reference to a ServiceCIDR.
+    pub fn service_cidr(name: &str) -> Self {
+        ObjectRef {
+            kind: "ServiceCIDR",
+            namespace: None,
+            name: name.to_owned(),
         }
     }
 
@@ -167,6 +178,8 @@ pub struct Cluster {
     pub pods: BTreeMap<ObjectName, Parsed<Pod>>,
     /// IP pools by name; none where their kind is not installed.
     pub ip_pools: BTreeMap<String, Parsed<IpPool>>,
+    /// ServiceCIDRs by name; none where the cluster has no such kind, or does not show it.
+    pub service_cidrs: BTreeMap<String, Parsed<ServiceCidr>>,
     /// Pools of load balancers' addresses by name; none where their kind is not installed.
     pub load_balancer_pools: BTreeMap<String, Parsed<LoadBalancerPool>>,
     /// What this node knows by itself.
@@ -228,6 +241,15 @@ impl Cluster {
         self.pods.values().filter_map(|pod| pod.as_ref().ok())
     }
 
+    /// A pod's addresses: those that the API knows, and those that this node has given it.
+    pub fn addresses_of<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = IpAddr> + 'a {
+        let wired = self.local.pods.get(&pod.name).into_iter().flatten();
+        let given = wired
+            .filter(|wired| wired.is_of(pod))
+            .flat_map(|wired| &wired.addresses);
+        pod.addresses.iter().chain(given).copied()
+    }
+
     /// The objects that could not be parsed.
     pub fn invalid(&self) -> impl Iterator<Item = &Invalid> {
         let nodes = self.nodes.values().filter_map(|object| object.as_ref().err());
@@ -244,6 +266,8 @@ impl Cluster {
             .filter_map(|object| object.as_ref().err());
         let policies = policies.chain(cluster_policies);
         let pools = self.ip_pools.values().filter_map(|object| object.as_ref().err());
+        let service_cidrs = self.service_cidrs.values();
+        let pools = pools.chain(service_cidrs.filter_map(|object| object.as_ref().err()));
         let balancer_pools = self.load_balancer_pools.values();
         let pools = pools.chain(balancer_pools.filter_map(|object| object.as_ref().err()));
         nodes

@@ -11,6 +11,8 @@ use super::{Labels, NAMESPACE_NAME, NodeName, ObjectName, Protocol};
 pub struct Pod {
     /// Its namespace and name.
     pub name: ObjectName,
+    /// Its unique identifiers: the API's, and of a pod that a node made from a file the one that node knows it by.
+    pub uids: Vec<String>,
     /// The node it is bound to.
     pub node: Option<NodeName>,
     /// Its addresses (`status.podIPs`), at most one per family.
@@ -30,6 +32,7 @@ impl Pod {
     pub fn new(name: ObjectName) -> Self {
         Pod {
             name,
+            uids: Vec::new(),
             node: None,
             addresses: Vec::new(),
             host_network: false,

@@ -81,6 +81,8 @@ pub struct External {
     pub sources: Option<BTreeSet<IpNet>>,
     /// Which endpoints clients from outside get.
     pub policy: ExternalPolicy,
+    /// How one of them is chosen.
+    pub algorithm: Algorithm,
     /// Where a load balancer asks whether this node has endpoints (`spec.healthCheckNodePort`).
     pub health_check: Option<NonZeroU16>,
     /// What of it could not be read, and why. It hurts nothing else of the service.
@@ -176,6 +178,27 @@ pub enum ExternalPolicy {
     Cluster,
     /// Endpoints on the node that the packet reached, which then sees the client's address.
     Local,
+}
+
+/// How an endpoint is chosen for a new connection to an external address or a node port (the annotation
+/// `podnet.io/load-balancing`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Algorithm {
+    /// By lot.
+    #[default]
+    Random,
+    /// By a hash of the client, so that every node chooses the same ([`crate::service::maglev`]).
+    Maglev,
+}
+
+impl fmt::Display for Algorithm {
+    /// As the annotation has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Algorithm::Random => "random",
+            Algorithm::Maglev => "maglev",
+        })
+    }
 }
 
 /// `spec.sessionAffinity`.

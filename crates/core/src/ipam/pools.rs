@@ -4,6 +4,7 @@ use ipnet::IpNet;
 
 use super::NetSet;
 use crate::cluster::{Cluster, IpPool, Labels, PoolSpec};
+use crate::service;
 
 /// How a pool stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,8 +77,8 @@ pub(crate) fn occupied(cluster: &Cluster) -> NetSet<String> {
     for range in &cluster.config.cluster_cidrs {
         occupied.insert(*range, "the cluster's range".to_owned());
     }
-    for range in &cluster.config.service_cidrs {
-        occupied.insert(*range, "the services' range".to_owned());
+    for range in service::ranges::compute(cluster, &mut Vec::new()) {
+        occupied.insert(range, "the services' range".to_owned());
     }
     for node in cluster.valid_nodes() {
         for range in node.pod_ranges.iter() {

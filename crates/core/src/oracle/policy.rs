@@ -52,7 +52,7 @@ fn end(cluster: &Cluster, flow: &Flow, mine: IpAddr, other: IpAddr, direction: D
     if mine == other && !flow.through_service {
         return yes(By::Itself);
     }
-    let own_node = node_of(cluster, pod).is_some_and(|node| node.all_addresses.contains(&other));
+    let own_node = node_of(cluster, pod).is_some_and(|node| has_address(node, other));
     if own_node && direction == Direction::Ingress {
         return yes(By::OwnNode);
     }
@@ -102,6 +102,11 @@ fn pods_at(cluster: &Cluster, address: IpAddr) -> Vec<&Pod> {
         }
     }
     found
+}
+
+/// A node has the addresses that its object lists, and the network addresses of its ranges.
+fn has_address(node: &Node, address: IpAddr) -> bool {
+    node.all_addresses.contains(&address) || node.pod_ranges.iter().any(|range| range.network() == address)
 }
 
 fn node_of<'a>(cluster: &'a Cluster, pod: &Pod) -> Option<&'a Node> {

@@ -6,6 +6,7 @@ use crate::cluster::{
     AddressFamily, Cluster, Endpoint, ExternalPolicy, Family, InternalPolicy, NodeName, ObjectName, Protocol,
     Service,
 };
+use crate::service::HostAddress;
 
 /// What becomes of a new connection to an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,9 +32,17 @@ enum Asked {
 
 /// The fate of a new connection with the source address `from` that `node` sees, to `to`.
 pub fn connect(cluster: &Cluster, node: &NodeName, from: IpAddr, protocol: Protocol, to: SocketAddr) -> Fate {
+    let mut ranges = cluster.config.service_cidrs.clone();
+    for cidr in cluster.service_cidrs.values().flatten() {
+        ranges.extend(&cidr.ranges);
+    }
+    let mut in_range = false;
+    for range in ranges {
+        in_range |= range.contains(&to.ip());
+    }
     // Of two services with one cluster IP the first by name has it, whatever ports they have.
     for (name, service) in carried(cluster) {
-        if service.cluster_ips().contains(&to.ip()) {
+        if service.cluster_ips().contains(&to.ip()) && (in_range || !is_anothers(cluster, to.ip())) {
             let mut port_name = None;
             for port in service.ports() {
                 if port.protocol == protocol && port.port.get() == to.port() {
@@ -56,10 +65,36 @@ pub fn connect(cluster: &Cluster, node: &NodeName, from: IpAddr, protocol: Proto
             };
         }
     }
-    for range in &cluster.config.service_cidrs {
-        if range.contains(&to.ip()) {
-            return Fate::Dropped;
+    if in_range {
+        return Fate::Dropped;
+    }
+    let own = cluster.node(node);
+    let is_own = own.is_some_and(|own| own.all_addresses.contains(&to.ip()));
+    let has_node_ports = |address: IpAddr| match &cluster.config.node_port_addresses {
+        None => !address.is_loopback(),
+        Some(ranges) => ranges.iter().any(|range| range.contains(&address)),
+    };
+    // A pod that has the port on this address has it before any service; so it has the node port, whichever address it
+    // has that on.
+    let mut busy = false;
+    for host_port in cluster.host_ports.keys() {
+        if (host_port.protocol, host_port.port.get()) != (protocol, to.port()) {
+            continue;
         }
+        let (here, among_node_ports) = match host_port.address {
+            HostAddress::Any(family) => (
+                is_own && family == Family::of(to.ip()),
+                family == Family::of(to.ip()),
+            ),
+            HostAddress::One(address) => (
+                address == to.ip(),
+                address.is_ipv4() == to.is_ipv4() && has_node_ports(address),
+            ),
+        };
+        if here {
+            return Fate::NotAService;
+        }
+        busy |= among_node_ports;
     }
     for (name, service) in carried(cluster) {
         if !has_family(service, to.ip()) {
@@ -89,18 +124,11 @@ pub fn connect(cluster: &Cluster, node: &NodeName, from: IpAddr, protocol: Proto
             );
         }
     }
-    let own = cluster.node(node);
-    let is_own = own.is_some_and(|own| own.all_addresses.contains(&to.ip()));
-    let has_node_ports = match &cluster.config.node_port_addresses {
-        None => true,
-        Some(ranges) => ranges.iter().any(|range| range.contains(&to.ip())),
-    };
-    let mut busy = false;
     for port in &cluster.local.busy_ports {
         busy |=
             port.protocol == protocol && port.port.get() == to.port() && port.family == Family::of(to.ip());
     }
-    if is_own && has_node_ports && !busy {
+    if is_own && has_node_ports(to.ip()) && !busy {
         for (name, service) in carried(cluster) {
             if !has_family(service, to.ip()) {
                 continue;
@@ -138,6 +166,33 @@ fn carried(cluster: &Cluster) -> Vec<(&ObjectName, &Service)> {
     carried
 }
 
+/// Whether a node, a pod or the API server may have an address.
+fn is_anothers(cluster: &Cluster, address: IpAddr) -> bool {
+    let mut anothers = false;
+    for range in &cluster.config.cluster_cidrs {
+        anothers |= range.contains(&address);
+    }
+    for node in cluster.valid_nodes() {
+        anothers |= node.all_addresses.contains(&address);
+        for range in node.pod_ranges.iter() {
+            anothers |= range.contains(&address);
+        }
+    }
+    for slice in cluster.valid_slices() {
+        if slice.service == Some(ObjectName::new("default", "kubernetes")) {
+            for endpoint in slice.endpoints() {
+                anothers |= endpoint.address == address;
+            }
+        }
+    }
+    for pool in cluster.valid_ip_pools() {
+        for block in &pool.blocks {
+            anothers |= block.range.contains(&address);
+        }
+    }
+    anothers
+}
+
 fn has_family(service: &Service, address: IpAddr) -> bool {
     service
         .cluster_ips()
@@ -173,8 +228,18 @@ fn behind(
         && let Some(sources) = &service.external.sources
     {
         let mut admitted = false;
+        let own = cluster.node(node).or(cluster.local.node.as_ref());
         for range in sources {
             admitted |= range.contains(&from);
+            // A node in a range may ask from the load balancer's own address, where it has that.
+            if let Some(own) = own
+                && service.external.load_balancer.contains(&from)
+                && from.is_ipv4() == address.is_ipv4()
+            {
+                for own in &own.all_addresses {
+                    admitted |= own.is_ipv4() == from.is_ipv4() && range.contains(own);
+                }
+            }
         }
         if !admitted {
             return Fate::Dropped;

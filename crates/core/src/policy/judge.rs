@@ -78,14 +78,26 @@ impl PolicyState {
             direction,
             flow,
             without,
-            steps: Vec::new(),
+            steps: Some(Vec::new()),
         };
         let (allowed, reason) = look.decide(pod);
         Decision {
             allowed,
             reason,
-            steps: look.steps,
+            steps: look.steps.unwrap_or_default(),
         }
+    }
+
+    /// Whether a flow may pass, and what decided, without a word on what was looked at.
+    pub fn verdict(&self, pod: &ObjectName, direction: Direction, flow: &Flow) -> (bool, Reason) {
+        let mut look = Look {
+            state: self,
+            direction,
+            flow,
+            without: None,
+            steps: None,
+        };
+        look.decide(pod)
     }
 }
 
@@ -94,7 +106,8 @@ struct Look<'a> {
     direction: Direction,
     flow: &'a Flow,
     without: Option<&'a Origin>,
-    steps: Vec<Step>,
+    /// Where they are wanted.
+    steps: Option<Vec<Step>>,
 }
 
 impl Look<'_> {
@@ -131,10 +144,12 @@ impl Look<'_> {
     fn first(&mut self, rules: &[Rule]) -> Option<(bool, Reason)> {
         for rule in rules.iter().filter(|rule| self.without != Some(&rule.origin)) {
             let outcome = self.outcome(rule);
-            self.steps.push(Step {
-                rule: rule.clone(),
-                outcome,
-            });
+            if let Some(steps) = &mut self.steps {
+                steps.push(Step {
+                    rule: rule.clone(),
+                    outcome,
+                });
+            }
             match outcome {
                 Outcome::OtherPeer | Outcome::OtherPort => {}
                 Outcome::Passed => return None,

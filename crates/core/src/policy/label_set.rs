@@ -99,7 +99,7 @@ impl LabelSets {
                     id
                 });
             if let Some(set) = all.sets.get_mut(&id) {
-                set.members.extend(&pod.addresses);
+                set.members.extend(cluster.addresses_of(pod));
             }
         }
         all

@@ -14,6 +14,7 @@ mod state;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 pub use label_set::{LabelSet, LabelSetId, LabelSetIdError, LabelSets};
 pub use rule::{Origin, Peer, Peers, PolicyRef, PortMatch, Ports, Rule};
@@ -21,7 +22,7 @@ pub use state::{Isolation, LocalPod, PodRules, PolicyState, Tiers};
 pub use text::RuleError;
 
 use crate::cluster::{
-    Cluster, Direction, Existing, NetworkPolicy, NodeName, ObjectName, Parsed, PodSelection, PortRange,
+    Cluster, Direction, Existing, NetworkPolicy, Node, NodeName, ObjectName, Parsed, PodSelection, PortRange,
 };
 use crate::state::Problem;
 use clusterwide::Placed;
@@ -38,14 +39,16 @@ pub fn compute(cluster: &Cluster, me: &NodeName, problems: &mut Vec<Problem>) ->
     let sets = LabelSets::of(cluster);
     let policies = Policies::of(cluster);
     for pod in cluster.valid_pods() {
-        if !pod.has_own_network() || pod.node.as_ref() != Some(me) {
+        // Its runtime may have been told before we that it is bound to this node.
+        let is_here = pod.node.as_ref() == Some(me) || cluster.local.has_wired(pod);
+        if !pod.has_own_network() || !is_here {
             continue;
         }
         let id = LabelSets::id_of(cluster, pod);
         let Some(set) = sets.get(id) else { continue };
         let rules = state.rules.entry(id).or_insert_with(|| policies.rules(set));
         if !rules.is_open() {
-            let addresses = pod.addresses.iter().copied().collect();
+            let addresses = cluster.addresses_of(pod).collect();
             let local = LocalPod {
                 label_set: id,
                 addresses,
@@ -54,14 +57,32 @@ pub fn compute(cluster: &Cluster, me: &NodeName, problems: &mut Vec<Problem>) ->
         }
     }
     state.rules.retain(|_, rules| !rules.is_open());
-    if !state.pods.is_empty() {
-        state.own_node = cluster
-            .node(me)
-            .map(|node| node.all_addresses.clone())
-            .unwrap_or_default();
+    state.strangers = strangers(cluster, &policies);
+    if !state.is_open() {
+        state.own_node = cluster.node(me).map(own_addresses).unwrap_or_default();
         fill(&mut state, cluster, &sets);
     }
     state
+}
+
+/// The addresses of this node's pods of which the API says nothing, where a policy may be about them.
+fn strangers(cluster: &Cluster, policies: &Policies<'_>) -> BTreeSet<IpAddr> {
+    let pods = cluster.local.pods.iter();
+    let concerned = pods.filter(|(name, _)| policies.may_select(&name.namespace));
+    let strangers = concerned.flat_map(|(name, wired)| {
+        let object = cluster.pods.get(name);
+        wired.iter().filter(move |wired| wired.is_stranger(object))
+    });
+    strangers
+        .flat_map(|wired| wired.addresses.iter().copied())
+        .collect()
+}
+
+/// What a node calls its pods from, and is reached at by them: its addresses, and the first ones of its ranges, which it
+/// has itself.
+fn own_addresses(node: &Node) -> BTreeSet<IpAddr> {
+    let ranges = node.pod_ranges.iter().map(|range| range.network());
+    node.all_addresses.iter().copied().chain(ranges).collect()
 }
 
 /// Looks up what the rules name.
@@ -154,6 +175,11 @@ impl<'a> Policies<'a> {
         }
     }
 
+    /// Whether some policy could be about a pod of a namespace.
+    fn may_select(&self, namespace: &str) -> bool {
+        !self.whole_cluster.is_empty() || self.by_namespace.contains_key(namespace)
+    }
+
     /// The rules for pods of a label set.
     fn rules(&self, set: &LabelSet) -> PodRules {
         let mut rules = PodRules::default();
@@ -211,5 +237,48 @@ fn tell_faults(cluster: &Cluster, problems: &mut Vec<Problem>) {
             object: PolicyRef::Cluster(name.clone()).object(),
             why,
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Pod, Selector, Wired};
+
+    /// Kubelet may hear of a binding, and have the pod's network made, before we do.
+    #[test]
+    fn a_pod_that_was_wired_here_is_policed_before_its_binding_is_seen() {
+        let (name, me) = (ObjectName::new("shop", "db"), NodeName::new("node1").unwrap());
+        let deny = NetworkPolicy {
+            pods: Ok(Selector::everything()),
+            types: None,
+            ingress: None,
+            egress: None,
+            existing: Ok(Existing::Cut),
+        };
+        let mut cluster = Cluster::default();
+        cluster
+            .network_policies
+            .insert(ObjectName::new("shop", "deny"), Ok(deny));
+        let mut pod = Pod::new(name.clone());
+        pod.uids = vec!["1".into()];
+        cluster.pods.insert(name.clone(), Ok(pod));
+        assert!(compute(&cluster, &me, &mut Vec::new()).is_open());
+        let address: IpAddr = "10.244.0.2".parse().unwrap();
+        for (uid, policed, strange) in [("1", true, false), ("2", false, true)] {
+            let wired = Wired {
+                uid: uid.into(),
+                addresses: [address].into(),
+            };
+            cluster.local.pods = [(name.clone(), vec![wired])].into();
+            let state = compute(&cluster, &me, &mut Vec::new());
+            let found = state.pods.get(&name);
+            assert_eq!(
+                found.is_some_and(|pod| pod.addresses.contains(&address)),
+                policed,
+                "{uid}"
+            );
+            assert_eq!(state.strangers.contains(&address), strange, "{uid}");
+        }
     }
 }

@@ -17,7 +17,10 @@ use crate::cluster::{Direction, ObjectName, PodSelection, Selector};
 pub struct PolicyState {
     /// The node's pods that a policy is about. All others are open.
     pub pods: BTreeMap<ObjectName, LocalPod>,
-    /// Their rules, by label set: pods that no policy can tell apart share them.
+    /// Addresses of the node's pods whose labels nobody knows (yet, or any more): they reach their node and are reached by
+    /// it, and that is all.
+    pub strangers: BTreeSet<IpAddr>,
+    /// The rules of the former, by label set: pods that no policy can tell apart share them.
     pub rules: BTreeMap<LabelSetId, PodRules>,
     /// The selections that those rules name, and the label sets in them.
     pub selections: BTreeMap<PodSelection, BTreeSet<LabelSetId>>,
@@ -133,6 +136,11 @@ impl Tiers {
 }
 
 impl PolicyState {
+    /// Whether no policy is about anything of the node.
+    pub fn is_open(&self) -> bool {
+        self.pods.is_empty() && self.strangers.is_empty()
+    }
+
     /// A local pod's rules; `None` when no policy is about it.
     pub fn rules_of(&self, pod: &ObjectName) -> Option<&PodRules> {
         self.rules.get(&self.pods.get(pod)?.label_set)
@@ -153,6 +161,9 @@ impl fmt::Display for PolicyState {
         for (name, pod) in &self.pods {
             let addresses = list(&mut pod.addresses.iter().map(ToString::to_string));
             writeln!(f, "policed pod {name} set {} {addresses}", pod.label_set)?;
+        }
+        for address in &self.strangers {
+            writeln!(f, "closed, of no known pod {address}")?;
         }
         for (set, rules) in &self.rules {
             for (direction, tiers) in [("ingress", &rules.ingress), ("egress", &rules.egress)] {

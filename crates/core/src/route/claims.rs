@@ -84,7 +84,7 @@ fn misplaced(cluster: &Cluster, own: &Node, range: IpNet) -> Option<String> {
     Some(format!("overlaps the subnet {subnet} of node {}", own.name))
 }
 
-pub(super) fn overlap(a: IpNet, b: IpNet) -> bool {
+pub(crate) fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 

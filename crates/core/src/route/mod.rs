@@ -5,7 +5,7 @@
 //! every peer's neighbour and forwarding entries from the Node objects alone.
 
 mod blocks;
-mod claims;
+pub(crate) mod claims;
 mod vtep;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,8 +7,16 @@ use super::{NodePort, ServiceState};
 use crate::cluster::{Family, Protocol};
 use crate::shared_map::SharedMap;
 
-/// A program's socket that waits for strangers: what it speaks, and where.
-pub type Listener = (Protocol, SocketAddr);
+/// A program's socket that waits for strangers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// What it is bound to.
+    pub address: SocketAddr,
+    /// Whether it takes IPv4 as well, if it is bound to the unspecified IPv6 address.
+    pub takes_ipv4: bool,
+}
 
 impl ServiceState {
     /// The node ports that `before` has not.
@@ -20,19 +28,22 @@ impl ServiceState {
         ports.filter(|port| !before.contains_key(port)).collect()
     }
 
-    /// Those of `ports` that somebody listens on, on an address that has node ports. Who listens on the unspecified IPv6
-    /// address may take IPv4, too.
+    /// Those of `ports` that somebody listens on, on an address that has node ports.
     pub fn busy(
         &self,
         ports: impl IntoIterator<Item = NodePort>,
         listeners: &[Listener],
     ) -> BTreeSet<NodePort> {
         let is_busy = |port: &NodePort| {
-            listeners.iter().any(|(protocol, at)| {
-                let address = at.ip();
-                let everywhere = address.is_unspecified() && (address.is_ipv6() || port.family == Family::V4);
-                let here = Family::of(address) == port.family && self.has_node_ports_on(address);
-                *protocol == port.protocol && at.port() == port.port.get() && (everywhere || here)
+            listeners.iter().any(|listener| {
+                let address = listener.address.ip();
+                let same = Family::of(address) == port.family;
+                let everywhere =
+                    address.is_unspecified() && (same || port.family == Family::V4 && listener.takes_ipv4);
+                let here = same && self.has_node_ports_on(address);
+                listener.protocol == port.protocol
+                    && listener.address.port() == port.port.get()
+                    && (everywhere || here)
             })
         };
         ports.into_iter().filter(is_busy).collect()
@@ -67,9 +78,20 @@ mod tests {
             ("127.0.0.1:30080", &all_but_loopback, vec![]),
             ("0.0.0.0:30081", &all_but_loopback, vec![]),
         ] {
-            let listener = (Protocol::Tcp, address.parse().unwrap());
+            let listener = Listener {
+                protocol: Protocol::Tcp,
+                address: address.parse().unwrap(),
+                takes_ipv4: true,
+            };
             let found = services.busy([v4, v6, udp], &[listener]);
             assert_eq!(found, busy.into_iter().collect(), "{address}");
+            if listener.address.is_ipv6() {
+                let alone = Listener {
+                    takes_ipv4: false,
+                    ..listener
+                };
+                assert_eq!(services.busy([v4, v6, udp], &[alone]), [v6].into());
+            }
         }
     }
 }

@@ -4,20 +4,28 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Backend;
-use crate::cluster::{AddressFamily, Cluster, Endpoint, EndpointSlice, Family, NodeName, ServicePort};
+use crate::cluster::{AddressFamily, Cluster, Endpoint, EndpointSlice, Family, Node, NodeName, ServicePort};
 
 /// Where a choice is made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) node: &'a NodeName,
     pub(super) zone: Option<&'a str>,
+    /// The node's own object, if there is one.
+    own: Option<&'a Node>,
 }
 
 impl<'a> Place<'a> {
     pub(super) fn of(cluster: &'a Cluster, node: &'a NodeName) -> Self {
         let own = cluster.node(node).or(cluster.local.node.as_ref());
         let zone = own.and_then(|node| node.zone());
-        Place { node, zone }
+        Place { node, zone, own }
+    }
+
+    /// The node's own addresses.
+    pub(super) fn addresses(self) -> impl Iterator<Item = IpAddr> + use<'a> {
+        let own = self.own.into_iter();
+        own.flat_map(|node| node.all_addresses.iter().copied())
     }
 }
 

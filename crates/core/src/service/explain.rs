@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use super::endpoints::{Candidates, Place, Scope};
 use super::{PortName, Unchosen};
 use crate::cluster::{
-    Affinity, Cluster, ExternalPolicy, Family, InternalPolicy, NodeName, ObjectName, Service, ServicePort,
+    Affinity, Algorithm, Cluster, ExternalPolicy, Family, InternalPolicy, NodeName, ObjectName, Service,
+    ServicePort,
 };
 
 /// Where a client is.
@@ -34,6 +35,8 @@ pub struct Explanation {
     pub otherwise: Otherwise,
     /// Whether a client stays with its endpoint.
     pub affinity: Affinity,
+    /// How one of the chosen is found for a connection.
+    pub algorithm: Algorithm,
     /// Which of the addresses only some clients may come to; all may come to all where there is nothing.
     pub guarded: Option<Guarded>,
 }
@@ -91,7 +94,7 @@ pub fn explain(
         let family = Family::of(*address);
         for port in service.ports() {
             let candidates = Candidates::of(&slices, family, port);
-            let mut explain = |asked: Vec<String>, scope, guarded| {
+            let mut explain = |asked: Vec<String>, scope, algorithm, guarded| {
                 let judged = candidates.judge(scope, place);
                 let mut endpoints: Vec<Explained> = judged
                     .map(|(address, endpoint, unchosen)| Explained {
@@ -118,6 +121,7 @@ pub fn explain(
                     endpoints,
                     otherwise,
                     affinity: service.affinity,
+                    algorithm,
                     guarded,
                 });
             };
@@ -129,6 +133,7 @@ pub fn explain(
             explain(
                 vec![SocketAddr::new(*address, port.port.get()).to_string()],
                 internal,
+                Algorithm::Random,
                 None,
             );
             let asked = external(service, port, family);
@@ -137,7 +142,8 @@ pub fn explain(
                     (ExternalPolicy::Local, Client::Outside) => Scope::Local,
                     _ => Scope::Cluster,
                 };
-                explain(asked, scope, guarded(service, port, family));
+                let algorithm = service.external.algorithm;
+                explain(asked, scope, algorithm, guarded(service, port, family));
             }
         }
     }
@@ -196,6 +202,12 @@ impl fmt::Display for Explanation {
                 )?;
             }
             _ => {}
+        }
+        if self.algorithm == Algorithm::Maglev && chosen > 1 {
+            writeln!(
+                f,
+                "  by Maglev hashing of the client: every node chooses the same"
+            )?;
         }
         match self.affinity {
             Affinity::ClientIp { seconds } if chosen > 1 => {

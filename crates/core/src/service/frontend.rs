@@ -19,7 +19,7 @@ pub struct Frontend {
 
 impl Frontend {
     /// The least of those that an address can have.
-    pub(super) fn first_of(address: IpAddr) -> Self {
+    pub fn first_of(address: IpAddr) -> Self {
         Frontend {
             address,
             protocol: Protocol::Tcp,

@@ -1,9 +1,11 @@
 //! Ports of the node itself that lead into its pods: `hostPort`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
+use super::Frontend;
 use crate::cluster::{Family, Protocol};
 
 /// A port of this node. Pods may share a number on different addresses or protocols.
@@ -72,6 +74,33 @@ impl HostPort {
             };
             Some((host_port, SocketAddr::new(*target, container_port.get())))
         })
+    }
+
+    /// The one address and port where it is, unless it is on all of the node's.
+    pub fn frontend(&self) -> Option<Frontend> {
+        match self.address {
+            HostAddress::Any(_) => None,
+            HostAddress::One(address) => Some(self.on(address)),
+        }
+    }
+
+    /// Every address and port where it is, on a node that has the addresses `own`.
+    pub(super) fn places<'a>(&'a self, own: &'a BTreeSet<IpAddr>) -> impl Iterator<Item = Frontend> + 'a {
+        let own = own.iter().filter(|address| match self.address {
+            HostAddress::Any(family) => Family::of(**address) == family,
+            HostAddress::One(_) => false,
+        });
+        self.frontend()
+            .into_iter()
+            .chain(own.map(|address| self.on(*address)))
+    }
+
+    fn on(&self, address: IpAddr) -> Frontend {
+        Frontend {
+            address,
+            protocol: self.protocol,
+            port: self.port,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who has which address: of services that claim the same, the first by name. Kept up with the services that change.
+//! Every service by itself, and who claims what. Kept up with the services that change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -8,8 +8,10 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::endpoints::Place;
+use super::owner::{Owner, owners};
 use super::served::Served;
-use super::{Entry, Frontend, HostAddress, NodePort, ServiceState};
+use super::settle::{Claimant, Others, problem, settle_address, settle_health_check, settle_node_port};
+use super::{Frontend, HostAddress, HostPort, NodePort, ServiceState};
 use crate::cluster::{Changes, Cluster, NodeName, ObjectName, ObjectRef};
 use crate::state::Problem;
 
@@ -28,6 +30,7 @@ enum Claim {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Terms {
     zone: Option<String>,
+    addresses: BTreeSet<IpAddr>,
     ranges: BTreeSet<IpNet>,
     node_port_addresses: Option<BTreeSet<IpNet>>,
 }
@@ -39,32 +42,42 @@ pub(crate) struct Ledger {
     served: BTreeMap<Arc<ObjectName>, Served>,
     /// Who claims what, by name.
     claims: BTreeMap<Claim, Vec<Arc<ObjectName>>>,
+    /// The addresses among them that are in none of the ranges.
+    outside: BTreeSet<IpAddr>,
+    /// Those of them that are somebody else's, too.
+    owners: BTreeMap<IpAddr, Owner>,
     /// How many services have an endpoint on this node.
     local: BTreeMap<IpAddr, usize>,
     /// The services of which something cannot be, whoever else there is.
     ailing: BTreeSet<Arc<ObjectName>>,
     /// Ports of this node that are somebody else's: programs' that listen on them, and pods'.
     busy: BTreeSet<NodePort>,
+    /// The same of pods, with each address on which they have a port.
+    opened: BTreeSet<Frontend>,
+    /// Host ports that cannot be.
+    closed: Vec<Problem>,
     /// What cannot be because another has it.
     lost: BTreeMap<Claim, Vec<Problem>>,
     state: Arc<ServiceState>,
 }
 
 impl Ledger {
-    /// Takes in what changed, and gives what a node has. `pods` is where its pods have their addresses from.
+    /// Takes in what changed, and gives what a node has. `pods` is where its pods have their addresses from, `ranges`
+    /// where services have theirs from.
     pub(crate) fn update(
         &mut self,
         cluster: &Cluster,
         me: &NodeName,
-        pods: &BTreeSet<IpNet>,
+        (pods, ranges): (&BTreeSet<IpNet>, BTreeSet<IpNet>),
         changes: [Changes; 2],
     ) -> Arc<ServiceState> {
         let place = Place::of(cluster, me);
-        let ranges = |ranges: &[IpNet]| ranges.iter().map(IpNet::trunc).collect();
+        let truncated = |ranges: &[IpNet]| ranges.iter().map(IpNet::trunc).collect();
         let terms = Terms {
             zone: place.zone.map(str::to_owned),
-            ranges: ranges(&cluster.config.service_cidrs),
-            node_port_addresses: cluster.config.node_port_addresses.as_deref().map(ranges),
+            addresses: place.addresses().collect(),
+            ranges,
+            node_port_addresses: cluster.config.node_port_addresses.as_deref().map(truncated),
         };
         let changed = match changes {
             [Changes::Of(mut services), Changes::Of(more)] if terms == self.terms => {
@@ -80,12 +93,19 @@ impl Ledger {
         for name in changed {
             self.serve(cluster, place, name, &mut claims);
         }
-        let busy = busy(cluster);
+        let busy = busy(cluster, &self.state);
         let moved = self.busy.symmetric_difference(&busy).copied();
         claims.extend(moved.map(Claim::NodePort));
         self.busy = busy;
+        let host_ports = cluster.host_ports.keys();
+        let opened = host_ports.flat_map(|host_port| host_port.places(&self.terms.addresses));
+        let opened = opened.collect();
+        let moved = self.opened.symmetric_difference(&opened);
+        claims.extend(moved.map(|place| Claim::Address(place.address)));
+        self.opened = opened;
+        self.find_owners(cluster, &mut claims);
         self.settle(claims, me);
-        self.rest(cluster, pods);
+        self.rest(cluster, pods, me);
         Arc::clone(&self.state)
     }
 
@@ -99,7 +119,8 @@ impl Ledger {
                 .flat_map(|served| &served.problems);
             problems.map(|why| problem(name, why.clone()))
         });
-        own.chain(self.lost.values().flatten().cloned())
+        let lost = self.lost.values().flatten().chain(&self.closed);
+        own.chain(lost.cloned())
     }
 
     fn under(terms: Terms) -> Self {
@@ -167,6 +188,26 @@ impl Ledger {
         self.served.insert(name, served);
     }
 
+    /// Looks whose the addresses are that only services may have. What is others' now, or no more, is added to `touched`.
+    fn find_owners(&mut self, cluster: &Cluster, touched: &mut BTreeSet<Claim>) {
+        for claim in touched.iter() {
+            let Claim::Address(address) = *claim else { continue };
+            let is_claimed = self
+                .claims
+                .get(claim)
+                .is_some_and(|claimants| !claimants.is_empty());
+            if is_claimed && !self.terms.ranges.iter().any(|range| range.contains(&address)) {
+                self.outside.insert(address);
+            } else {
+                self.outside.remove(&address);
+            }
+        }
+        let before = std::mem::replace(&mut self.owners, owners(cluster, &self.outside));
+        let moved = before.keys().chain(self.owners.keys());
+        let moved = moved.filter(|address| before.get(address) != self.owners.get(address));
+        touched.extend(moved.map(|address| Claim::Address(*address)));
+    }
+
     /// Decides who has what of `claims`.
     fn settle(&mut self, claims: BTreeSet<Claim>, me: &NodeName) {
         if claims.is_empty() {
@@ -181,7 +222,14 @@ impl Ledger {
                 .filter_map(|name| Some((&**name, self.served.get(name)?)))
                 .collect();
             let lost = match claim {
-                Claim::Address(address) => settle_address(changed, address, &claimants),
+                Claim::Address(address) => {
+                    let others = Others {
+                        me,
+                        owner: self.owners.get(&address),
+                        opened: &self.opened,
+                    };
+                    settle_address(changed, address, &others, &claimants)
+                }
                 Claim::NodePort(node_port) if self.busy.contains(&node_port) => {
                     changed.node_ports.remove(&node_port);
                     claimants
@@ -205,35 +253,49 @@ impl Ledger {
         self.state = state;
     }
 
-    /// What does not come from services alone.
-    fn rest(&mut self, cluster: &Cluster, pods: &BTreeSet<IpNet>) {
-        let host_ports = &cluster.host_ports;
+    /// What does not come from services alone. A host port on a cluster IP is nowhere: the address is the service's.
+    fn rest(&mut self, cluster: &Cluster, pods: &BTreeSet<IpNet>, me: &NodeName) {
+        let services = &self.state.frontends;
+        let owner = |host_port: &HostPort| services.get(&host_port.frontend()?);
+        let closed = cluster.host_ports.keys().filter_map(|host_port| {
+            let service = &owner(host_port)?.port.service;
+            let why =
+                format!("a pod does not have its host port {host_port}: the address is of service {service}");
+            Some(Problem {
+                object: ObjectRef::node(me),
+                why,
+            })
+        });
+        self.closed = closed.collect();
+        let open = cluster.host_ports.iter();
+        let open = open.filter(|(host_port, _)| owner(host_port).is_none());
+        let host_ports: BTreeMap<HostPort, SocketAddr> =
+            open.map(|(port, target)| (*port, *target)).collect();
         let mut local: BTreeSet<IpAddr> = self.local.keys().copied().collect();
         local.extend(host_ports.values().map(SocketAddr::ip));
         let state = &self.state;
-        if state.pods == *pods && state.host_ports == *host_ports && state.local_endpoints == local {
+        if state.pods == *pods && state.host_ports == host_ports && state.local_endpoints == local {
             return;
         }
         let state = Arc::make_mut(&mut self.state);
         state.pods.clone_from(pods);
-        state.host_ports.clone_from(host_ports);
+        state.host_ports = host_ports;
         state.local_endpoints = local;
     }
 }
 
-/// A host port of one address only leaves the others to the service.
-fn busy(cluster: &Cluster) -> BTreeSet<NodePort> {
-    let pods = cluster
-        .host_ports
-        .keys()
-        .filter_map(|host_port| match host_port.address {
-            HostAddress::One(_) => None,
-            HostAddress::Any(family) => Some(NodePort {
-                family,
-                protocol: host_port.protocol,
-                port: host_port.port,
-            }),
-        });
+/// A node port is the same on all addresses that have node ports: somebody who has it on one of them has it.
+fn busy(cluster: &Cluster, state: &ServiceState) -> BTreeSet<NodePort> {
+    let meets = |host_port: &&HostPort| match host_port.address {
+        HostAddress::Any(_) => true,
+        HostAddress::One(address) => state.has_node_ports_on(address),
+    };
+    let pods = cluster.host_ports.keys().filter(meets);
+    let pods = pods.map(|host_port| NodePort {
+        family: host_port.address.family(),
+        protocol: host_port.protocol,
+        port: host_port.port,
+    });
     pods.chain(cluster.local.busy_ports.iter().copied()).collect()
 }
 
@@ -248,9 +310,6 @@ fn taken(me: &NodeName, port: NodePort, service: &ObjectName) -> Problem {
     }
 }
 
-/// A service that claims something.
-type Claimant<'a> = (&'a ObjectName, &'a Served);
-
 fn claims_of(served: &Served) -> impl Iterator<Item = Claim> {
     let external = served.external.iter().map(|(frontend, _)| frontend.address);
     let addresses = served.cluster_ips.iter().copied().chain(external);
@@ -260,121 +319,4 @@ fn claims_of(served: &Served) -> impl Iterator<Item = Claim> {
         .map(Claim::Address)
         .chain(node_ports.map(Claim::NodePort))
         .chain(health_check.map(Claim::HealthCheck))
-}
-
-fn problem(name: &ObjectName, why: String) -> Problem {
-    Problem {
-        object: ObjectRef::service(name),
-        why,
-    }
-}
-
-/// No other address of a service can take a cluster IP away.
-fn settle_address(state: &mut ServiceState, address: IpAddr, claimants: &[Claimant<'_>]) -> Vec<Problem> {
-    let mut lost = Vec::new();
-    let mut had: BTreeMap<Frontend, Arc<Entry>> = BTreeMap::new();
-    let has_it = |served: &Served| served.cluster_ips.contains(&address);
-    let owner = claimants.iter().find(|(_, served)| has_it(served));
-    for (name, served) in claimants.iter().filter(|(_, served)| has_it(served)) {
-        match owner {
-            Some((owner, _)) if owner != name => {
-                let why = format!("its cluster IP {address} belongs to service {owner}; it is not served");
-                lost.push(problem(name, why));
-            }
-            _ => {
-                let its = served
-                    .internal
-                    .iter()
-                    .filter(|(frontend, _)| frontend.address == address);
-                had.extend(its.cloned());
-            }
-        }
-    }
-    let external = claimants.iter().flat_map(|(name, served)| {
-        served
-            .external
-            .iter()
-            .map(move |(frontend, entry)| (name, frontend, entry))
-    });
-    for (name, frontend, entry) in external.filter(|(_, frontend, _)| frontend.address == address) {
-        let why = if let Some((owner, _)) = owner {
-            format!("its address {address} is the cluster IP of service {owner}; it is not served")
-        } else if let Some(range) = state.ranges.iter().find(|range| range.contains(&address)) {
-            format!(
-                "its address {address} is in the range {range}, which is for cluster IPs; it is not served"
-            )
-        } else if let Some(other) = had.get(frontend) {
-            // A service may have one address in both ways.
-            if other.port.service == **name {
-                continue;
-            }
-            format!(
-                "{frontend} belongs to service {}; it is not served",
-                other.port.service
-            )
-        } else {
-            had.insert(*frontend, Arc::clone(entry));
-            continue;
-        };
-        lost.push(problem(name, why));
-    }
-    if owner.is_some() {
-        state.cluster_ips.insert(address);
-    } else {
-        state.cluster_ips.remove(&address);
-    }
-    let gone: Vec<Frontend> = state
-        .frontends
-        .range(&Frontend::first_of(address))
-        .map(|(frontend, _)| *frontend)
-        .take_while(|frontend| frontend.address == address)
-        .filter(|frontend| !had.contains_key(frontend))
-        .collect();
-    for frontend in &gone {
-        state.frontends.remove(frontend);
-    }
-    state.frontends.extend(had);
-    lost
-}
-
-fn settle_node_port(state: &mut ServiceState, port: NodePort, claimants: &[Claimant<'_>]) -> Vec<Problem> {
-    let all = claimants.iter().flat_map(|(name, served)| {
-        served
-            .node_ports
-            .iter()
-            .map(move |(node_port, entry)| (name, node_port, entry))
-    });
-    let mut all = all.filter(|(_, node_port, _)| **node_port == port);
-    let Some((_, _, entry)) = all.next() else {
-        state.node_ports.remove(&port);
-        return Vec::new();
-    };
-    state.node_ports.insert(port, Arc::clone(entry));
-    let owner = &entry.port.service;
-    let lost = all.map(|(name, node_port, _)| {
-        let (protocol, port) = (node_port.protocol, node_port.port);
-        let why = format!("its node port {protocol} {port} belongs to service {owner}; it is not served");
-        problem(name, why)
-    });
-    lost.collect()
-}
-
-fn settle_health_check(
-    state: &mut ServiceState,
-    port: NonZeroU16,
-    claimants: &[Claimant<'_>],
-) -> Vec<Problem> {
-    let mut all = claimants
-        .iter()
-        .filter_map(|(name, served)| Some((name, served.health_check.as_ref()?)));
-    let Some((owner, (_, check))) = all.next() else {
-        state.health_checks.remove(port);
-        return Vec::new();
-    };
-    state.health_checks.insert(port, check.clone());
-    let lost = all.map(|(name, _)| {
-        let why = format!("its health check node port {port} belongs to service {owner}; it is not answered");
-        problem(name, why)
-    });
-    lost.collect()
 }

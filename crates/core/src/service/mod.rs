@@ -12,16 +12,20 @@ mod frontend;
 mod health;
 mod host_port;
 mod ledger;
+pub mod maglev;
+mod owner;
+pub(crate) mod ranges;
 mod served;
+mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
-use crate::cluster::Affinity;
+use crate::cluster::{Affinity, Algorithm};
 use crate::shared_map::{SharedMap, SharedSet};
 pub use busy::Listener;
 pub use endpoints::Unchosen;
@@ -30,6 +34,7 @@ pub use frontend::{Frontend, NodePort, PortName};
 pub use health::{HealthCheck, HealthChecks};
 pub use host_port::{HostAddress, HostPort};
 pub(crate) use ledger::Ledger;
+pub use owner::Owner;
 
 /// Service addresses of a cluster, as one node sees them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -42,6 +47,8 @@ pub struct ServiceState {
     pub node_port_addresses: Option<BTreeSet<IpNet>>,
     /// The cluster IPs in use: a port of theirs that is no frontend is refused.
     pub cluster_ips: SharedSet<IpAddr>,
+    /// Frontends' addresses that are somebody else's too, and whose: of these only the frontends' ports are services'.
+    pub borrowed: BTreeMap<IpAddr, Owner>,
     /// The ranges services' addresses are from: an address in them that is not in use is dropped.
     pub ranges: BTreeSet<IpNet>,
     /// Where this node's pods have their addresses from: who comes from there is inside.
@@ -67,6 +74,8 @@ pub struct Entry {
     pub sources: Option<Arc<BTreeSet<IpNet>>>,
     /// Whether a client stays with its endpoint, by whichever of the service's addresses it comes.
     pub affinity: Affinity,
+    /// How an endpoint is chosen.
+    pub algorithm: Algorithm,
 }
 
 /// What new connections become.
@@ -96,6 +105,15 @@ impl Backend {
         }
     }
 
+    /// Who gets connections, and who may go on with those that there are.
+    pub fn serving(&self) -> impl Iterator<Item = SocketAddr> {
+        let draining = match self {
+            Backend::Balance { draining, .. } => draining.as_ref(),
+            Backend::Refuse | Backend::Drop => &[],
+        };
+        self.endpoints().iter().chain(draining).copied()
+    }
+
     /// Who gets new connections; nobody where they are refused or dropped.
     pub fn endpoints(&self) -> &[SocketAddr] {
         match self {
@@ -114,6 +132,7 @@ impl Entry {
             outside: None,
             sources: None,
             affinity: Affinity::None,
+            algorithm: Algorithm::Random,
         }
     }
 
@@ -143,6 +162,16 @@ impl ServiceState {
             .iter()
             .copied()
             .chain(outside.map(|address| IpNet::from(*address)))
+    }
+
+    /// Whether the node reaches node ports by its IPv4 loopback addresses. There is no such way in IPv6.
+    pub fn has_node_ports_on_loopback(&self) -> bool {
+        let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+        let mut ranges = self.node_port_addresses.iter().flatten();
+        ranges.any(|range| match range {
+            IpNet::V4(range) => loopback.contains(range) || range.contains(&loopback),
+            IpNet::V6(_) => false,
+        })
     }
 
     /// Whether node ports are on that address of the node.
@@ -185,6 +214,9 @@ impl fmt::Display for Entry {
                 f.write_str(" nobody")?;
             }
         }
+        if self.algorithm == Algorithm::Maglev {
+            f.write_str("; by Maglev hashing")?;
+        }
         match self.affinity {
             Affinity::None => Ok(()),
             Affinity::ClientIp { seconds } => write!(f, "; clients stay for {seconds} s"),
@@ -203,6 +235,9 @@ impl fmt::Display for ServiceState {
         self.cluster_ips
             .iter()
             .try_for_each(|address| writeln!(f, "cluster ip {address}"))?;
+        self.borrowed
+            .iter()
+            .try_for_each(|(address, owner)| writeln!(f, "borrowed {address}, which is {owner}"))?;
         self.frontends
             .iter()
             .try_for_each(|(frontend, entry)| writeln!(f, "service {frontend} {entry}"))?;

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::endpoints::{Candidates, Place, Scope};
 use super::{Backend, Entry, Frontend, HealthCheck, NodePort, PortName};
 use crate::cluster::{
-    EndpointSlice, ExternalPolicy, Family, InternalPolicy, ObjectName, Service, ServicePort,
+    Algorithm, EndpointSlice, ExternalPolicy, Family, InternalPolicy, ObjectName, Service, ServicePort,
 };
 
 /// What one service has on one node.
@@ -51,7 +51,7 @@ impl Served {
         let mut ready_here = BTreeSet::new();
         for &address in service.cluster_ips() {
             let family = Family::of(address);
-            let outer = Outer::of(service, family);
+            let outer = Outer::of(service, family, place);
             for port in service.ports() {
                 let candidates = Candidates::of(slices, family, port);
                 let backends = Backends::of(&candidates, service, place);
@@ -107,6 +107,7 @@ impl Served {
             outside: None,
             sources: None,
             affinity,
+            algorithm: Algorithm::Random,
         });
         let external = Arc::new(Entry {
             port: name,
@@ -114,6 +115,7 @@ impl Served {
             outside: backends.outside,
             sources: None,
             affinity,
+            algorithm: service.external.algorithm,
         });
         let guarded = match &outer.sources {
             None => external.clone(),
@@ -177,7 +179,7 @@ struct Outer {
 }
 
 impl Outer {
-    fn of(service: &Service, family: Family) -> Self {
+    fn of(service: &Service, family: Family, place: Place<'_>) -> Self {
         let external = &service.external;
         let of_family = |addresses: &[IpAddr]| {
             let addresses = addresses.iter().copied();
@@ -185,10 +187,20 @@ impl Outer {
                 .filter(|address| Family::of(*address) == family)
                 .collect()
         };
+        let load_balancer: Vec<IpAddr> = of_family(&external.load_balancer);
+        let mut sources = external.sources_of(family);
+        if let Some(sources) = &mut sources
+            && place
+                .addresses()
+                .any(|own| sources.iter().any(|range| range.contains(&own)))
+        {
+            // A node that has the load balancer's address itself asks from it.
+            sources.extend(load_balancer.iter().map(|address| IpNet::from(*address)));
+        }
         Outer {
             ips: of_family(&external.ips),
-            load_balancer: of_family(&external.load_balancer),
-            sources: external.sources_of(family).map(Arc::new),
+            load_balancer,
+            sources: sources.map(Arc::new),
         }
     }
 }

@@ -15,7 +15,8 @@ fn compute(
     problems: &mut Vec<Problem>,
 ) -> Arc<ServiceState> {
     let mut ledger = Ledger::default();
-    let state = ledger.update(cluster, me, &pods, [Changes::All, Changes::All]);
+    let ranges = super::ranges::compute(cluster, problems);
+    let state = ledger.update(cluster, me, (&pods, ranges), [Changes::All, Changes::All]);
     problems.extend(ledger.problems());
     problems.sort();
     state
@@ -75,6 +76,25 @@ fn backend(policy: InternalPolicy, slices: Vec<EndpointSlice>) -> String {
     }
     let state = compute(&cluster, &me(), BTreeSet::new(), &mut Vec::new());
     state.frontends.values().next().unwrap().to_string()
+}
+
+#[test]
+fn maglev_hashing_is_for_external_addresses_and_node_ports() {
+    let mut service = outer(ExternalPolicy::Cluster);
+    service.external.algorithm = Algorithm::Maglev;
+    let ready = slice("web", 8080, &[("10.244.0.2", "node1", "rs")]);
+    let cluster = cluster_of(vec![("web", service)], vec![ready]);
+    let state = compute(&cluster, &me(), BTreeSet::new(), &mut Vec::new());
+    for (frontend, entry) in &state.frontends {
+        let is_internal = frontend.address.to_string() == "10.96.0.7";
+        assert_eq!(entry.algorithm == Algorithm::Random, is_internal, "{frontend}");
+    }
+    assert!(
+        state
+            .node_ports
+            .values()
+            .all(|entry| entry.algorithm == Algorithm::Maglev)
+    );
 }
 
 #[test]
@@ -167,7 +187,7 @@ fn outer(policy: ExternalPolicy) -> Service {
         sources: Some(["192.0.2.0/24".parse().unwrap()].into()),
         policy,
         health_check: Some(port(32000)),
-        unread: Vec::new(),
+        ..External::default()
     };
     service
 }
@@ -402,7 +422,7 @@ fn a_node_port_that_a_program_or_a_pod_of_the_node_has_is_reported_and_not_taken
         ledger.update(
             cluster,
             &me(),
-            &BTreeSet::new(),
+            (&BTreeSet::new(), BTreeSet::new()),
             [Changes::Of(BTreeSet::new()), Changes::Of(BTreeSet::new())],
         )
     };
@@ -418,17 +438,69 @@ fn a_node_port_that_a_program_or_a_pod_of_the_node_has_is_reported_and_not_taken
         .host_ports
         .insert(host_port, "10.244.0.9:80".parse().unwrap());
     assert_eq!(update(&cluster).node_ports.len(), 0);
-    // Of one address: the port is free on all others.
-    cluster.host_ports.clear();
-    let one = HostAddress::One("172.30.0.1".parse().unwrap());
-    cluster.host_ports.insert(
-        HostPort {
-            address: one,
+    // One address is enough, unless it has no node ports.
+    for (address, left) in [("172.30.0.1", 0), ("127.0.0.1", 1)] {
+        cluster.host_ports.clear();
+        let one = HostPort {
+            address: HostAddress::One(address.parse().unwrap()),
             ..host_port
-        },
-        "10.244.0.9:80".parse().unwrap(),
-    );
+        };
+        cluster.host_ports.insert(one, "10.244.0.9:80".parse().unwrap());
+        assert_eq!(update(&cluster).node_ports.len(), left, "{address}");
+    }
+    cluster.host_ports.clear();
     assert_eq!(update(&cluster).node_ports.len(), 1);
+}
+
+#[test]
+fn of_a_host_port_and_a_service_at_one_address_only_the_winner_is_there() {
+    let mut cluster = cluster_of(
+        vec![("web", outer(ExternalPolicy::Cluster))],
+        vec![slice("web", 8080, &[("10.244.0.2", "node1", "rs")])],
+    );
+    let of_pod = |address: HostAddress, number| HostPort {
+        address,
+        protocol: Protocol::Tcp,
+        port: port(number),
+    };
+    let one = |address: &str| HostAddress::One(address.parse().unwrap());
+    let pods = |cluster: &mut Cluster, host_port| {
+        let target = "10.244.0.9:80".parse().unwrap();
+        cluster.host_ports = [(host_port, target)].into();
+        show(cluster)
+    };
+    let service = "service tcp 198.51.100.7:80 to 10.244.0.2:8080";
+    assert!(show(&cluster).contains(service));
+    let lost = "problem Node node1: tcp 198.51.100.7:80 is not served for service default/web: it is the host port of \
+                a pod of the node\n";
+    let given = pods(&mut cluster, of_pod(one("198.51.100.7"), 80));
+    assert!(
+        given.contains("host port tcp 198.51.100.7:80 to 10.244.0.9:80"),
+        "{given}"
+    );
+    assert!(!given.contains(service) && given.ends_with(lost), "{given}");
+    // Another port of that address is in nobody's way; nor is a port of all the node's addresses, if it is none of them.
+    for host_port in [
+        of_pod(one("198.51.100.7"), 81),
+        of_pod(HostAddress::Any(Family::V4), 80),
+    ] {
+        let given = pods(&mut cluster, host_port);
+        assert!(given.contains(service) && !given.contains("problem"), "{given}");
+    }
+    let own = ["198.51.100.7".parse().unwrap()];
+    let node = Node::new(me(), &own, PodRanges::new(vec![]).unwrap());
+    cluster.nodes.insert(me(), Ok(node));
+    let given = pods(&mut cluster, of_pod(HostAddress::Any(Family::V4), 80));
+    assert!(!given.contains(service) && given.ends_with(lost), "{given}");
+
+    let given = pods(&mut cluster, of_pod(one("10.96.0.7"), 80));
+    assert!(
+        given.contains("service tcp 10.96.0.7:80 to 10.244.0.2:8080"),
+        "{given}"
+    );
+    let lost = "problem Node node1: a pod does not have its host port tcp 10.96.0.7:80: the address is of service \
+                default/web\n";
+    assert!(!given.contains("\nhost port") && given.ends_with(lost), "{given}");
 }
 
 #[test]

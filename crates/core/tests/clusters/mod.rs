@@ -1,14 +1,14 @@
 //! Random clusters: objects from few names and addresses, so that they meet, and edits of them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 
 use podnet_core::cluster::{
-    AddressFamily, Cluster, ClusterConfig, DnsConfig, Endpoint, EndpointPort, EndpointSlice, External,
-    ExternalPolicy, Family, Hints, InternalPolicy, Invalid, Node, NodeName, ObjectName, ObjectRef, PodRanges,
-    Protocol, Routing, Service, ServicePort,
+    AddressFamily, Affinity, Algorithm, Cluster, ClusterConfig, DnsConfig, Endpoint, EndpointPort,
+    EndpointSlice, External, ExternalPolicy, Family, Hints, InternalPolicy, Invalid, Node, NodeName,
+    ObjectName, ObjectRef, PodRanges, Protocol, Resolution, Routing, Service, ServiceCidr, ServicePort,
 };
-use podnet_core::service::NodePort;
+use podnet_core::service::{HostAddress, HostPort, NodePort};
 use proptest::prelude::*;
 
 pub(crate) const NODES: u8 = 4;
@@ -42,6 +42,12 @@ pub(crate) enum Edit {
     BrokenSlice(u8),
     /// A program of the node listens on a port, or does so no more.
     Busy(NodePort, bool),
+    /// A pod has a port of the node, or has it no more.
+    HostPort(HostPort, bool),
+    /// A ServiceCIDR, whose range may be within another's.
+    ServiceCidr(u8, bool),
+    /// Which of the nodes' addresses have node ports: one of [`NODE_PORT_ADDRESSES`], or all of them.
+    NodePorts(Option<u8>),
 }
 
 impl Edit {
@@ -64,10 +70,44 @@ impl Edit {
                 _ = cluster.slices.insert(name, Err(broken(object)));
             }
             Edit::Busy(port, true) => _ = cluster.local.busy_ports.insert(port),
+            Edit::HostPort(port, true) => {
+                let target = match port.address.family() {
+                    Family::V4 => v4(244, 0, 2),
+                    Family::V6 => v6(0x10, 0, 2),
+                };
+                let target = SocketAddr::new(target, port.port.get());
+                _ = cluster.host_ports.insert(port, target);
+            }
+            Edit::HostPort(port, false) => _ = cluster.host_ports.remove(&port),
+            Edit::ServiceCidr(key, true) => {
+                let ranges = SERVICE_CIDRS[usize::from(key)];
+                let cidr = ServiceCidr::read(ranges.iter().copied()).unwrap();
+                _ = cluster.service_cidrs.insert(key.to_string(), Ok(cidr));
+            }
+            Edit::ServiceCidr(key, false) => _ = cluster.service_cidrs.remove(&key.to_string()),
+            Edit::NodePorts(chosen) => {
+                let ranges = chosen.map(|chosen| NODE_PORT_ADDRESSES[usize::from(chosen)]);
+                cluster.config.node_port_addresses =
+                    ranges.map(|ranges| ranges.iter().map(|range| range.parse().unwrap()).collect());
+            }
             Edit::Busy(port, false) => _ = cluster.local.busy_ports.remove(&port),
         }
     }
 }
+
+/// What no pod or node has.
+const SERVICE_CIDRS: [&[&str]; 3] = [
+    &["10.97.0.0/24", "fd00:97::/112"],
+    &["10.96.0.0/24"],
+    &["10.97.0.0/16"],
+];
+
+const NODE_PORT_ADDRESSES: [&[&str]; 4] = [
+    &["10.0.0.0/24"],
+    &["10.0.0.8/30", "fd00:ff::/64"],
+    &["127.0.0.0/8", "10.0.0.0/8"],
+    &[],
+];
 
 fn broken(object: ObjectRef) -> Invalid {
     Invalid {
@@ -120,11 +160,18 @@ fn service() -> impl Strategy<Value = Service> {
     });
     let ports = prop::collection::vec(port, 1..4);
     // Few addresses, so that services claim each other's.
-    (1..6_u8, any::<bool>(), any::<bool>(), ports, external()).prop_map(
-        |(host, dual, local, ports, external)| {
-            let mut addresses = vec![v4(96, 0, host)];
+    (
+        cluster_ip(),
+        any::<bool>(),
+        any::<bool>(),
+        ports,
+        external(),
+        traits(),
+    )
+        .prop_map(|(address, dual, local, ports, external, traits)| {
+            let mut addresses = vec![address];
             if dual {
-                addresses.push(v6(0x96, 0, host));
+                addresses.push(v6(0x96, 0, last_of(address)));
             }
             let mut kept: Vec<ServicePort> = Vec::new();
             for port in ports {
@@ -138,7 +185,14 @@ fn service() -> impl Strategy<Value = Service> {
                     kept.push(port);
                 }
             }
+            if traits.resolution != Resolution::ClusterIps {
+                addresses.clear();
+            }
             let mut service = Service::new(addresses, kept).unwrap();
+            service.affinity = traits.affinity;
+            service.resolution = traits.resolution;
+            service.proxied_elsewhere = traits.proxied_elsewhere;
+            service.publish_not_ready = traits.publish_not_ready;
             service.internal_policy = if local {
                 InternalPolicy::Local
             } else {
@@ -146,6 +200,52 @@ fn service() -> impl Strategy<Value = Service> {
             };
             service.external = external;
             service
+        })
+}
+
+fn cluster_ip() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        12 => (1..6_u8).prop_map(|host| v4(96, 0, host)),
+        // Of no range: nobody's, and maybe a pod's or a node's.
+        1 => (1..6_u8).prop_map(|host| v4(97, 0, host)),
+        1 => (1..6_u8).prop_map(|host| v4(244, 1, host)),
+        1 => (0..NODES).prop_map(|node| v4(0, 0, 10 + node)),
+    ]
+}
+
+fn last_of(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(address) => address.octets()[15],
+    }
+}
+
+/// What sets some services apart from the others.
+#[derive(Debug, Clone)]
+struct Traits {
+    affinity: Affinity,
+    resolution: Resolution,
+    proxied_elsewhere: bool,
+    publish_not_ready: bool,
+}
+
+fn traits() -> impl Strategy<Value = Traits> {
+    let affinity = prop_oneof![
+        3 => Just(Affinity::None),
+        1 => (10..13_u32).prop_map(|seconds| Affinity::ClientIp { seconds }),
+    ];
+    let resolution = prop_oneof![
+        16 => Just(Resolution::ClusterIps),
+        1 => Just(Resolution::Endpoints),
+        1 => Just(Resolution::Alias("example.org".parse().unwrap())),
+    ];
+    let flags = [0.1, 0.2].map(prop::bool::weighted);
+    (affinity, resolution, flags).prop_map(
+        |(affinity, resolution, [proxied_elsewhere, publish_not_ready])| Traits {
+            affinity,
+            resolution,
+            proxied_elsewhere,
+            publish_not_ready,
         },
     )
 }
@@ -163,8 +263,9 @@ fn external() -> impl Strategy<Value = External> {
     let sources = prop::collection::btree_set(range.prop_map(|range| range.parse().unwrap()), 0..3);
     let sources = prop::option::of(sources);
     let check = 32_000..32_003_u16;
-    (addresses(), addresses(), sources, any::<bool>(), check).prop_map(
-        |(ips, load_balancer, sources, local, check)| External {
+    let algorithm = prop_oneof![19 => Just(Algorithm::Random), 1 => Just(Algorithm::Maglev)];
+    (addresses(), addresses(), sources, any::<bool>(), check, algorithm).prop_map(
+        |(ips, load_balancer, sources, local, check, algorithm)| External {
             ips,
             load_balancer,
             sources,
@@ -173,6 +274,7 @@ fn external() -> impl Strategy<Value = External> {
             } else {
                 ExternalPolicy::Cluster
             },
+            algorithm,
             health_check: local.then_some(check).and_then(NonZeroU16::new),
             unread: Vec::new(),
         },
@@ -233,6 +335,26 @@ fn busy_port() -> impl Strategy<Value = NodePort> {
     })
 }
 
+/// On addresses of nodes, of services, and on all.
+fn host_port() -> impl Strategy<Value = HostPort> {
+    let one = prop_oneof![
+        3 => (0..NODES).prop_map(|node| v4(0, 0, 10 + node)),
+        1 => (0..NODES).prop_map(|node| v6(0xff, 0, 10 + node)),
+        2 => (0..4_u8).prop_map(|host| v4(203, 0, host)),
+        1 => (1..6_u8).prop_map(|host| v4(96, 0, host)),
+        1 => Just(Ipv4Addr::LOCALHOST.into()),
+    ];
+    let address = prop_oneof![
+        1 => prop::sample::select(vec![Family::V4, Family::V6]).prop_map(HostAddress::Any),
+        2 => one.prop_map(HostAddress::One),
+    ];
+    (address, protocol(), prop_oneof![number(), node_port()]).prop_map(|(address, protocol, port)| HostPort {
+        address,
+        protocol,
+        port,
+    })
+}
+
 fn node_port() -> impl Strategy<Value = NonZeroU16> {
     (30_000..30_003_u16).prop_map(|port| NonZeroU16::new(port).unwrap())
 }
@@ -248,6 +370,9 @@ pub(crate) fn edit() -> impl Strategy<Value = Edit> {
         1 => (0..SERVICES).prop_map(Edit::BrokenService),
         1 => (0..6_u8).prop_map(Edit::BrokenSlice),
         1 => (busy_port(), any::<bool>()).prop_map(|(port, busy)| Edit::Busy(port, busy)),
+        2 => (host_port(), any::<bool>()).prop_map(|(port, open)| Edit::HostPort(port, open)),
+        1 => (0..3_u8, any::<bool>()).prop_map(|(key, there)| Edit::ServiceCidr(key, there)),
+        1 => prop::option::of(0..4_u8).prop_map(Edit::NodePorts),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! Our chains and sets, in the model's words.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
 use podnet_core::cluster::{Family, Protocol};
@@ -9,12 +10,12 @@ use podnet_linux::netfilter::ipset::Element;
 
 use super::found::{Found, FoundTable};
 use super::model::TableName;
-use super::render::set;
+use super::render::{CHOICE, set};
 use super::rule::{Asked, Clause, Rule, Target as Verdict};
 use crate::services::{Fate, Services, Target};
 
 /// What the tables of both families do.
-pub(super) fn services(found: &Found) -> Services {
+pub(crate) fn services(found: &Found) -> Services {
     let mut services = Services::default();
     for family in [Family::V4, Family::V6] {
         let reader = Reader { found, family };
@@ -169,8 +170,11 @@ fn leads_to(rule: &Rule) -> Option<&str> {
     }
 }
 
-/// Among what a chain chooses by lot; `None` for one that chooses nothing.
+/// Among what a chain chooses; `None` for one that chooses nothing.
 fn endpoints(table: &FoundTable, chain: &str) -> Option<Target> {
+    if !chain.starts_with(CHOICE) {
+        return None;
+    }
     let rules = table.chains.get(chain)?.as_ref()?;
     let mut sticky = false;
     let mut chosen = Vec::new();
@@ -180,13 +184,16 @@ fn endpoints(table: &FoundTable, chain: &str) -> Option<Target> {
             .iter()
             .any(|clause| matches!(clause, Clause::In(Asked::Source, _)));
         sticky |= stays;
-        let translated = match &rule.target {
-            Verdict::Translate(to) => Some(*to),
-            Verdict::Goto(chain) => translation(table, chain),
-            _ => None,
-        };
-        chosen.extend(translated.filter(|_| !stays));
+        match &rule.target {
+            _ if stays => {}
+            Verdict::Translate(to) => chosen.push(*to),
+            Verdict::Goto(next) => chosen.extend(translations(table, next, DEEPEST)),
+            _ => {}
+        }
     }
+    // Where the client's hash chooses, every endpoint has many slots.
+    chosen.sort_unstable();
+    chosen.dedup();
     (!chosen.is_empty()).then_some(Target {
         guarded: false,
         sticky,
@@ -194,21 +201,20 @@ fn endpoints(table: &FoundTable, chain: &str) -> Option<Target> {
     })
 }
 
-/// Where the chain of a sticky endpoint leads: it remembers the client first.
-fn translation(table: &FoundTable, chain: &str) -> Option<std::net::SocketAddr> {
-    match table.chains.get(chain)?.as_ref()?.as_slice() {
-        [
-            Rule {
-                target: Verdict::Remember(..),
-                ..
-            },
-            Rule {
-                target: Verdict::Translate(to),
-                ..
-            },
-        ] => Some(*to),
-        _ => None,
-    }
+/// So many chains are between the one that chooses and the one that translates, at most: two steps of a hash, the
+/// endpoint, and what remembers the client.
+const DEEPEST: usize = 3;
+
+/// Where the chains lead that a choice comes by: every one goes on or translates, and none chooses for an address of its
+/// own.
+fn translations(table: &FoundTable, chain: &str, deep: usize) -> Vec<SocketAddr> {
+    let rules = table.chains.get(chain).into_iter().flatten().flatten();
+    let targets = rules.flat_map(|rule| match &rule.target {
+        Verdict::Translate(to) => vec![*to],
+        Verdict::Goto(next) if deep > 0 => translations(table, next, deep - 1),
+        _ => Vec::new(),
+    });
+    targets.collect()
 }
 
 fn read_port(element: &Element) -> Option<(Protocol, NonZeroU16)> {

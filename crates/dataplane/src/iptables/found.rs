@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use podnet_core::cluster::Family;
 use podnet_linux::netfilter::{Netfilter, NetfilterError};
 
-use super::PREFIX;
+use super::change::Change;
 use super::model::{Rules, Set, TableName};
 use super::render::STAY;
 use super::rule::Rule;
+use super::{PREFIX, Scope};
 
 /// All of ours that is there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,7 +39,7 @@ impl FoundTable {
 
 impl Found {
     /// What would be found where that was put.
-    pub(super) fn of(rules: &Rules) -> Self {
+    pub(crate) fn of(rules: &Rules) -> Self {
         let tables = rules.tables.iter().map(|(key, table)| {
             let chains = table.chains.iter();
             let chains = chains.map(|(name, rules)| (name.clone(), Some(rules.clone())));
@@ -63,7 +64,7 @@ impl Found {
     }
 
     /// Adds what `iptables-save` prints for a family.
-    pub(super) fn read_save(&mut self, family: Family, text: &str) {
+    pub(super) fn read_save(&mut self, scope: Scope, family: Family, text: &str) {
         let mut table = None;
         for line in text.lines() {
             if let Some(name) = line.strip_prefix('*') {
@@ -73,21 +74,21 @@ impl Found {
             let found = self.tables.entry((family, name)).or_default();
             if let Some(declared) = line.strip_prefix(':') {
                 let chain = declared.split(' ').next().unwrap_or_default();
-                if chain.starts_with(PREFIX) {
+                if scope.owns(chain) {
                     found.chains.insert(chain.to_owned(), Some(Vec::new()));
                 }
             } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' '))
             {
-                found.read_rule(chain, rule);
+                found.read_rule(scope, chain, rule);
             }
         }
         self.tables.retain(|_, table| !table.is_empty());
     }
 
     /// Adds what ipset has.
-    pub(super) fn read_sets(&mut self, socket: &mut Netfilter) -> Result<(), NetfilterError> {
+    pub(super) fn read_sets(&mut self, scope: Scope, socket: &mut Netfilter) -> Result<(), NetfilterError> {
         for (name, found) in socket.sets()? {
-            if !name.starts_with(PREFIX) {
+            if !scope.owns(&name) {
                 continue;
             }
             let Some(spec) = found.spec else {
@@ -104,20 +105,29 @@ impl Found {
         Ok(())
     }
 
+    /// How much of `put`, which is what was there, is not so any more.
+    pub(crate) fn damage(&self, put: &Rules, families: &[Family]) -> usize {
+        Change::between(put, self).only(families).len() + self.other_sets(put)
+    }
+
     /// Sets that stand in the way of those in `want`.
     pub(super) fn has_other_sets(&self, want: &Rules) -> bool {
+        self.other_sets(want) > 0
+    }
+
+    fn other_sets(&self, want: &Rules) -> usize {
         // How long clients stay unless they say so is nothing that matters.
-        let other = |(name, set): (&String, &Set)| {
-            let wanted = want.sets.get(name).filter(|_| !name.starts_with(STAY));
+        let other = |(name, set): &(&String, &Set)| {
+            let wanted = want.sets.get(*name).filter(|_| !name.starts_with(STAY));
             wanted.is_some_and(|wanted| wanted.spec != set.spec)
         };
-        self.sets.iter().any(other) || !self.foreign.is_empty()
+        self.sets.iter().filter(other).count() + self.foreign.len()
     }
 }
 
 impl FoundTable {
-    fn read_rule(&mut self, chain: &str, rule: &str) {
-        if chain.starts_with(PREFIX) {
+    fn read_rule(&mut self, scope: Scope, chain: &str, rule: &str) {
+        if scope.owns(chain) {
             let rules = self
                 .chains
                 .entry(chain.to_owned())
@@ -130,7 +140,8 @@ impl FoundTable {
         }
         let mut words = rule.rsplit(' ');
         let target = words.next().unwrap_or_default();
-        if target.starts_with(PREFIX) {
+        // Between our own chains there are no hooks.
+        if scope.owns(target) && !chain.starts_with(PREFIX) {
             self.hooks
                 .entry(chain.to_owned())
                 .or_default()

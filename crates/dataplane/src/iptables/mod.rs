@@ -4,7 +4,7 @@
 //! written, and none but ours. Sets are spoken to by netlink. See [`render`] for what there is.
 
 mod change;
-mod dump;
+pub(crate) mod dump;
 mod found;
 mod model;
 mod program;
@@ -13,13 +13,13 @@ mod rule;
 mod tree;
 mod watch;
 
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use podnet_core::NodeState;
 use podnet_core::cluster::Family;
 use podnet_core::service::ServiceState;
+use podnet_linux::netfilter::ipset::Element;
 use podnet_linux::netfilter::xtables::Xtables;
 use podnet_linux::netfilter::{Netfilter, NetfilterError};
 
@@ -29,30 +29,104 @@ pub use model::{Rules, Set, Table, TableName};
 pub use program::Variant;
 pub use rule::{Asked, Clause, ForeignRule, Rule, Target};
 
+use crate::services::share::Audience;
 use crate::services::{Sentinel, ServiceBackend, ServiceError, Services, Touched};
+use render::Given;
 use watch::{Guard, Last, LastStamp, Stamp};
 
 /// How the names of all our chains and sets begin.
 pub(crate) const PREFIX: &str = "PODNET-";
+/// How those begin that are there for IPVS alone.
+const IPVS_PREFIX: &str = "PODNET-IPVS";
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// nftables lets go of a deleted rule's sets a little later.
 const BUSY_ATTEMPTS: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
+/// What iptables does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// It carries services by itself.
+    Whole,
+    /// It is beside IPVS: leads packets there, guards services' addresses, and carries what IPVS cannot.
+    Beside,
+    /// What is left of that where IPVS makes way for another back end, whose chains and sets these are not.
+    Lingering,
+}
+
+impl Scope {
+    /// Whether a chain or set is one of its own, by its name.
+    fn owns(self, name: &str) -> bool {
+        match self {
+            Scope::Whole => name.starts_with(PREFIX) && !name.starts_with(IPVS_PREFIX),
+            Scope::Beside => name.starts_with(PREFIX),
+            Scope::Lingering => name.starts_with(IPVS_PREFIX),
+        }
+    }
+
+    /// Whether there is something of it in a table.
+    fn is_in(self, table: TableName) -> bool {
+        match self {
+            Scope::Whole => table != TableName::Mangle,
+            Scope::Beside => true,
+            Scope::Lingering => table == TableName::Mangle,
+        }
+    }
+}
+
 /// The chains and sets for a state.
 pub fn render(state: &NodeState) -> Rules {
-    render::whole(render::frame(state), &state.services)
+    rendered(Scope::Whole, state)
+}
+
+fn rendered(scope: Scope, state: &NodeState) -> Rules {
+    let given = Given::new(scope, &state.services);
+    render::whole(render::frame(state, &given), &given)
+}
+
+/// The same beside IPVS.
+#[cfg(test)]
+pub(crate) fn beside_ipvs(state: &NodeState) -> Rules {
+    rendered(Scope::Beside, state)
+}
+
+/// What we put there: the frame, and what services have in it.
+#[derive(Debug)]
+struct Put(Rules, Given);
+
+impl Put {
+    fn new(want: &NodeState, given: Given) -> Self {
+        Put(render::frame(want, &given), given)
+    }
+
+    fn rules(&self) -> Rules {
+        render::whole(self.0.clone(), &self.1)
+    }
+}
+
+/// What is to be done.
+struct Task {
+    change: Change,
+    /// What is there when it is done.
+    put: Put,
+    /// How much of what was there before others had changed.
+    put_back: usize,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Iptables {
+    scope: Scope,
     socket: Netfilter,
     /// The variant, once it was needed.
     variant: Option<Variant>,
     xtables: Option<Xtables>,
-    /// What we put there, as of the last stamp: the frame, and what services have in it.
-    known: Option<(Rules, Arc<ServiceState>)>,
+    /// What we put there, whatever others did to it since.
+    put: Option<Put>,
+    /// That is what there is, as of the last stamp.
+    is_known: bool,
+    /// How much of what we put there others had changed that is as it should be again, until somebody asks.
+    put_back: usize,
     last: LastStamp,
     /// What the other variant had of ours has been looked for and removed.
     is_alone: bool,
@@ -62,12 +136,15 @@ pub(crate) struct Iptables {
 
 impl Iptables {
     /// For the network namespace of the calling thread.
-    pub(crate) fn open() -> Result<Self, ServiceError> {
+    pub(crate) fn open(scope: Scope) -> Result<Self, ServiceError> {
         Ok(Iptables {
+            scope,
             socket: Netfilter::open()?,
             variant: None,
             xtables: None,
-            known: None,
+            put: None,
+            is_known: false,
+            put_back: 0,
             last: LastStamp::default(),
             is_alone: false,
             touched: Touched::default(),
@@ -88,39 +165,42 @@ impl Iptables {
             Some(xtables) => xtables,
             None => open_xtables()?,
         };
-        let stamp = Stamp::take(variant, &mut self.socket, &xtables);
+        let stamp = Stamp::take(self.scope, variant, &mut self.socket, &xtables);
         self.xtables = Some(xtables);
         stamp
     }
 
-    fn read_rules(variant: Variant) -> Result<Found, ServiceError> {
+    fn read_rules(&self, variant: Variant) -> Result<Found, ServiceError> {
         let mut found = Found::default();
         for family in families() {
-            found.read_save(*family, &variant.save(*family)?);
+            found.read_save(self.scope, *family, &variant.save(*family)?);
         }
         Ok(found)
     }
 
     fn read(&mut self, variant: Variant) -> Result<Found, ServiceError> {
-        let mut found = Iptables::read_rules(variant)?;
-        found.read_sets(&mut self.socket)?;
+        let mut found = self.read_rules(variant)?;
+        found.read_sets(self.scope, &mut self.socket)?;
         Ok(found)
     }
 
-    /// What makes `want` of what there is.
-    fn difference(
-        &mut self,
-        variant: Variant,
-        frame: &Rules,
-        want: &NodeState,
-    ) -> Result<Change, ServiceError> {
-        if let Some((old_frame, old)) = self.known.take() {
-            self.touched.note_change(&old, &want.services);
-            let (old, new) = render::changed((old_frame, &old), (frame.clone(), &want.services));
-            return Ok(Change::between(&new, &Found::of(&old)));
+    /// What makes `want` of what there is. Until that is through nobody knows what there is.
+    fn difference(&mut self, variant: Variant, want: &NodeState) -> Result<Task, ServiceError> {
+        let before = self.put.take();
+        if let Some(Put(old_frame, old)) = before.as_ref().filter(|_| self.is_known) {
+            self.touched.note_change(&old.services, &want.services);
+            let put = Put::new(want, old.then(&want.services));
+            let (old, new) = render::changed((old_frame.clone(), old), (put.0.clone(), &put.1));
+            return Ok(Task {
+                change: Change::between(&new, &Found::of(&old)).only(families()),
+                put,
+                put_back: 0,
+            });
         }
-        let rules = render::whole(frame.clone(), &want.services);
+        let put = Put::new(want, Given::new(self.scope, &want.services));
+        let rules = put.rules();
         let mut found = self.read(variant)?;
+        let put_back = before.map_or(0, |before| found.damage(&before.rules(), families()));
         if !found.is_empty() {
             self.touched.note_all();
         } else {
@@ -130,7 +210,11 @@ impl Iptables {
             self.remove()?;
             found = Found::default();
         }
-        Ok(Change::between(&rules, &found))
+        Ok(Task {
+            change: Change::between(&rules, &found).only(families()),
+            put,
+            put_back,
+        })
     }
 
     /// Every moment in between is safe: nothing leads to a set that is not there, and what a set refuses or drops was not
@@ -145,7 +229,8 @@ impl Iptables {
         for family in FAMILIES {
             variant.restore(family, &change.script(family))?;
         }
-        for (name, elements) in &change.remove {
+        // What IPVS gets by one set is guarded by others, whose names come before: GUARD and ADMIT.
+        for (name, elements) in change.remove.iter().rev() {
             self.socket.remove_from_set(name, elements)?;
         }
         change.destroy.iter().try_for_each(|name| self.destroy(name))
@@ -167,7 +252,7 @@ impl Iptables {
             return Ok(());
         }
         for other in Variant::ALL.into_iter().filter(|other| *other != variant) {
-            Iptables::remove_rules(other)?;
+            self.remove_rules(other)?;
         }
         self.is_alone = true;
         Ok(())
@@ -177,7 +262,7 @@ impl Iptables {
     fn remove(&mut self) -> Result<Vec<String>, ServiceError> {
         let mut removed = Vec::new();
         for variant in Variant::ALL {
-            removed.extend(Iptables::remove_rules(variant)?);
+            removed.extend(self.remove_rules(variant)?);
         }
         let sets = self.sets()?;
         sets.iter().try_for_each(|name| self.destroy(name))?;
@@ -185,8 +270,8 @@ impl Iptables {
         Ok(removed)
     }
 
-    fn remove_rules(variant: Variant) -> Result<Option<String>, ServiceError> {
-        let found = Iptables::read_rules(variant)?;
+    fn remove_rules(&self, variant: Variant) -> Result<Option<String>, ServiceError> {
+        let found = self.read_rules(variant)?;
         let change = Change::between(&Rules::default(), &found);
         for family in FAMILIES {
             variant.restore(family, &change.script(family))?;
@@ -197,7 +282,67 @@ impl Iptables {
     /// The names of our sets.
     fn sets(&mut self) -> Result<Vec<String>, NetfilterError> {
         let sets = self.socket.sets()?.into_keys();
-        Ok(sets.filter(|name| name.starts_with(PREFIX)).collect())
+        Ok(sets.filter(|name| self.scope.owns(name)).collect())
+    }
+
+    /// Has the kernel carry `want` out. Flows of UDP stay until [`Iptables::forget_flows`].
+    pub(crate) fn put(&mut self, want: &NodeState) -> Result<usize, ServiceError> {
+        let shared = self.last.clone();
+        let mut last = shared.hold();
+        let variant = self.variant()?;
+        let before = self.stamp(variant)?;
+        if !last.as_ref().is_some_and(|last| last.is(variant, &before)) {
+            self.is_known = false;
+        }
+        *last = None;
+        let Task {
+            change,
+            put,
+            put_back,
+        } = self.difference(variant, want)?;
+        self.run(variant, &change)?;
+        self.leave_other(variant)?;
+        let after = self.stamp(variant)?;
+        let transactions = FAMILIES.iter().map(|family| change.tables_of(*family)).sum();
+        let is_undisturbed = before.is_before(&after, transactions);
+        self.put = Some(put);
+        self.put_back += put_back;
+        self.is_known = is_undisturbed;
+        // The one from before is one that the sentinel does not find again.
+        *last = Some(Last::new(variant, if is_undisturbed { after } else { before }));
+        Ok(change.len())
+    }
+
+    /// Takes the flows of UDP out of connection tracking that have no endpoint any more.
+    pub(crate) fn forget_flows(&mut self, want: &NodeState) -> Result<(), ServiceError> {
+        Ok(self.touched.forget(&mut self.socket, want)?)
+    }
+
+    /// All of its own that is there.
+    pub(crate) fn found(&mut self) -> Result<Found, ServiceError> {
+        let variant = self.variant()?;
+        self.read(variant)
+    }
+
+    /// Does something within another scope, and knows nothing afterwards.
+    pub(crate) fn within<T>(&mut self, scope: Scope, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.put = None;
+        let own = std::mem::replace(&mut self.scope, scope);
+        let done = work(self);
+        self.scope = own;
+        done
+    }
+
+    /// Leaves only what connections that IPVS has go on with. Nothing, where there are no programs: then there are no
+    /// such connections.
+    pub(crate) fn linger(&mut self) -> Result<(), ServiceError> {
+        let variant = match self.variant() {
+            Err(ServiceError::NoProgram) => return Ok(()),
+            variant => variant?,
+        };
+        let found = self.read(variant)?;
+        let change = Change::between(&render::lingering(), &found).only(families());
+        self.run(variant, &change)
     }
 }
 
@@ -224,47 +369,51 @@ fn shown(sets: &[String]) -> Option<String> {
     (!sets.is_empty()).then(|| format!("{} sets of ipset", sets.len()))
 }
 
+/// What is led to IPVS: addresses with their ports, or with `PORT` the node's own ports.
+pub(crate) fn carried<'a>(
+    found: &'a Found,
+    what: &str,
+    audience: Audience,
+    family: Family,
+) -> impl Iterator<Item = &'a Element> + use<'a> {
+    let set = found
+        .sets
+        .get(&render::set(render::of_audience(what, audience), family));
+    set.into_iter().flat_map(|set| &set.elements)
+}
+
+/// Whether only some may come to an address and port.
+pub(crate) fn is_guarded(found: &Found, element: &Element) -> bool {
+    let set = found
+        .sets
+        .get(&render::set("GUARD", Family::of(element.net.addr())));
+    set.is_some_and(|set| set.elements.contains(element))
+}
+
 impl ServiceBackend for Iptables {
     fn apply(&mut self, want: &NodeState) -> Result<usize, ServiceError> {
-        let shared = self.last.clone();
-        let mut last = shared.hold();
-        let variant = self.variant()?;
-        let before = self.stamp(variant)?;
-        if !last.as_ref().is_some_and(|last| last.is(variant, &before)) {
-            self.known = None;
-        }
-        // Until it is through nobody knows what there is.
-        *last = None;
-        let frame = render::frame(want);
-        let change = self.difference(variant, &frame, want)?.only(families());
-        self.run(variant, &change)?;
-        self.leave_other(variant)?;
-        let after = self.stamp(variant)?;
-        let transactions = FAMILIES.iter().map(|family| change.tables_of(*family)).sum();
-        let is_undisturbed = before.is_before(&after, transactions);
-        if is_undisturbed {
-            self.known = Some((frame, Arc::clone(&want.services)));
-        }
-        // The one from before is one that the sentinel does not find again.
-        *last = Some(Last::new(variant, if is_undisturbed { after } else { before }));
-        self.touched.forget(&mut self.socket, want)?;
-        Ok(change.len())
+        let changes = self.put(want)?;
+        self.forget_flows(want)?;
+        Ok(changes)
+    }
+
+    fn take_put_back(&mut self) -> usize {
+        std::mem::take(&mut self.put_back)
     }
 
     fn distrust(&mut self) {
         // Legacy tables of the same size may hold other rules, and sets of the same size other elements.
-        self.known = None;
+        self.is_known = false;
     }
 
     fn dump(&mut self) -> Result<Services, ServiceError> {
-        let variant = self.variant()?;
-        Ok(dump::services(&self.read(variant)?))
+        Ok(dump::services(&self.found()?))
     }
 
     fn present(&mut self) -> Result<Vec<String>, ServiceError> {
         let mut present = Vec::new();
         for variant in Variant::ALL {
-            present.extend(chains(variant, &Iptables::read_rules(variant)?));
+            present.extend(chains(variant, &self.read_rules(variant)?));
         }
         present.extend(shown(&self.sets()?));
         Ok(present)
@@ -274,7 +423,7 @@ impl ServiceBackend for Iptables {
         let shared = self.last.clone();
         let mut last = shared.hold();
         *last = None;
-        self.known = None;
+        self.put = None;
         self.remove()
     }
 
@@ -288,6 +437,7 @@ impl ServiceBackend for Iptables {
         let socket = Netfilter::open().ok()?;
         let xtables = Xtables::open().ok()?;
         Some(Box::new(Guard {
+            scope: self.scope,
             last: self.last.clone(),
             socket,
             xtables,

@@ -11,6 +11,8 @@ use super::rule::Rule;
 /// A table of iptables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TableName {
+    /// Marks packets.
+    Mangle,
     /// Lets packets pass, or not.
     Filter,
     /// Translates the addresses of connections.
@@ -19,11 +21,12 @@ pub enum TableName {
 
 impl TableName {
     /// Those there is something of ours in, in the order in which they change.
-    pub const ALL: [TableName; 2] = [TableName::Filter, TableName::Nat];
+    pub const ALL: [TableName; 3] = [TableName::Mangle, TableName::Filter, TableName::Nat];
 
     /// As iptables calls it.
     pub fn as_str(self) -> &'static str {
         match self {
+            TableName::Mangle => "mangle",
             TableName::Filter => "filter",
             TableName::Nat => "nat",
         }
@@ -113,7 +116,12 @@ pub(super) struct Shown<'a>(pub(super) &'a Element);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Element { net, port, second } = self.0;
+        let Element {
+            net,
+            port,
+            second,
+            mark,
+        } = self.0;
         let is_address = net.prefix_len() == net.max_prefix_len();
         match is_address {
             true => write!(f, "{}", net.addr())?,
@@ -122,8 +130,11 @@ impl fmt::Display for Shown<'_> {
         if let Some((protocol, port)) = port {
             write!(f, ",{protocol}:{port}")?;
         }
-        match second {
-            Some(second) => write!(f, ",{second}"),
+        if let Some(second) = second {
+            write!(f, ",{second}")?;
+        }
+        match mark {
+            Some(mark) => write!(f, " skbmark {mark:#x}"),
             None => Ok(()),
         }
     }

@@ -42,12 +42,28 @@ pub enum Clause {
     NotIn(Asked, String),
     /// The connection's first packet.
     New,
+    /// It belongs to no connection, and begins none.
+    Invalid,
     /// The destination was translated.
     Translated,
     /// It was not.
     Untranslated,
+    /// The packet goes the way the connection's first one went.
+    Forth,
+    /// IPVS has the connection.
+    Carried,
+    /// It has not.
+    NotCarried,
+    /// The packet is to be delivered to IPVS.
+    Delivered,
+    /// The packet does not carry [`crate::services::OURS`].
+    NotMarked,
+    /// The packet carries [`crate::services::OURS`].
+    Marked,
     /// So many of 2^31 packets, by lot.
     Lot(u32),
+    /// These bits of the packet's mark, out of those of the second number.
+    MarkedAs(u32, u32),
 }
 
 /// Which parts of a packet a set is asked for.
@@ -76,8 +92,25 @@ pub enum Target {
     TranslateAddress(IpAddr),
     /// Gives the packet the node's address.
     Masquerade,
+    /// Puts [`crate::services::OURS`] on the packet.
+    Mark,
+    /// Takes [`crate::services::OURS`] off the packet.
+    Unmark,
+    /// Makes [`crate::services::OURS`] all of the packet's mark.
+    MarkAlone,
+    /// Makes [`crate::services::OURS`] and a hash of the client's address, and of its port if so, less than
+    /// [`HASHES`], all of the packet's mark.
+    MarkHash(Family, bool),
     /// Adds the source to a set for so many seconds.
     Remember(String, u32),
+    /// Notes that IPVS has the connection.
+    Carry,
+    /// Has the packet delivered to IPVS.
+    Deliver,
+    /// Not any more.
+    Release,
+    /// Gives the packet the mark that a set has for its destination address, protocol and port.
+    MarkBy(String),
     /// Answers with a TCP reset.
     Reset,
     /// Answers that nobody is there.
@@ -107,7 +140,7 @@ const ASKED: [(Asked, &str); 4] = [
     (Asked::FrontendAndSource, "dst,dst,src"),
 ];
 /// Conditions that are always the same words.
-const FIXED: [(Clause, &str); 7] = [
+const FIXED: [(Clause, &str); 14] = [
     (Clause::EchoRequest(Family::V4), "-p icmp -m icmp --icmp-type 8"),
     (
         Clause::EchoRequest(Family::V6),
@@ -116,11 +149,41 @@ const FIXED: [(Clause, &str); 7] = [
     (Clause::DestinationIsLocal, "-m addrtype --dst-type LOCAL"),
     (Clause::SourceIsForeign, "-m addrtype ! --src-type LOCAL"),
     (Clause::New, "-m conntrack --ctstate NEW"),
+    (Clause::Invalid, "-m conntrack --ctstate INVALID"),
     (Clause::Translated, "-m conntrack --ctstate DNAT"),
     (Clause::Untranslated, "-m conntrack ! --ctstate DNAT"),
+    (Clause::Forth, "-m conntrack --ctdir ORIGINAL"),
+    // These are `services::share`'s bits.
+    (Clause::Carried, "-m connmark --mark 0x10/0x10"),
+    (Clause::NotCarried, "-m connmark ! --mark 0x10/0x10"),
+    (Clause::Delivered, "-m mark --mark 0x10/0x10"),
+    (Clause::NotMarked, "-m mark ! --mark 0x4000/0x4000"),
+    (Clause::Marked, "-m mark --mark 0x4000/0x4000"),
 ];
-const TARGETS: [(Target, &str); 7] = [
+const TARGETS: [(Target, &str); 17] = [
     (Target::Masquerade, "-j MASQUERADE"),
+    (Target::Carry, "-j CONNMARK --set-xmark 0x10/0x10"),
+    (Target::Deliver, "-j MARK --set-xmark 0x10/0x10"),
+    (Target::Release, "-j MARK --set-xmark 0x0/0xffff3010"),
+    (Target::MarkAlone, "-j MARK --set-xmark 0x4000/0xffffffff"),
+    (
+        Target::MarkHash(Family::V4, false),
+        "-j HMARK --hmark-src-prefix 32 --hmark-rnd 0x706f646e --hmark-mod 256 --hmark-offset 16384",
+    ),
+    (
+        Target::MarkHash(Family::V4, true),
+        "-j HMARK --hmark-src-prefix 32 --hmark-sport-mask 0xffff --hmark-rnd 0x706f646e --hmark-mod 256 --hmark-offset 16384",
+    ),
+    (
+        Target::MarkHash(Family::V6, false),
+        "-j HMARK --hmark-src-prefix 128 --hmark-rnd 0x706f646e --hmark-mod 256 --hmark-offset 16384",
+    ),
+    (
+        Target::MarkHash(Family::V6, true),
+        "-j HMARK --hmark-src-prefix 128 --hmark-sport-mask 0xffff --hmark-rnd 0x706f646e --hmark-mod 256 --hmark-offset 16384",
+    ),
+    (Target::Mark, "-j MARK --set-xmark 0x4000/0x4000"),
+    (Target::Unmark, "-j MARK --set-xmark 0x0/0x4000"),
     (Target::Reset, "-j REJECT --reject-with tcp-reset"),
     (
         Target::PortUnreachable(Family::V4),
@@ -134,6 +197,8 @@ const TARGETS: [(Target, &str); 7] = [
     (Target::Accept, "-j ACCEPT"),
     (Target::Return, "-j RETURN"),
 ];
+/// So many hashes of clients there are.
+pub(crate) const HASHES: u32 = 256;
 /// Probabilities are fractions of this.
 const WHOLE: f64 = 2_147_483_648.0;
 
@@ -181,6 +246,7 @@ impl fmt::Display for Clause {
                 let share = f64::from(*share) / WHOLE;
                 write!(f, "-m statistic --mode random --probability {share:.11}")
             }
+            Clause::MarkedAs(value, mask) => write!(f, "-m mark --mark {value:#x}/{mask:#x}"),
             fixed => f.write_str(name(&FIXED, fixed)),
         }
     }
@@ -196,6 +262,7 @@ impl fmt::Display for Target {
             Target::Remember(set, seconds) => {
                 write!(f, "-j SET --add-set {set} src --exist --timeout {seconds}")
             }
+            Target::MarkBy(set) => write!(f, "-j SET --map-set {set} dst,dst --map-mark"),
             fixed => f.write_str(name(&TARGETS, fixed)),
         }
     }
@@ -273,8 +340,16 @@ fn read_clause<'a, 'b>(words: &'a [&'b str]) -> Option<(Clause, &'a [&'b str])> 
             let share: f64 = share.parse().ok()?;
             (Clause::Lot((share * WHOLE).round() as u32), rest)
         }
+        ["-m", "mark", "--mark", both, rest @ ..] => {
+            let (value, mask) = both.split_once('/')?;
+            (Clause::MarkedAs(hexadecimal(value)?, hexadecimal(mask)?), rest)
+        }
         _ => return None,
     })
+}
+
+fn hexadecimal(text: &str) -> Option<u32> {
+    u32::from_str_radix(text.strip_prefix("0x")?, 16).ok()
 }
 
 fn read_target(words: &[&str]) -> Option<Target> {
@@ -300,6 +375,7 @@ fn read_target(words: &[&str]) -> Option<Target> {
             "--timeout",
             seconds,
         ] => Some(Target::Remember((*set).to_owned(), seconds.parse().ok()?)),
+        ["-j", "SET", "--map-set", set, "dst,dst", "--map-mark"] => Some(Target::MarkBy((*set).to_owned())),
         // Nothing but chains of ours: what has a target of the kernel's without its options is none of our rules.
         ["-j", chain] if chain.starts_with(super::PREFIX) => Some(Target::Jump((*chain).to_owned())),
         _ => None,
@@ -334,6 +410,17 @@ mod tests {
             "-p tcp -j REJECT --reject-with tcp-reset",
             "-j REJECT --reject-with icmp6-port-unreachable",
             "-m conntrack --ctstate DNAT -j PODNET-POSTROUTING",
+            "-m connmark --mark 0x10/0x10 -m conntrack --ctdir ORIGINAL -j MARK --set-xmark 0x10/0x10",
+            "-m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -m connmark ! --mark 0x10/0x10 -j PODNET-GUARD",
+            "-m mark --mark 0x10/0x10 -j MARK --set-xmark 0x0/0xffff3010",
+            "-j SET --map-set PODNET-IPVS-PORT4 dst,dst --map-mark",
+            "-j CONNMARK --set-xmark 0x10/0x10",
+            "-m mark --mark 0x4000/0x4000 -j PODNET-POSTROUTING",
+            "-j MARK --set-xmark 0x4000/0x4000",
+            "-j MARK --set-xmark 0x0/0x4000",
+            "-m mark --mark 0x40/0xf0 -j MARK --set-xmark 0x4000/0xffffffff",
+            "-p tcp -j HMARK --hmark-src-prefix 32 --hmark-sport-mask 0xffff --hmark-rnd 0x706f646e --hmark-mod 256 --hmark-offset 16384",
+            "-j HMARK --hmark-src-prefix 128 --hmark-rnd 0x706f646e --hmark-mod 256 --hmark-offset 16384",
             "-j RETURN",
             "-j DROP",
         ] {
@@ -349,6 +436,19 @@ mod tests {
         ] {
             assert!(foreign.parse::<Rule>().is_err(), "{foreign}");
         }
+    }
+
+    #[test]
+    fn our_mark_is_the_one_of_all_data_planes() {
+        let bit = format!("{0:#x}/{0:#x}", crate::services::OURS);
+        assert_eq!(Clause::Marked.to_string(), format!("-m mark --mark {bit}"));
+        assert_eq!(Target::Mark.to_string(), format!("-j MARK --set-xmark {bit}"));
+        let hash = Target::MarkHash(Family::V6, true).to_string();
+        let ours = crate::services::OURS;
+        assert!(
+            hash.ends_with(&format!("--hmark-mod {HASHES} --hmark-offset {ours}")),
+            "{hash}"
+        );
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use podnet_linux::netfilter::xtables::{TableSize, Xtables, tables};
 use podnet_linux::netfilter::{Netfilter, NetfilterError};
 
-use super::PREFIX;
+use super::Scope;
 use super::model::TableName;
 use super::program::Variant;
 use super::render::STAY;
@@ -82,22 +82,23 @@ impl Last {
 impl Stamp {
     /// Of now, in the network namespace of the calling thread.
     pub(super) fn take(
+        scope: Scope,
         variant: Variant,
         socket: &mut Netfilter,
         xtables: &Xtables,
     ) -> Result<Self, ServiceError> {
         let rules = match variant {
             Variant::Nft => RulesStamp::Generation(generation(socket)?),
-            Variant::Legacy => RulesStamp::Sizes(sizes(xtables, our_tables).map_err(failed)?),
+            Variant::Legacy => RulesStamp::Sizes(sizes(xtables, || our_tables(scope)).map_err(failed)?),
         };
         Ok(Stamp {
             rules,
-            sets: counts(socket)?,
+            sets: counts(scope, socket)?,
         })
     }
 
     /// The same as was asked for this one, in the network namespace of the sockets.
-    fn again(&self, socket: &mut Netfilter, xtables: &Xtables) -> Result<Self, ServiceError> {
+    fn again(&self, scope: Scope, socket: &mut Netfilter, xtables: &Xtables) -> Result<Self, ServiceError> {
         let rules = match &self.rules {
             RulesStamp::Generation(_) => RulesStamp::Generation(generation(socket)?),
             RulesStamp::Sizes(known) => {
@@ -107,7 +108,7 @@ impl Stamp {
         };
         Ok(Stamp {
             rules,
-            sets: counts(socket)?,
+            sets: counts(scope, socket)?,
         })
     }
 
@@ -129,20 +130,20 @@ fn failed(source: io::Error) -> ServiceError {
     }
 }
 
-fn counts(socket: &mut Netfilter) -> Result<BTreeMap<String, u32>, NetfilterError> {
+fn counts(scope: Scope, socket: &mut Netfilter) -> Result<BTreeMap<String, u32>, NetfilterError> {
     let sets = socket.sets()?.into_iter();
-    let sets = sets.filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(STAY));
+    let sets = sets.filter(|(name, _)| scope.owns(name) && !name.starts_with(STAY));
     Ok(sets.map(|(name, set)| (name, set.count)).collect())
 }
 
 /// Those of the tables with something of ours that there are: asking for another makes it.
-fn our_tables() -> io::Result<Vec<(bool, TableName)>> {
+fn our_tables(scope: Scope) -> io::Result<Vec<(bool, TableName)>> {
     let mut ours = Vec::new();
     for six in [false, true] {
         let there = tables(six)?;
         let there = TableName::ALL
             .into_iter()
-            .filter(|name| there.iter().any(|there| there == name.as_str()));
+            .filter(|name| scope.is_in(*name) && there.iter().any(|there| there == name.as_str()));
         ours.extend(there.map(|name| (six, name)));
     }
     Ok(ours)
@@ -160,6 +161,7 @@ fn sizes(
 
 /// Looks whether the last stamp still holds.
 pub(super) struct Guard {
+    pub(super) scope: Scope,
     pub(super) last: LastStamp,
     pub(super) socket: Netfilter,
     pub(super) xtables: Xtables,
@@ -174,7 +176,7 @@ impl Sentinel for Guard {
         let Some(last) = &*last else {
             return false;
         };
-        let now = last.stamp.again(&mut self.socket, &self.xtables);
+        let now = last.stamp.again(self.scope, &mut self.socket, &self.xtables);
         now.is_ok_and(|now| now != last.stamp)
     }
 

@@ -84,6 +84,8 @@ impl<'a> Reader<'a> {
                     .extend(read_socket(self.family, data));
             }
         }
+        // Where the client's hash chooses, every endpoint has many numbers.
+        by_key.values_mut().for_each(distinct);
         let targets = self.elements(verdicts).filter_map(|(key, value)| {
             let mut own = by_key.get(key.as_slice()).cloned().unwrap_or_default();
             let target = match value {
@@ -123,6 +125,13 @@ impl<'a> Reader<'a> {
             Value::Verdict(Verdict::Goto(chain)) => read_endpoint(self.family, chain),
             _ => None,
         });
-        endpoints.collect()
+        let mut endpoints = endpoints.collect();
+        distinct(&mut endpoints);
+        endpoints
     }
+}
+
+fn distinct(endpoints: &mut Vec<SocketAddr>) {
+    endpoints.sort_unstable();
+    endpoints.dedup();
 }

@@ -1,12 +1,13 @@
 //! What is in the kernel's table of ours: read back over netlink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use podnet_linux::netfilter::wire::{Attributes, Reader, Received};
 use podnet_linux::netfilter::{Netfilter, NetfilterError, SUBSYSTEM_NFTABLES};
 
 use super::TABLE;
-use super::model::{Base, Chain, Elements, MapsTo, Set, Table, Value, Verdict, concatenated, width};
+use super::model::{Base, Chain, Elements, Key, MapsTo, Set, Table, Value, Verdict, concatenated, width};
 use super::transaction::NFPROTO_INET;
 
 /// Our table as the kernel has it.
@@ -28,6 +29,9 @@ pub struct FoundSet {
     data_type: Option<u32>,
     data_length: Option<u32>,
     dynamic: bool,
+    interval: bool,
+    /// Of some range only one end is there.
+    torn: bool,
 }
 
 /// A chain as the kernel describes it.
@@ -48,7 +52,8 @@ impl FoundSet {
         (self.key_type, self.key_length) == (concatenated(set.key), width(set.key))
             && values.is_none_or(|values| values == (self.data_type, self.data_length))
             && (set.maps_to == MapsTo::Nothing) == self.data_type.is_none()
-            && set.dynamic == self.dynamic
+            && (set.dynamic, set.interval) == (self.dynamic, self.interval)
+            && !self.torn
     }
 }
 
@@ -84,6 +89,8 @@ impl Found {
                 MapsTo::Nothing | MapsTo::Verdicts => None,
             },
             dynamic: set.dynamic,
+            interval: set.interval,
+            torn: false,
         };
         Found {
             sets: table
@@ -133,6 +140,43 @@ pub(crate) fn generation(socket: &mut Netfilter) -> Result<u32, NetfilterError> 
     Ok(generation)
 }
 
+/// So often a set is read before it is given up, and so long is waited before each time but the first. The kernel grows a
+/// hash table within milliseconds.
+const WALKS: u32 = 20;
+const GROWS: Duration = Duration::from_millis(5);
+
+/// The elements of a set, and the ends of ranges.
+///
+/// The kernel hands out a set in parts, and begins each part with a walk from the start in which it passes over as many
+/// elements as it has told already (nft_rhash_walk). Where it rehashes the set between two parts, which it does some time
+/// after many insertions and without a new generation, the order is another: some elements are told twice, and as many
+/// not at all. So what is told twice says that the rest cannot be trusted.
+fn elements_of(socket: &mut Netfilter, set: &str) -> Result<(Elements, BTreeSet<Key>), NetfilterError> {
+    let of_set = Attributes::new().text(1, TABLE).text(2, set);
+    let mut walks = 1;
+    loop {
+        let (mut elements, mut ends) = (Elements::new(), BTreeSet::new());
+        let mut twice = false;
+        each(socket, GET_ELEMENTS, &of_set, "list elements", |message| {
+            let list = message.attributes().nested(3).into_iter().flatten();
+            for (key, value) in list.filter_map(|(_, element)| self::element(Reader::new(element))) {
+                twice |= match value {
+                    Some(value) => elements.insert(key, value).is_some(),
+                    None => !ends.insert(key),
+                };
+            }
+        })?;
+        if !twice {
+            return Ok((elements, ends));
+        }
+        if walks == WALKS {
+            return Err(NetfilterError::Changed);
+        }
+        walks += 1;
+        std::thread::sleep(GROWS);
+    }
+}
+
 /// Reads our table; `None` when there is none.
 pub(crate) fn read(socket: &mut Netfilter) -> Result<Option<Found>, NetfilterError> {
     let mut exists = false;
@@ -170,16 +214,52 @@ pub(crate) fn read(socket: &mut Netfilter) -> Result<Option<Found>, NetfilterErr
             found.sets.insert(name, set);
         }
     })?;
-    let of_states = found.sets.iter().filter(|(_, set)| !set.dynamic);
-    for (name, _) in of_states {
-        let elements = found.elements.entry(name.clone()).or_default();
-        let of_set = Attributes::new().text(1, TABLE).text(2, name);
-        each(socket, GET_ELEMENTS, &of_set, "list elements", |message| {
-            let list = message.attributes().nested(3).into_iter().flatten();
-            elements.extend(list.filter_map(|(_, element)| self::element(Reader::new(element))));
-        })?;
+    let of_states = found.sets.iter_mut().filter(|(_, set)| !set.dynamic);
+    for (name, set) in of_states {
+        let (mut elements, ends) = elements_of(socket, name)?;
+        if set.interval {
+            let ranges = ranges(&elements, &ends);
+            set.torn = ranges.is_none();
+            elements = ranges.unwrap_or_default();
+        }
+        found.elements.insert(name.clone(), elements);
     }
     Ok(Some(found))
+}
+
+/// Ranges from their first values and from what follows their last ones; `None` when these do not fit together.
+fn ranges(firsts: &Elements, ends: &BTreeSet<Vec<u8>>) -> Option<Elements> {
+    let mut ends = ends
+        .iter()
+        .filter(|end| end.iter().any(|byte| *byte != 0))
+        .peekable();
+    let mut ranges = Elements::new();
+    let mut firsts = firsts.iter().peekable();
+    while let Some((first, value)) = firsts.next() {
+        let next = firsts.peek().map(|(next, _)| *next);
+        let end = ends.next_if(|end| *end > first && next.is_none_or(|next| *end <= next));
+        let last = match (end, next) {
+            (Some(end), _) => before(end),
+            // Nothing follows the greatest value.
+            (None, None) => vec![u8::MAX; first.len()],
+            (None, Some(_)) => return None,
+        };
+        ranges.insert([first.clone(), last].concat(), value.clone());
+    }
+    ends.peek().is_none().then_some(ranges)
+}
+
+/// The value before one that is not the least.
+fn before(end: &[u8]) -> Vec<u8> {
+    let mut last = end.to_vec();
+    for byte in last.iter_mut().rev() {
+        let (difference, overflows) = byte.overflowing_sub(1);
+        *byte = difference;
+        if !overflows {
+            break;
+        }
+    }
+    last
 }
 
 /// The name in attribute `name` if what is described is in our table.
@@ -195,6 +275,8 @@ fn set(attributes: Reader<'_>) -> Option<(String, FoundSet)> {
     let name = ours_named(attributes, 2)?;
     const MAP: u32 = 8;
     const DYNAMIC: u32 = 0x20;
+    const INTERVAL: u32 = 4;
+    let interval = attributes.u32(3).unwrap_or_default() & INTERVAL != 0;
     let dynamic = attributes.u32(3).unwrap_or_default() & DYNAMIC != 0;
     let is_map = attributes.u32(3).unwrap_or_default() & MAP != 0;
     let data_type = if is_map { attributes.u32(6) } else { None };
@@ -207,21 +289,28 @@ fn set(attributes: Reader<'_>) -> Option<(String, FoundSet)> {
             data_type,
             data_length,
             dynamic,
+            interval,
+            torn: false,
         },
     ))
 }
 
-fn element(attributes: Reader<'_>) -> Option<(Vec<u8>, Value)> {
+/// An element's key and value; no value for the end of a range.
+fn element(attributes: Reader<'_>) -> Option<(Vec<u8>, Option<Value>)> {
+    const INTERVAL_END: u32 = 1;
     let key = attributes.nested(1)?.get(1)?.to_vec();
+    if attributes.u32(3).unwrap_or_default() & INTERVAL_END != 0 {
+        return Some((key, None));
+    }
     let Some(data) = attributes.nested(2) else {
-        return Some((key, Value::None));
+        return Some((key, Some(Value::None)));
     };
     let value = match (data.get(1), data.nested(2)) {
         (Some(value), _) => Value::Data(value.to_vec()),
         (None, Some(verdict)) => Value::Verdict(decode_verdict(verdict)?),
         (None, None) => Value::None,
     };
-    Some((key, value))
+    Some((key, Some(value)))
 }
 
 fn decode_verdict(verdict: Reader<'_>) -> Option<Verdict> {

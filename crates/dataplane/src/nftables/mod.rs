@@ -1,4 +1,5 @@
-//! Services through nftables: one table, `inet podnet`, in which a service and an endpoint are elements.
+//! Services and policies through nftables: one table, `inet podnet`, in which a service, an endpoint and a pod are
+//! elements.
 //!
 //! We speak netlink to the kernel ourselves ([`podnet_linux::netfilter`]); a change is one transaction against the generation
 //! of the rule set that was read, so what others do at the same time neither gets lost nor mixed up with ours.
@@ -7,14 +8,17 @@ mod dump;
 mod flows;
 mod found;
 mod model;
+mod policy;
 mod program;
 mod render;
 mod rule;
 mod transaction;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use podnet_core::NodeState;
+use podnet_core::policy::PolicyState;
 use podnet_core::service::ServiceState;
 use podnet_linux::netfilter::Netfilter;
 pub use podnet_linux::netfilter::NetfilterError;
@@ -23,11 +27,13 @@ pub use found::Found;
 pub(crate) use found::generation;
 pub(crate) use model::digit;
 pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, SetName, Table, Value, Verdict};
+pub use policy::Gap;
 use render::Turn;
 pub use render::render;
 pub use rule::{Asked, Choice, Clause, Rule};
 pub use transaction::{Operation, Transaction};
 
+use crate::existing::Existing;
 use crate::services::{Services, Touched, without_services};
 
 /// The name of our table, in the family inet.
@@ -41,8 +47,16 @@ pub struct Nftables {
     socket: Netfilter,
     /// What the kernel has, as of a generation of its rule set.
     known: Option<(u32, Known)>,
+    /// What we put there last, whatever others did to it since.
+    put: Option<Put>,
+    /// How much of that others had changed that is as it should be again, until somebody asks.
+    put_back: usize,
     /// UDP frontends that changed, and whose stale flows have not been forgotten yet.
     touched: Touched,
+    /// Connections that policies may have begun to deny.
+    existing: Existing,
+    /// What policies have in the table.
+    policies: Option<Policies>,
     /// From which generation to which our last change took the rule set, until somebody asks.
     step: Option<(u32, u32)>,
 }
@@ -52,16 +66,43 @@ pub struct Nftables {
 enum Known {
     /// It was read.
     Read(Option<Found>),
-    /// We put it there: the frame, and what services have in it.
-    Put(Table, Arc<ServiceState>),
+    /// It is what we put there.
+    Put,
 }
+
+/// What we put there: the frame, what services have in it, and what policies have.
+#[derive(Debug, Clone, PartialEq)]
+struct Put(Table, Arc<ServiceState>, Arc<Table>);
+
+/// What a state's policies have in the table.
+type Policies = (Arc<PolicyState>, Arc<Table>);
 
 impl Known {
     fn is_table(&self) -> bool {
         match self {
             Known::Read(found) => found.is_some(),
-            Known::Put(..) => true,
+            Known::Put => true,
         }
+    }
+}
+
+impl Put {
+    fn table(&self) -> Table {
+        let Put(frame, services, policies) = self;
+        render::whole(frame.clone(), services, Table::clone(policies))
+    }
+
+    /// What makes this of another.
+    fn after(&self, old: &Put) -> Transaction {
+        let (Put(old_frame, old, old_policies), Put(frame, services, policies)) = (old, self);
+        let old = (old_frame.clone(), &**old);
+        let (mut old, mut new) = render::changed(old, (frame.clone(), services));
+        if !Arc::ptr_eq(old_policies, policies) {
+            let (before, after) = policy::difference(old_policies, policies);
+            policy::add(&mut old, before);
+            policy::add(&mut new, after);
+        }
+        Transaction::between(&new, Some(&Found::of(&old)))
     }
 }
 
@@ -71,7 +112,11 @@ impl Nftables {
         Ok(Nftables {
             socket: Netfilter::open()?,
             known: None,
+            put: None,
+            put_back: 0,
             touched: Touched::default(),
+            existing: Existing::default(),
+            policies: None,
             step: None,
         })
     }
@@ -98,15 +143,23 @@ impl Nftables {
         services: &Arc<ServiceState>,
         state: &NodeState,
     ) -> Result<Transaction, NetfilterError> {
+        let policies = self.render_policies(&state.policy);
+        let want = Put(frame, Arc::clone(services), policies);
         for _ in 0..ATTEMPTS {
-            match self.try_apply(&frame, services) {
+            match self.try_apply(&want) {
                 Err(NetfilterError::Changed) => self.known = None,
                 Err(error) => {
                     self.known = None;
+                    if matches!(error, NetfilterError::Socket { .. }) {
+                        // An answer that is lost is one that nobody knows.
+                        self.put = None;
+                    }
                     return Err(error);
                 }
                 Ok(transaction) => {
                     self.touched.forget(&mut self.socket, state)?;
+                    // Not before the rules are in force: what comes then is judged by them.
+                    self.existing.cut(&mut self.socket, &state.policy)?;
                     return Ok(transaction);
                 }
             }
@@ -114,27 +167,48 @@ impl Nftables {
         Err(NetfilterError::Changed)
     }
 
-    fn try_apply(
-        &mut self,
-        frame: &Table,
-        services: &Arc<ServiceState>,
-    ) -> Result<Transaction, NetfilterError> {
+    fn render_policies(&mut self, policy: &Arc<PolicyState>) -> Arc<Table> {
+        if let Some((known, table)) = &mut self.policies
+            && known == policy
+        {
+            // Equal ones are the same the next time, which is seen at a glance.
+            Arc::clone_from(known, policy);
+            return Arc::clone(table);
+        }
+        let table = Arc::new(policy::render(policy));
+        self.policies = Some((Arc::clone(policy), Arc::clone(&table)));
+        table
+    }
+
+    fn try_apply(&mut self, want: &Put) -> Result<Transaction, NetfilterError> {
         let generation = self.refresh()?;
-        let transaction = match self.known.take() {
-            Some((_, Known::Put(old_frame, old))) => {
-                let (old, new) = render::changed((old_frame, &old), (frame.clone(), services));
-                Transaction::between(&new, Some(&Found::of(&old)))
+        let was_read = matches!(self.known, Some((_, Known::Read(_))));
+        let (transaction, put_back) = match (self.known.take(), &self.put) {
+            (Some((_, Known::Put)), Some(put)) => {
+                // Not all of it shows in the table: an endpoint that terminates has no element, but flows.
+                self.touched.note_change(&put.1, &want.1);
+                (want.after(put), 0)
             }
-            Some((_, Known::Read(found))) => {
+            (Some((_, Known::Read(found))), put) => {
                 if found.is_some() {
                     self.touched.note_all();
                 }
-                Transaction::between(&render::whole(frame.clone(), services), found.as_ref())
+                let transaction = Transaction::between(&want.table(), found.as_ref());
+                let put_back = match put {
+                    None => 0,
+                    Some(put) if put == want => transaction.changes(),
+                    Some(put) => Transaction::between(&put.table(), found.as_ref()).changes(),
+                };
+                (transaction, put_back)
             }
-            None => return Err(NetfilterError::Changed),
+            _ => return Err(NetfilterError::Changed),
         };
         let mut known = generation;
         if !transaction.is_empty() {
+            if was_read {
+                // What connected while somebody else had changed the table was judged by nobody.
+                self.existing = Existing::default();
+            }
             // Before the kernel has it: when its answer is lost, the next difference does not have them any more.
             self.touched.note(&transaction);
             self.socket.transaction(generation, &transaction.messages())?;
@@ -142,7 +216,9 @@ impl Nftables {
             known = generation.checked_add(1).unwrap_or(1);
             self.step = Some((generation, known));
         }
-        self.known = Some((known, Known::Put(frame.clone(), Arc::clone(services))));
+        self.known = Some((known, Known::Put));
+        self.put = Some(want.clone());
+        self.put_back += put_back;
         Ok(transaction)
     }
 
@@ -175,6 +251,11 @@ impl Nftables {
         self.step.take()
     }
 
+    /// How much others had changed that the applications since this was asked last put back.
+    pub(crate) fn take_put_back(&mut self) -> usize {
+        std::mem::take(&mut self.put_back)
+    }
+
     /// What the kernel's table does, in the model's words; nothing when there is no table.
     pub fn dump(&mut self) -> Result<Services, NetfilterError> {
         self.known = None;
@@ -185,20 +266,43 @@ impl Nftables {
         }
     }
 
+    /// What of the policies about pods of these addresses is not in the kernel; `None` when nothing is missing.
+    pub fn policy_gap(
+        &mut self,
+        want: &PolicyState,
+        addresses: &[IpAddr],
+    ) -> Result<Option<Gap>, NetfilterError> {
+        self.known = None;
+        self.refresh()?;
+        let nothing = Found::default();
+        let found = match &self.known {
+            Some((_, Known::Read(Some(found)))) => found,
+            _ => &nothing,
+        };
+        Ok(policy::gap(&policy::render(want), found, addresses))
+    }
+
     /// Whether our table is there.
     pub fn exists(&mut self) -> Result<bool, NetfilterError> {
-        self.refresh()?;
+        match self.refresh() {
+            // A kernel without nftables has no table.
+            Err(error) if error.is_unsupported() => return Ok(false),
+            other => _ = other?,
+        }
         Ok(self.known.as_ref().is_some_and(|(_, known)| known.is_table()))
     }
 
     /// Removes our table. Returns whether there was one.
     pub fn clean(&mut self) -> Result<bool, NetfilterError> {
+        (self.known, self.put) = (None, None);
         for _ in 0..ATTEMPTS {
-            let generation = found::generation(&mut self.socket)?;
+            let generation = match found::generation(&mut self.socket) {
+                Err(error) if error.is_unsupported() => return Ok(false),
+                other => other?,
+            };
             let Some(_) = found::read(&mut self.socket)? else {
                 return Ok(false);
             };
-            self.known = None;
             let delete = Transaction(vec![Operation::DeleteTable]);
             match self.socket.transaction(generation, &delete.messages()) {
                 Err(NetfilterError::Changed) => {}

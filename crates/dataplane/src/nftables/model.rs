@@ -64,6 +64,8 @@ pub struct Set {
     pub maps_to: MapsTo,
     /// Packets put its elements in, and time takes them out: they are no part of a state.
     pub dynamic: bool,
+    /// An element is a range, whose key has its first and its last value one after the other. Ranges do not overlap.
+    pub interval: bool,
 }
 
 /// What a set maps its keys to.
@@ -123,7 +125,11 @@ impl Field {
     }
 
     fn show(self, bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = || <[u8; 4]>::try_from(bytes).unwrap_or_default();
+        let word = || {
+            let mut word = [0; 4];
+            word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+            word
+        };
         match self {
             Field::Ipv4 => write!(f, "{}", Ipv4Addr::from(word())),
             Field::Ipv6 => write!(
@@ -148,7 +154,11 @@ pub(crate) fn concatenated(fields: &[Field]) -> u32 {
 
 /// A concatenation's length in bytes.
 pub(crate) fn width(fields: &[Field]) -> u32 {
-    fields.iter().map(|field| field.width() as u32).sum()
+    match fields {
+        // Alone a port takes no more than it has.
+        [Field::Port] => 2,
+        _ => fields.iter().map(|field| field.width() as u32).sum(),
+    }
 }
 
 /// A chain.
@@ -238,6 +248,9 @@ impl fmt::Display for Set {
         if self.dynamic {
             f.write_str("; flags dynamic,timeout")?;
         }
+        if self.interval {
+            f.write_str("; flags interval")?;
+        }
         Ok(())
     }
 }
@@ -252,11 +265,22 @@ impl Set {
         }
     }
 
+    /// The first and the last value of a range; none where elements are no ranges.
+    pub(crate) fn bounds<'a>(&self, key: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+        self.interval.then(|| key.split_at(key.len() / 2))
+    }
+
     /// An element as nft writes it.
     pub(crate) fn element(&self, key: &[u8], value: &Value) -> String {
         let mut text = String::new();
         // Writing into a String cannot fail.
-        let _ = write!(text, "{}", Fields(self.key, key));
+        let _ = match self.bounds(key) {
+            Some((first, last)) if first != last => {
+                write!(text, "{}-{}", Fields(self.key, first), Fields(self.key, last))
+            }
+            Some((only, _)) => write!(text, "{}", Fields(self.key, only)),
+            None => write!(text, "{}", Fields(self.key, key)),
+        };
         match (value, self.maps_to) {
             (Value::Data(data), MapsTo::Fields(fields)) => _ = write!(text, " : {}", Fields(fields, data)),
             (Value::Verdict(verdict), _) => _ = write!(text, " : {verdict}"),

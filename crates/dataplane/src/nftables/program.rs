@@ -6,14 +6,16 @@ use ipnet::IpNet;
 use podnet_core::cluster::Family;
 use podnet_linux::netfilter::expression::Comparison::{Equal, NotEqual};
 use podnet_linux::netfilter::expression::{
-    Comparison, Expressions, META_IIFNAME, META_L4PROTO, META_OIFNAME, NETWORK_HEADER, NFPROTO_IPV4,
-    NFPROTO_IPV6, REGISTER, TRANSPORT_HEADER, VERDICT,
+    Comparison, Expressions, META_IIFNAME, META_L4PROTO, META_MARK, META_OIFNAME, NETWORK_HEADER,
+    NFPROTO_IPV4, NFPROTO_IPV6, REGISTER, TRANSPORT_HEADER, VERDICT,
 };
 use podnet_linux::netfilter::wire::Attributes;
 
 use super::model::Verdict;
-use super::rule::{Asked, Choice, Clause, octets};
+use super::rule::{Asked, Choice, Clause, Draw, SEED, octets};
+use crate::services::OURS;
 
+const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 
@@ -40,16 +42,62 @@ impl Program {
             Clause::Leaves(link) => self.0.link(META_OIFNAME, Equal, link),
             Clause::CameNotBy(link) => self.0.link(META_IIFNAME, NotEqual, link),
             Clause::Translated => self.translated(),
+            Clause::Marked => self.marked(),
+            Clause::Mark => self.mark(OURS),
+            Clause::Unmark => self.mark(0),
             Clause::Answers => self.answers(),
             Clause::Protocol(number) => self.0.protocol(*number),
             Clause::EchoRequest(family) => self.echo_request(*family),
+            Clause::NotASyn => {
+                const TCP: u8 = 6;
+                const FLAGS: usize = 13;
+                const FIN_SYN_RST_ACK: u8 = 0x17;
+                const SYN: u8 = 0x02;
+                self.0.protocol(TCP);
+                self.0.payload(TRANSPORT_HEADER, FLAGS, 1, REGISTER);
+                self.0.mask(&[FIN_SYN_RST_ACK]);
+                self.0.compare(NotEqual, &[SYN]);
+            }
+            Clause::NotAnInit => {
+                const SCTP: u8 = 132;
+                // RFC 9260, 3.2: the first chunk's type follows the common header.
+                const FIRST_CHUNK: usize = 12;
+                const INIT: u8 = 1;
+                self.0.protocol(SCTP);
+                self.0.payload(TRANSPORT_HEADER, FIRST_CHUNK, 1, REGISTER);
+                self.0.compare(NotEqual, &[INIT]);
+            }
+            Clause::Unplaced => self.unplaced(),
+            Clause::Icmpv6(first, last) => {
+                const ICMPV6: u8 = 58;
+                self.0.protocol(ICMPV6);
+                self.0.payload(TRANSPORT_HEADER, 0, 1, REGISTER);
+                self.0.within(&[*first], &[*last]);
+            }
+            Clause::CameByNone => self.0.link(META_IIFNAME, Equal, ""),
+            Clause::LeavesByNone => self.0.link(META_OIFNAME, Equal, ""),
+            Clause::LeavesBySome => self.0.link(META_OIFNAME, NotEqual, ""),
+            Clause::PortIn(set) => {
+                self.0.payload(TRANSPORT_HEADER, 2, 2, REGISTER);
+                self.0.lookup(set, None);
+            }
+            Clause::SocketIn(family, set) => {
+                self.asked(*family, Asked::Address);
+                self.0.lookup(set, None);
+            }
+            Clause::SourceVerdict(family, map) => self.verdict_by(*family, End::Source, map),
+            Clause::DestinationVerdict(family, map) => self.verdict_by(*family, End::Destination, map),
+            Clause::PortVerdict(map) => {
+                self.0.payload(TRANSPORT_HEADER, 2, 2, REGISTER);
+                self.0.lookup(map, Some(VERDICT));
+            }
             Clause::ServiceVerdict(family, asked, map) => self.service_verdict(*family, *asked, map),
             Clause::TranslateToOneOf(family, choice) => {
                 self.choose(*family, choice);
                 self.nat(*family, Some(REGISTER + words(*family)));
             }
-            Clause::VerdictByLot(count, map) => {
-                self.lot(REGISTER, *count, 0);
+            Clause::VerdictByNumber(draw, count, map) => {
+                self.number(REGISTER, *draw, *count, 0);
                 self.0.lookup(map, Some(VERDICT));
             }
             Clause::SourceIn(family, set) => {
@@ -136,6 +184,19 @@ impl Program {
         self.0.lookup(set, None);
     }
 
+    fn verdict_by(&mut self, family: Family, end: End, map: &str) {
+        self.0.family(nfproto(family));
+        self.address(family, end, REGISTER);
+        self.0.lookup(map, Some(VERDICT));
+    }
+
+    fn unplaced(&mut self) {
+        const INVALID_OR_UNTRACKED: u32 = 1 | 1 << 6;
+        self.0.connection(CT_STATE);
+        self.0.mask(&INVALID_OR_UNTRACKED.to_ne_bytes());
+        self.0.compare(NotEqual, &[0; 4]);
+    }
+
     fn pair_in(&mut self, family: Family, set: &str) {
         self.0.family(nfproto(family));
         self.address(family, End::Source, REGISTER);
@@ -156,6 +217,19 @@ impl Program {
         self.0.connection(CT_STATUS);
         self.0.mask(&DESTINATION.to_ne_bytes());
         self.0.compare(NotEqual, &[0; 4]);
+    }
+
+    fn marked(&mut self) {
+        self.0.meta(META_MARK, REGISTER);
+        self.0.mask(&OURS.to_ne_bytes());
+        self.0.compare(NotEqual, &[0; 4]);
+    }
+
+    /// All of the packet's mark stays as it is but the bit that is ours.
+    fn mark(&mut self, ours: u32) {
+        self.0.meta(META_MARK, REGISTER);
+        self.0.bitwise(&(!OURS).to_ne_bytes(), &ours.to_ne_bytes());
+        self.0.set_meta(META_MARK, REGISTER);
     }
 
     fn answers(&mut self) {
@@ -182,11 +256,42 @@ impl Program {
     /// An endpoint's address and port side by side.
     fn choose(&mut self, family: Family, choice: &Choice) {
         let next = self.asked(family, choice.asked);
-        self.lot(next, choice.count, choice.first);
+        self.number(next, choice.draw, choice.count, choice.first);
         self.0.lookup(&choice.map, Some(REGISTER));
     }
 
     /// One of so many numbers from `first`.
+    fn number(&mut self, register: u32, draw: Draw, count: u32, first: u32) {
+        match draw {
+            Draw::Lot => self.lot(register, count, first),
+            Draw::Client(family) => self.hash(register, (family, false), count, first),
+            Draw::ClientAndPort(family) => self.hash(register, (family, true), count, first),
+        }
+    }
+
+    /// By a hash of the client's address, and port if so.
+    fn hash(&mut self, register: u32, (family, with_port): (Family, bool), count: u32, first: u32) {
+        const JENKINS: u32 = 0;
+        /// Length of a register in bytes; what is shorter is filled with zeros.
+        const WORD: u32 = 4;
+        let hashed = register + 1;
+        self.address(family, End::Source, hashed);
+        let mut length = words(family);
+        if with_port {
+            self.0.payload(TRANSPORT_HEADER, 0, 2, hashed + length);
+            length += 1;
+        }
+        let data = Attributes::new()
+            .u32(1, hashed)
+            .u32(2, register)
+            .u32(3, length * WORD)
+            .u32(4, count)
+            .u32(5, SEED)
+            .u32(6, first)
+            .u32(7, JENKINS);
+        self.0.add("hash", data);
+    }
+
     fn lot(&mut self, register: u32, count: u32, first: u32) {
         const RANDOM: u32 = 1;
         let number = Attributes::new()

@@ -9,6 +9,7 @@ use podnet_linux::netfilter::wire::Attributes;
 
 use super::model::{SetName, Verdict, digit};
 use super::program::Program;
+use crate::services::OURS;
 
 /// A rule: its clauses from left to right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,16 +46,46 @@ pub enum Clause {
     CameNotBy(&'static str),
     /// The connection's destination was translated.
     Translated,
+    /// The packet carries [`OURS`].
+    Marked,
+    /// Put [`OURS`] on the packet.
+    Mark,
+    /// Take [`OURS`] off the packet.
+    Unmark,
     /// The packet answers one that began the connection.
     Answers,
     /// The transport protocol, by number.
     Protocol(u8),
     /// An ICMP echo request.
     EchoRequest(Family),
+    /// A TCP segment that does not begin a connection.
+    NotASyn,
+    /// An SCTP packet that does not begin an association.
+    NotAnInit,
+    /// Connection tracking cannot place the packet, or does not look at it.
+    Unplaced,
+    /// ICMPv6 of these types, first and last.
+    Icmpv6(u8, u8),
+    /// The packet came by no link: it is the node's own. (Frames between ports of a bridge seem so, too.)
+    CameByNone,
+    /// The packet leaves by no link: it is for the node itself.
+    LeavesByNone,
+    /// The packet leaves by some link.
+    LeavesBySome,
+    /// The destination's port is in a set.
+    PortIn(SetName),
+    /// Destination, protocol and port together are in a set.
+    SocketIn(Family, SetName),
+    /// Verdict by the source,
+    SourceVerdict(Family, SetName),
+    /// or by the destination,
+    DestinationVerdict(Family, SetName),
+    /// or by the destination's port.
+    PortVerdict(SetName),
     /// Verdict by what was asked for.
     ServiceVerdict(Family, Asked, SetName),
-    /// Verdict by lot: that of one of so many numbers.
-    VerdictByLot(u32, SetName),
+    /// Verdict by number: that of one of so many.
+    VerdictByNumber(Draw, u32, SetName),
     /// Translate to one of some endpoints.
     TranslateToOneOf(Family, Choice),
     /// Translate to what a map has for protocol and port.
@@ -82,16 +113,44 @@ pub enum Asked {
     Port,
 }
 
-/// A choice by lot among some endpoints.
+/// How one of some numbers is found for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Draw {
+    /// By lot.
+    Lot,
+    /// By a hash of the client's address.
+    Client(Family),
+    /// By a hash of the client's address and port.
+    ClientAndPort(Family),
+}
+
+/// What hashes begin with: every node's with the same.
+pub(crate) const SEED: u32 = 0x706f_646e;
+
+impl Draw {
+    fn of(self, count: u32) -> String {
+        match self {
+            Draw::Lot => format!("numgen random mod {count}"),
+            Draw::Client(family) => format!("jhash {} saddr mod {count} seed {SEED:#x}", ip(family)),
+            Draw::ClientAndPort(family) => {
+                format!("jhash {} saddr . th sport mod {count} seed {SEED:#x}", ip(family))
+            }
+        }
+    }
+}
+
+/// A choice among some numbered endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     /// What an endpoint is found by, besides its number.
     pub asked: Asked,
+    /// How the number is found.
+    pub draw: Draw,
     /// Where endpoints are found.
     pub map: SetName,
-    /// How many there are.
+    /// How many numbers there are.
     pub count: u32,
-    /// The first one's number; the others follow.
+    /// The first one; the others follow.
     pub first: u32,
 }
 
@@ -115,6 +174,23 @@ impl Rule {
             .chain(self.expressions().as_slice())
             .fold(0xcbf2_9ce4_8422_2325, fold);
         format!("podnet {hash:016x}")
+    }
+}
+
+impl Clause {
+    /// The set that a condition of policies looks into.
+    pub(crate) fn set(&self) -> Option<&str> {
+        match self {
+            Clause::DestinationIn(_, set)
+            | Clause::SourceIn(_, set)
+            | Clause::PairIn(_, set)
+            | Clause::PortIn(set)
+            | Clause::SocketIn(_, set)
+            | Clause::SourceVerdict(_, set)
+            | Clause::DestinationVerdict(_, set)
+            | Clause::PortVerdict(set) => Some(set),
+            _ => None,
+        }
     }
 }
 
@@ -144,12 +220,12 @@ impl Asked {
 
 impl Choice {
     fn of(&self, family: Family) -> String {
-        let (asked, count, map) = (self.asked.of(family), self.count, &self.map);
+        let (asked, number, map) = (self.asked.of(family), self.draw.of(self.count), &self.map);
         let offset = match self.first {
             0 => String::new(),
             first => format!(" offset {first}"),
         };
-        format!("{asked} . numgen random mod {count}{offset} map @{map}")
+        format!("{asked} . {number}{offset} map @{map}")
     }
 }
 
@@ -170,16 +246,31 @@ impl fmt::Display for Clause {
             Clause::Leaves(link) => write!(f, "oifname \"{link}\""),
             Clause::CameNotBy(link) => write!(f, "iifname != \"{link}\""),
             Clause::Translated => f.write_str("ct status dnat"),
+            Clause::Marked => write!(f, "meta mark & {OURS:#010x} != 0x00000000"),
+            Clause::Mark => write!(f, "meta mark set meta mark | {OURS:#010x}"),
+            Clause::Unmark => write!(f, "meta mark set meta mark & {:#010x}", !OURS),
             Clause::Answers => f.write_str("ct direction reply"),
             Clause::Protocol(6) => f.write_str("meta l4proto tcp"),
             Clause::Protocol(number) => write!(f, "meta l4proto {number}"),
             Clause::EchoRequest(Family::V4) => f.write_str("icmp type echo-request"),
             Clause::EchoRequest(Family::V6) => f.write_str("icmpv6 type echo-request"),
+            Clause::NotASyn => f.write_str("meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"),
+            Clause::NotAnInit => f.write_str("meta l4proto sctp @th,96,8 != 1"),
+            Clause::Unplaced => f.write_str("ct state invalid,untracked"),
+            Clause::Icmpv6(first, last) => write!(f, "icmpv6 type {first}-{last}"),
+            Clause::CameByNone => f.write_str("iifname \"\""),
+            Clause::LeavesByNone => f.write_str("oifname \"\""),
+            Clause::LeavesBySome => f.write_str("oifname != \"\""),
+            Clause::PortIn(set) => write!(f, "th dport @{set}"),
+            Clause::SocketIn(family, set) => write!(f, "{} @{set}", Asked::Address.of(*family)),
+            Clause::SourceVerdict(family, map) => write!(f, "{} saddr vmap @{map}", ip(*family)),
+            Clause::DestinationVerdict(family, map) => write!(f, "{} daddr vmap @{map}", ip(*family)),
+            Clause::PortVerdict(map) => write!(f, "th dport vmap @{map}"),
             Clause::ServiceVerdict(family, asked, map) => write!(f, "{} vmap @{map}", asked.of(*family)),
             Clause::TranslateToOneOf(family, choice) => {
                 write!(f, "dnat {} to {}", ip(*family), choice.of(*family))
             }
-            Clause::VerdictByLot(count, map) => write!(f, "numgen random mod {count} vmap @{map}"),
+            Clause::VerdictByNumber(draw, count, map) => write!(f, "{} vmap @{map}", draw.of(*count)),
             Clause::SourceIn(family, set) => write!(f, "{} saddr @{set}", ip(*family)),
             Clause::KeepSource(family, set, seconds) => {
                 write!(f, "update @{set} {{ {} saddr timeout {seconds}s }}", ip(*family))

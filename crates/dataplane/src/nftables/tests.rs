@@ -87,6 +87,7 @@ fn a_set_of_another_kind_is_made_anew_with_the_table() {
             key: &[Field::Ipv6],
             maps_to: MapsTo::Nothing,
             dynamic: false,
+            interval: false,
         },
     );
     let transaction = Transaction::between(&table, Some(&Found::of(&other)));
@@ -119,7 +120,8 @@ fn only_a_node_that_knows_its_pods_tells_the_outside_from_the_inside() {
     );
     assert_eq!(
         chain("passing4"),
-        "ip saddr 10.244.0.0/24 return\nip daddr 10.244.0.0/24 return\nip saddr 172.30.0.11/32 return\nmasquerade\n"
+        "meta mark set meta mark & 0xffffbfff\nip saddr 10.244.0.0/24 return\nip daddr 10.244.0.0/24 return\n\
+         ip saddr 172.30.0.11/32 return\nmasquerade\n"
     );
     assert!(!table.chains.contains_key("passing6"));
 }
@@ -212,12 +214,17 @@ proptest! {
 
     #[test]
     fn a_step_from_state_to_state_is_the_difference_of_their_tables(before in any_state(), after in any_state()) {
-        let (old, new) = ((render::frame(&before, Turn::Usual), &*before.services), (render::frame(&after, Turn::Usual), &*after.services));
-        let (old, new) = render::changed(old, new);
-        let step = Transaction::between(&new, Some(&Found::of(&old)));
-        let whole = Transaction::between(&render(&after), Some(&Found::of(&render(&before))));
-        prop_assert_eq!(step.is_empty(), whole.is_empty());
-        prop_assert_eq!(run(&step, render(&before)), render(&after));
+        // The same entries at addresses that are no cluster IPs.
+        let mut elsewhere = after.clone();
+        services_of(&mut elsewhere).cluster_ips = Default::default();
+        for (before, after) in [(&before, &after), (&after, &elsewhere), (&elsewhere, &after)] {
+            let [old, new] = [before, after].map(|state| (render::frame(state, Turn::Usual), &*state.services));
+            let (old, new) = render::changed(old, new);
+            let step = Transaction::between(&new, Some(&Found::of(&old)));
+            let whole = Transaction::between(&render(after), Some(&Found::of(&render(before))));
+            prop_assert_eq!(step.is_empty(), whole.is_empty());
+            prop_assert_eq!(run(&step, render(before)), render(after));
+        }
         let nothing = render::changed((render::frame(&after, Turn::Usual), &after.services), (render::frame(&after, Turn::Usual), &after.services));
         prop_assert!(Transaction::between(&nothing.1, Some(&Found::of(&nothing.0))).is_empty());
     }
@@ -238,15 +245,22 @@ fn of_a_table_somebody_else_made_every_flow_is_looked_at() {
         port: NonZeroU16::new(30_053).unwrap(),
     };
     services_of(&mut state).node_ports.insert(node_port, entry.into());
+    services_of(&mut state)
+        .pods
+        .insert("10.244.0.0/24".parse().unwrap());
     let mut all = Touched::default();
     assert!(all.is_empty());
     all.note_all();
     assert!(!all.is_empty());
+    // The second is on a link that the API does not know.
+    let own = ["172.30.0.11", "192.168.1.11"]
+        .map(|address| address.parse().unwrap())
+        .into();
     let flow = |sent_to: &str, answered_from: &str| {
         let (sent_to, answered_from) = (sent_to.parse().unwrap(), answered_from.parse().unwrap());
         // Of one that has changed nothing, no flow is stale.
-        assert!(!Touched::default().is_stale(&state, sent_to, answered_from));
-        all.is_stale(&state, sent_to, answered_from)
+        assert!(!Touched::default().is_stale(&state, &own, sent_to, answered_from));
+        all.is_stale(&state, &own, sent_to, answered_from)
     };
     assert!(!flow("10.96.0.10:53", "10.244.0.2:53"));
     assert!(flow("10.96.0.10:53", "10.244.0.9:53"), "its endpoint is gone");
@@ -261,8 +275,13 @@ fn of_a_table_somebody_else_made_every_flow_is_looked_at() {
         flow("172.30.0.11:30054", "10.244.0.9:53"),
         "its node port is gone"
     );
+    assert!(flow("192.168.1.11:30053", "10.244.0.9:53"));
     // Others' are theirs.
     assert!(!flow("172.30.0.11:500", "172.30.0.11:500"));
+    assert!(
+        !flow("172.30.0.11:5353", "172.17.0.2:53"),
+        "a container of somebody else's"
+    );
     assert!(!flow("10.244.0.2:53", "10.244.0.2:53"));
     assert!(!flow("198.51.100.7:53", "198.51.100.7:53"));
 }

@@ -233,13 +233,13 @@ impl Operation {
                     attributes.bytes(7, &comment(&rule.fingerprint())),
                 );
             }
-            Operation::AddElements(set, _, elements) => {
-                for list in chunks(elements, true) {
+            Operation::AddElements(set, set_kind, elements) => {
+                for list in chunks(set_kind, elements, true) {
                     push(NEW_ELEMENTS, NLM_F_CREATE, in_table().text(2, set).nest(3, list));
                 }
             }
-            Operation::DeleteElements(set, _, elements) => {
-                for list in chunks(elements, false) {
+            Operation::DeleteElements(set, set_kind, elements) => {
+                for list in chunks(set_kind, elements, false) {
                     push(DELETE_ELEMENTS, 0, in_table().text(2, set).nest(3, list));
                 }
             }
@@ -269,12 +269,14 @@ fn encode_set(attributes: Attributes, name: &str, set: &Set, id: u32) -> Attribu
     const MAP: u32 = 8;
     const VERDICT: u32 = 0xffff_ff00;
     const TIMEOUT_AND_EVAL: u32 = 0x30;
+    const INTERVAL: u32 = 4;
     let flags = if set.maps_to == MapsTo::Nothing { 0 } else { MAP };
     let flags = if set.dynamic {
         flags | TIMEOUT_AND_EVAL
     } else {
         flags
     };
+    let flags = if set.interval { flags | INTERVAL } else { flags };
     let attributes = attributes
         .text(2, name)
         .u32(3, flags)
@@ -310,17 +312,38 @@ fn encode_chain(attributes: Attributes, name: &str, chain: &Chain) -> Attributes
     attributes.nest(4, hook).u32(5, ACCEPT).text(7, base.kind)
 }
 
-fn chunks(elements: &[(Key, Value)], with_values: bool) -> Vec<Attributes> {
+/// What follows a range's last value; none when nothing does.
+fn after(last: &[u8]) -> Option<Vec<u8>> {
+    let mut next = last.to_vec();
+    for byte in next.iter_mut().rev() {
+        let (sum, overflows) = byte.overflowing_add(1);
+        *byte = sum;
+        if !overflows {
+            return Some(next);
+        }
+    }
+    None
+}
+
+fn chunks(set: &Set, elements: &[(Key, Value)], with_values: bool) -> Vec<Attributes> {
+    const INTERVAL_END: u32 = 1;
     let mut lists = Vec::new();
     let mut list = Attributes::new();
     for (key, value) in elements {
-        let element = Attributes::new().nest(1, Attributes::new().bytes(1, key));
+        let bounds = set.bounds(key);
+        let first = bounds.map_or(key.as_slice(), |(first, _)| first);
+        let element = Attributes::new().nest(1, Attributes::new().bytes(1, first));
         let element = match value {
             Value::Data(data) if with_values => element.nest(2, Attributes::new().bytes(1, data)),
             Value::Verdict(verdict) if with_values => element.nest(2, encode_verdict(verdict)),
             _ => element,
         };
         list = list.nest(1, element);
+        // The kernel keeps a range as two elements, its first value and what follows its last.
+        if let Some(end) = bounds.and_then(|(_, last)| after(last)) {
+            let end = Attributes::new().nest(1, Attributes::new().bytes(1, &end));
+            list = list.nest(1, end.u32(3, INTERVAL_END));
+        }
         if list.len() >= ELEMENTS_MOST {
             lists.push(std::mem::take(&mut list));
         }

@@ -340,7 +340,6 @@ impl Routes {
 impl Changes {
     /// Sends them. What is refused hurts itself only; what is gone already is no refusal.
     fn send(self, netlink: &mut Netlink, applied: &mut RoutesApplied) -> Result<(), RouteError> {
-        applied.changes += self.set.len() + self.gone.len();
         let first_gone = self.set.len();
         let outcomes = netlink.apply_each(self.set.into_iter().chain(self.gone))?;
         for (index, outcome) in outcomes.into_iter().enumerate() {
@@ -348,7 +347,8 @@ impl Changes {
                 Err(error) if index < first_gone || !error.is_not_found() => {
                     applied.refused.push(error.to_string())
                 }
-                Ok(()) | Err(_) => {}
+                Ok(()) => applied.changes += 1,
+                Err(_) => {}
             }
         }
         Ok(())

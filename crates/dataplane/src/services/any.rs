@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use podnet_core::NodeState;
-use podnet_core::cluster::{Affinity, ClusterConfig, NodeName, ObjectName, Protocol};
+use podnet_core::cluster::{Affinity, Algorithm, ClusterConfig, NodeName, ObjectName, Protocol};
 use podnet_core::service::{Backend, Entry, Frontend, NodePort, PortName, ServiceState};
 use podnet_core::{Cluster, compute};
 use proptest::prelude::*;
@@ -69,6 +69,55 @@ pub(crate) fn entry(frontend: &Frontend, backend: Backend) -> Entry {
     Entry::new(port, backend)
 }
 
+/// A state with one of everything that services are made of.
+pub(crate) fn everything() -> NodeState {
+    let mut state = state(&[
+        ("TCP 10.96.0.1:443", Some(&["172.30.0.1:6443"])),
+        (
+            "UDP 10.96.0.10:53",
+            Some(&["10.244.0.2:53", "10.244.1.2:53", "10.244.2.2:53"]),
+        ),
+        (
+            "TCP [fd00:10:96::a]:53",
+            Some(&["[fd00:10:244::2]:53", "[fd00:10:244:1::2]:53"]),
+        ),
+        ("SCTP 10.96.0.11:9", Some(&[])),
+        ("TCP 10.96.0.12:80", None),
+    ]);
+    let services = services_of(&mut state);
+    services.pods = [
+        "10.244.0.0/24".parse().unwrap(),
+        "fd00:10:244::/64".parse().unwrap(),
+    ]
+    .into();
+    services.local_endpoints.insert("10.244.0.2".parse().unwrap());
+    let external = frontend("TCP 203.0.113.7:80");
+    let both = Backend::Balance {
+        endpoints: ["10.244.0.2:80".parse().unwrap(), "10.244.1.2:80".parse().unwrap()].into(),
+        draining: Box::default(),
+    };
+    let local = Entry {
+        outside: Some(Backend::Drop.into()),
+        sources: Some(Arc::new(
+            ["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()].into(),
+        )),
+        affinity: Affinity::ClientIp { seconds: 600 },
+        ..entry(&external, both)
+    };
+    let of_node = NodePort {
+        family: podnet_core::cluster::Family::V4,
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::new(30_080).unwrap(),
+    };
+    let of_port = Entry {
+        sources: None,
+        ..local.clone()
+    };
+    services.node_ports.insert(of_node, of_port.into());
+    services.frontends.insert(external, local.into());
+    state
+}
+
 /// A backend of endpoints of a family, by their last numbers.
 fn any_backend(six: bool) -> impl Strategy<Value = Backend> {
     let hosts = prop::option::weighted(0.8, prop::collection::btree_set(2..8_u8, 0..5));
@@ -105,7 +154,10 @@ pub(crate) fn any_state() -> impl Strategy<Value = NodeState> {
             backend(),
             backend(),
             prop::option::of(backend()),
-            affinity,
+            (
+                affinity,
+                prop::sample::select(vec![Algorithm::Random, Algorithm::Maglev]),
+            ),
             sources,
             shown,
         );
@@ -121,7 +173,11 @@ pub(crate) fn any_state() -> impl Strategy<Value = NodeState> {
                 "fd00:10:244::/64".parse().unwrap(),
             ]
             .into();
-            for ((host, protocol, port), (internal, inside, outside, affinity, sources, shown)) in services {
+            for (
+                (host, protocol, port),
+                (internal, inside, outside, (affinity, algorithm), sources, shown),
+            ) in services
+            {
                 let address = |four: &str, six: &str| {
                     let text = if host % 2 == 1 { six } else { four };
                     format!("{text}{host}").parse().unwrap()
@@ -146,6 +202,7 @@ pub(crate) fn any_state() -> impl Strategy<Value = NodeState> {
                 let external = Entry {
                     inside,
                     outside,
+                    algorithm,
                     ..internal.clone()
                 };
                 let guarded = Entry {

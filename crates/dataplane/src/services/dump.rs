@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use podnet_core::cluster::Affinity;
-use podnet_core::service::{Backend, Entry, Frontend, HostAddress, HostPort, NodePort, ServiceState};
+use podnet_core::service::{Backend, Entry, Frontend, HostPort, NodePort, ServiceState};
 
 /// What the kernel does with services' addresses, in the model's words.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -92,14 +92,9 @@ impl Services {
 
     /// Whether new connections to a host port go to `target`.
     pub fn leads(&self, host_port: &HostPort, target: SocketAddr) -> bool {
-        match host_port.address {
-            HostAddress::Any(_) => self.host_ports.get(host_port) == Some(&target),
-            HostAddress::One(address) => {
-                let frontend = Frontend {
-                    address,
-                    protocol: host_port.protocol,
-                    port: host_port.port,
-                };
+        match host_port.frontend() {
+            None => self.host_ports.get(host_port) == Some(&target),
+            Some(frontend) => {
                 let found = self.frontends.get(&frontend);
                 found.is_some_and(|found| found.fate == Fate::Balance(vec![target]))
             }

@@ -1,17 +1,19 @@
 //! Which UDP flows are to be forgotten after a change: those whose frontend now leads elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use podnet_core::NodeState;
 use podnet_core::cluster::{Family, Protocol};
+use podnet_core::route::Hop;
 use podnet_core::service::{Entry, Frontend, HostAddress, HostPort, NodePort, ServiceState};
 
 use super::dump::{Services, Target};
 use crate::conntrack;
 use crate::delta::Delta;
 use crate::nftables::digit;
+use crate::own;
 use podnet_linux::netfilter::{Netfilter, NetfilterError};
 
 /// What was changed for UDP, and whose flows have not been looked through yet.
@@ -54,8 +56,8 @@ impl Touched {
         {
             let left = self.left(*node_port);
             if let Some(old) = old.node_ports.get(node_port) {
-                left.extend(old.inside.endpoints());
-                left.extend(old.outside().endpoints());
+                left.extend(old.inside.serving());
+                left.extend(old.outside().serving());
             }
         }
     }
@@ -87,26 +89,37 @@ impl Touched {
         if self.is_empty() {
             return Ok(());
         }
+        let own = own::addresses(state.routing.node_addresses.iter().copied());
         conntrack::forget(socket, |sent_to, answered_from| {
-            self.is_stale(state, sent_to, answered_from)
+            self.is_stale(state, &own, sent_to, answered_from)
         })?;
         *self = Touched::default();
         Ok(())
     }
 
-    /// Whether a flow goes on to what `state` no longer has there.
-    pub(crate) fn is_stale(&self, state: &NodeState, sent_to: SocketAddr, answered_from: SocketAddr) -> bool {
+    /// Whether a flow goes on to what `state` no longer has there. `own` are the node's addresses.
+    pub(crate) fn is_stale(
+        &self,
+        state: &NodeState,
+        own: &BTreeSet<IpAddr>,
+        sent_to: SocketAddr,
+        answered_from: SocketAddr,
+    ) -> bool {
         let Some(port) = NonZeroU16::new(sent_to.port()) else {
             return false;
         };
         let (protocol, family) = (Protocol::Udp, Family::of(sent_to.ip()));
-        let host_port = |address| {
-            let host_port = HostPort {
-                address,
-                protocol,
-                port,
-            };
-            state.services.host_ports.get(&host_port) == Some(&answered_from)
+        let host_port = || {
+            [HostAddress::One(sent_to.ip()), HostAddress::Any(family)]
+                .into_iter()
+                .any(|address| {
+                    let host_port = HostPort {
+                        address,
+                        protocol,
+                        port,
+                    };
+                    state.services.host_ports.get(&host_port) == Some(&answered_from)
+                })
         };
         let frontend = Frontend {
             address: sent_to.ip(),
@@ -124,7 +137,7 @@ impl Touched {
         {
             return match entry {
                 Some(entry) => !entry.keeps(answered_from),
-                None => !host_port(HostAddress::One(sent_to.ip())),
+                None => !host_port(),
             };
         }
         let node_port = NodePort {
@@ -136,12 +149,13 @@ impl Touched {
         let left = self.ports.get(&(family, sent_to.port()));
         // On the node's own addresses whatever was sent there: to the node itself before the port led anywhere, and to
         // endpoints that only the choices of sticky clients named.
-        let own = sent_to.ip().is_loopback() || state.routing.node_addresses.contains(&sent_to.ip());
+        let own = sent_to.ip().is_loopback() || own.contains(&sent_to.ip());
+        // A port that leads nowhere now may have led to a pod; what leads elsewhere is somebody else's translation.
+        let was_ours = || node_port.is_some() || translated && is_pod(state, answered_from.ip());
         let was_there = left.is_some_and(|left| own || left.contains(&answered_from))
-            || self.everything && own && (node_port.is_some() || translated);
+            || self.everything && own && was_ours();
         let was_sticky = own && node_port.is_some_and(|entry| self.has_touched(family, entry));
-        let kept =
-            node_port.is_some_and(|entry| entry.keeps(answered_from)) || host_port(HostAddress::Any(family));
+        let kept = node_port.is_some_and(|entry| entry.keeps(answered_from)) || host_port();
         (was_there || was_sticky) && !kept
     }
 
@@ -150,6 +164,13 @@ impl Touched {
         let mut touched = self.sticky.range(name.clone()..);
         touched.next().is_some_and(|found| found.starts_with(&name))
     }
+}
+
+/// Whether a pod of some node may have that address.
+fn is_pod(state: &NodeState, address: IpAddr) -> bool {
+    let mut routes = state.routing.routes.iter();
+    state.services.pods.iter().any(|range| range.contains(&address))
+        || routes.any(|(range, hop)| *hop != Hop::Sink && range.contains(&address))
 }
 
 fn is_udp(frontend: &&Frontend) -> bool {

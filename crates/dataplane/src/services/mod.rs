@@ -1,28 +1,36 @@
 //! What carries services: the node's own table of nftables, or one of the back ends beside it.
 //!
-//! Whatever is not services stays in the table: host ports, masquerading, later policy. A back end beside it renders a
+//! Whatever is not services stays in the table: host ports, masquerading, policy. A back end beside it renders a
 //! state's services and nothing else, and gives the same answers to the same packets.
 
 #[cfg(test)]
 pub(crate) mod any;
 mod dump;
 mod flows;
+pub(crate) mod share;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use podnet_core::NodeState;
-use podnet_core::cluster::DataplaneName;
+use podnet_core::cluster::{DataplaneName, IpvsScheduler};
 use podnet_core::ipam::Addressing;
-use podnet_core::policy::PolicyState;
-use podnet_core::service::{Frontend, HostAddress, HostPort, NodePort, ServiceState};
+use podnet_core::service::ServiceState;
+use podnet_linux::ipvs::IpvsError;
 use podnet_linux::netfilter::NetfilterError;
+use podnet_linux::netlink::NetlinkError;
 
+use crate::iptables::{Iptables, Scope};
+use crate::ipvs::Ipvs;
+use crate::settings::{SettingError, Settings};
+use crate::userspace::{ProxyError, Site, Userspace};
 pub use dump::{Fate, Services, Target};
 pub use flows::Touched;
 
-use crate::iptables::Iptables;
+/// The bit of a packet's mark that says, from where destinations are translated to where sources are, that it was us who
+/// translated it: connection tracking knows only that somebody did. It is kube-proxy's for the same.
+pub(crate) const OURS: u32 = 0x4000;
 
 /// Services by other means than the table. It keeps nothing that it could not read back, and belongs to the network
 /// namespace of the thread that opened it.
@@ -37,6 +45,19 @@ pub trait ServiceBackend: fmt::Debug + Send {
     fn present(&mut self) -> Result<Vec<String>, ServiceError>;
     /// Removes all of it, and says what that was.
     fn clean(&mut self) -> Result<Vec<String>, ServiceError>;
+    /// Makes way for another back end, which is in force already: whoever is new goes there, and what is established here
+    /// goes on until it ends.
+    fn retire(&mut self) -> Result<Retired, ServiceError> {
+        // Connection tracking knows where it leads.
+        self.clean().map(|_| Retired::Gone)
+    }
+    /// What the last application left out, and why: nothing is wrong otherwise.
+    fn left_out(&self) -> &[String] {
+        &[]
+    }
+    /// How much of what it had put there others had changed, as the applications since this was asked last found it and
+    /// put it back.
+    fn take_put_back(&mut self) -> usize;
     /// What cannot be seen cheaply may have changed: the next application is to look.
     fn distrust(&mut self) {}
     /// Our own table changed, which took nftables from one generation of its rule set to another.
@@ -45,6 +66,26 @@ pub trait ServiceBackend: fmt::Debug + Send {
     fn sentinel(&self) -> Option<Box<dyn Sentinel>> {
         None
     }
+}
+
+/// What is left of a back end that made way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retired {
+    /// Nothing, or what ends by itself.
+    Gone,
+    /// What its connections need, so that it is to be asked again.
+    Lingers,
+}
+
+/// What back ends are made with.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Setup {
+    /// Where the proxy is, for the back end that has one.
+    pub(crate) proxy: Option<Site>,
+    /// How IPVS chooses.
+    pub(crate) scheduler: IpvsScheduler,
+    /// The node's settings.
+    pub(crate) settings: Settings,
 }
 
 /// Looks now and then whether somebody else changed what is a back end's, where nothing announces it.
@@ -65,6 +106,18 @@ pub enum ServiceError {
     /// nftables, or connection tracking.
     #[error(transparent)]
     Netfilter(#[from] NetfilterError),
+    /// The proxy in user space.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    /// IPVS.
+    #[error(transparent)]
+    Ipvs(#[from] IpvsError),
+    /// Routes to IPVS.
+    #[error(transparent)]
+    Routes(#[from] NetlinkError),
+    /// The node's settings for a back end.
+    #[error(transparent)]
+    Settings(#[from] SettingError),
     /// A program that is needed.
     #[error("{program}: {why}")]
     Program {
@@ -82,58 +135,45 @@ pub enum ServiceError {
 
 /// The back end of that name beside the table; `None` for the table itself. Nothing is asked of the kernel that it may
 /// not have: that is for [`ServiceBackend::apply`] to tell.
-pub(crate) fn open(name: DataplaneName) -> Result<Option<Box<dyn ServiceBackend>>, ServiceError> {
-    match name {
-        DataplaneName::Nftables => Ok(None),
-        DataplaneName::Iptables => Ok(Some(Box::new(Iptables::open()?))),
-    }
+pub(crate) fn open(
+    name: DataplaneName,
+    setup: &Setup,
+) -> Result<Option<Box<dyn ServiceBackend>>, ServiceError> {
+    Ok(match name {
+        DataplaneName::Nftables => None,
+        DataplaneName::Ipvs => Some(Box::new(Ipvs::open(setup.scheduler, setup.settings.clone())?)),
+        DataplaneName::Iptables => Some(Box::new(Iptables::open(Scope::Whole)?)),
+        DataplaneName::Userspace => Some(Box::new(Userspace::new(setup.proxy.clone()))),
+    })
 }
 
-/// Every back end but that one.
-pub(crate) fn all_but(name: DataplaneName) -> Result<Vec<Box<dyn ServiceBackend>>, ServiceError> {
-    let others = DataplaneName::ALL.into_iter().filter(|other| *other != name);
-    others.filter_map(|other| open(other).transpose()).collect()
+/// Every back end that is in the way of that one. IPVS, whose chains refer to those that are iptables' when that is
+/// chosen, comes before it, and has them itself when it is chosen.
+pub(crate) fn all_but(
+    name: DataplaneName,
+    setup: &Setup,
+) -> Result<Vec<Box<dyn ServiceBackend>>, ServiceError> {
+    let is_part = |other| (name, other) == (DataplaneName::Ipvs, DataplaneName::Iptables);
+    let others = DataplaneName::ALL.into_iter();
+    let others = others.filter(|other| *other != name && !is_part(*other));
+    others
+        .filter_map(|other| match open(other, setup) {
+            // A kernel that lacks what a back end is made of has none of it.
+            Err(ServiceError::Netfilter(error)) if error.is_unsupported() => None,
+            opened => opened.transpose(),
+        })
+        .collect()
 }
 
 /// Every back end beside the table.
-pub(crate) fn all() -> Result<Vec<Box<dyn ServiceBackend>>, ServiceError> {
-    all_but(DataplaneName::Nftables)
+pub(crate) fn all(setup: &Setup) -> Result<Vec<Box<dyn ServiceBackend>>, ServiceError> {
+    all_but(DataplaneName::Nftables, setup)
 }
 
-/// What is left of a state for the table where another back end carries services. A service takes its address and port
-/// from a host port, as it does where both are in the table.
+/// What is left of a state for the table where another back end carries services. No host port is a service's, too: a
+/// state has only the one that it is.
 pub(crate) fn without_services(state: &NodeState) -> NodeState {
     let services = &state.services;
-    let everywhere = services.node_port_addresses.is_none();
-    let taken = |host_port: &HostPort| {
-        let HostPort {
-            address,
-            protocol,
-            port,
-        } = *host_port;
-        match address {
-            HostAddress::One(address) => services.frontends.contains_key(&Frontend {
-                address,
-                protocol,
-                port,
-            }),
-            HostAddress::Any(family) => {
-                everywhere
-                    && services.node_ports.contains_key(&NodePort {
-                        family,
-                        protocol,
-                        port,
-                    })
-            }
-        }
-    };
-    let host_ports = services
-        .host_ports
-        .iter()
-        .filter(|(host_port, _)| !taken(host_port));
-    let host_ports = host_ports
-        .map(|(host_port, target)| (*host_port, *target))
-        .collect();
     let targets: BTreeSet<_> = services.host_ports.values().map(|target| target.ip()).collect();
     NodeState {
         generation: state.generation,
@@ -141,13 +181,15 @@ pub(crate) fn without_services(state: &NodeState) -> NodeState {
         routing: state.routing.clone(),
         addressing: Addressing::default(),
         services: Arc::new(ServiceState {
-            host_ports,
+            host_ports: services.host_ports.clone(),
             local_endpoints: targets,
+            // Node ports on loopback addresses need the table's guard.
+            node_port_addresses: services.node_port_addresses.clone(),
             ..ServiceState::default()
         }),
         masquerade: state.masquerade.clone(),
         names: None,
-        policy: PolicyState::default(),
+        policy: Arc::clone(&state.policy),
         announcements: Default::default(),
         problems: Vec::new(),
     }

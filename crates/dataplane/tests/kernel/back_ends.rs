@@ -4,10 +4,11 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::common::{BackEnd, Lab, Machine, PATIENCE, node_name};
+use crate::common::{BackEnd, Lab, Machine, PATIENCE, eventually, node_name};
 use podnet_core::cluster::{DataplaneName, Family, Routing};
 use podnet_core::compute;
 use podnet_dataplane::services::Services;
+use podnet_dataplane::userspace::proxy::GATE_LINK;
 use podnet_dataplane::{Dataplane, Kernel};
 use podnet_linux::netfilter::Netfilter;
 use podnet_linux::netfilter::ipset::Element;
@@ -43,12 +44,31 @@ mod iptables {
 
     #[test]
     fn connections_outlive_the_switch_between_nftables_and_legacy_iptables() {
-        connections_outlive_a_switch(BackEnd::IptablesLegacy);
+        connections_outlive_a_switch(BackEnd::Nftables, BackEnd::IptablesLegacy);
     }
 
     #[test]
     fn connections_outlive_the_switch_between_nftables_and_iptables_on_nftables() {
-        connections_outlive_a_switch(BackEnd::IptablesNft);
+        connections_outlive_a_switch(BackEnd::Nftables, BackEnd::IptablesNft);
+    }
+}
+
+mod proxied {
+    use super::*;
+
+    #[test]
+    fn connections_outlive_the_switch_between_nftables_and_user_space() {
+        connections_outlive_a_switch(BackEnd::Nftables, BackEnd::Userspace);
+    }
+
+    #[test]
+    fn connections_outlive_the_switch_between_legacy_iptables_and_user_space() {
+        connections_outlive_a_switch(BackEnd::IptablesLegacy, BackEnd::Userspace);
+    }
+
+    #[test]
+    fn connections_outlive_the_switch_between_iptables_on_nftables_and_user_space() {
+        connections_outlive_a_switch(BackEnd::IptablesNft, BackEnd::Userspace);
     }
 }
 
@@ -81,8 +101,9 @@ fn a_state_that_is_in_force_changes_nothing(on: BackEnd) {
     assert!(lab.apply(0).service_changes > 0);
     assert!(lab.apply(0).is_nothing());
     let state = compute(&lab.cluster, &node_name(0));
-    lab.nodes[0].run(|| {
-        let mut kernel = Kernel::open(None, on.name()).unwrap();
+    let node = &lab.nodes[0];
+    node.run(|| {
+        let mut kernel = node.kernel(on.name());
         for _ in 0..2 {
             assert!(kernel.apply(&state).unwrap().is_nothing());
             assert!(kernel.follow(&state).unwrap().is_nothing());
@@ -110,14 +131,11 @@ fn what_is_cleaned_is_gone_and_what_is_theirs_stays(on: BackEnd) {
         node.tcp("10.96.0.1:80").map(|_| ()).map_err(|error| error.kind()),
         Ok(())
     );
-    let there = node.run(|| Kernel::open(None, on.name()).unwrap().present().unwrap());
+    let there = node.run(|| node.kernel(on.name()).present().unwrap());
     assert!(there.len() >= 2, "{there:?}");
-    let gone = node.run(|| Kernel::open(None, on.name()).unwrap().clean().unwrap());
+    let gone = node.run(|| node.kernel(on.name()).clean().unwrap());
     assert_eq!(gone, there);
-    assert!(
-        node.run(|| Kernel::open(None, on.name()).unwrap().present().unwrap())
-            .is_empty()
-    );
+    assert!(node.run(|| node.kernel(on.name()).present().unwrap()).is_empty());
     assert_eq!(all(), before);
     let rest = "iptables-legacy-save; iptables-nft-save; ip6tables-legacy-save; ip6tables-nft-save; nft list ruleset";
     let rest = node.command(rest);
@@ -128,7 +146,7 @@ fn others_changes_are_seen_and_put_back(on: BackEnd, program: &str) {
     let (lab, [_a, _b, client]) = lab(on);
     let node = &lab.nodes[0];
     let state = compute(&lab.cluster, &node_name(0));
-    let mut kernel = node.run(|| Kernel::open(None, on.name()).unwrap());
+    let mut kernel = node.run(|| node.kernel(on.name()));
     node.run(|| kernel.apply(&state).unwrap());
     let want = lab.dump(0);
     let (tell, told) = mpsc::channel();
@@ -211,17 +229,23 @@ fn what_was_swapped_in_a_set_is_put_back(on: BackEnd) {
 }
 
 /// A connection that stays.
-struct Connection(BufReader<TcpStream>);
+pub(crate) struct Connection(BufReader<TcpStream>);
 
 impl Connection {
-    fn open(from: &Machine, to: &str) -> Self {
+    pub(crate) fn open(from: &Machine, to: &str) -> Self {
         let to: SocketAddr = to.parse().unwrap();
         let stream = from.run(|| TcpStream::connect_timeout(&to, PATIENCE).unwrap());
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Connection(BufReader::new(stream))
     }
 
-    fn ask(&mut self) -> String {
+    /// Ends it at once: nobody waits for what may still come.
+    pub(crate) fn reset(self) {
+        let linger = rustix::net::sockopt::set_socket_linger(self.0.get_ref(), Some(Duration::ZERO));
+        linger.unwrap();
+    }
+
+    pub(crate) fn ask(&mut self) -> String {
         self.0.get_mut().write_all(b"?\n").unwrap();
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
@@ -229,21 +253,16 @@ impl Connection {
     }
 }
 
-fn connections_outlive_a_switch(on: BackEnd) {
+/// From one back end to another, back, and there again: what was connected stays so, and nothing of the other is left but
+/// a proxy that has connections still.
+fn connections_outlive_a_switch(other: BackEnd, on: BackEnd) {
     let (lab, [_a, _b, client]) = lab(on);
     let node = &lab.nodes[0];
+    other.prime(node);
     let state = compute(&lab.cluster, &node_name(0));
-    let apply = |name: DataplaneName| node.run(|| Kernel::open(None, name).unwrap().apply(&state).unwrap());
-    let present = || {
-        node.run(|| {
-            Kernel::open(None, on.name())
-                .unwrap()
-                .present()
-                .unwrap()
-                .join("\n")
-        })
-    };
-    assert!(apply(DataplaneName::Nftables).refused.is_empty());
+    let apply = |on: BackEnd| node.run(|| node.kernel(on.name()).apply(&state).unwrap());
+    let present = || node.run(|| node.kernel(on.name()).present().unwrap().join("\n"));
+    assert!(apply(other).refused.is_empty());
     let ways = [
         (&client, "10.96.0.1:80"),
         (&client, "[fd00:10:96::1]:80"),
@@ -254,8 +273,22 @@ fn connections_outlive_a_switch(on: BackEnd) {
     let open = || ways.map(|(from, to)| Connection::open(from, to));
     let mut connections = vec![open()];
     let mut names: Vec<String> = connections[0].iter_mut().map(Connection::ask).collect();
-    for name in [on.name(), DataplaneName::Nftables, on.name()] {
-        let applied = apply(name);
+    let is_alone = |now: BackEnd, proxied: bool| {
+        let (rest, table) = (present(), node.command("nft list table inet podnet"));
+        let is_iptables = now.name() == DataplaneName::Iptables;
+        let found = [
+            rest.contains("iptables"),
+            rest.contains("ipset"),
+            rest.contains("service proxy"),
+            rest.contains(GATE_LINK),
+            table.contains("10.96.0.1"),
+        ];
+        let is_table = now == BackEnd::Nftables;
+        found == [is_iptables, is_iptables, proxied, false, is_table]
+    };
+    let mut proxied = other == BackEnd::Userspace;
+    for now in [on, other, on] {
+        let applied = apply(now);
         assert!(
             applied.refused.is_empty() && applied.service_changes > 0,
             "{applied:?}"
@@ -263,16 +296,15 @@ fn connections_outlive_a_switch(on: BackEnd) {
         connections.push(open());
         names.extend(connections.last_mut().unwrap().iter_mut().map(Connection::ask));
         let again: Vec<String> = connections.iter_mut().flatten().map(Connection::ask).collect();
-        assert_eq!(again, names, "after {name}");
-        let (rest, table) = (present(), node.command("nft list table inet podnet"));
-        let is_in_table = table.contains("10.96.0.1");
-        assert_eq!(
-            rest.contains("iptables"),
-            name != DataplaneName::Nftables,
-            "{rest}"
-        );
-        assert_eq!(rest.contains("ipset"), name != DataplaneName::Nftables, "{rest}");
-        assert_eq!(is_in_table, name == DataplaneName::Nftables, "{table}");
-        assert!(apply(name).is_nothing());
+        assert_eq!(again, names, "after {now:?}");
+        proxied |= now == BackEnd::Userspace;
+        assert!(is_alone(now, proxied), "{now:?}: {}", present());
+        assert!(apply(now).is_nothing());
+    }
+    drop(connections);
+    apply(other);
+    eventually("nothing is left", || is_alone(other, false));
+    for (from, to) in ways {
+        assert!(from.tcp(to).is_ok(), "{to}");
     }
 }

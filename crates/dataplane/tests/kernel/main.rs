@@ -1,8 +1,9 @@
 //! What was applied, as the kernel carries it out: in network namespaces, with real packets.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-/// Runs tests on every back end: `NAME(on)` becomes the tests `nftables::NAME`, `iptables_legacy::NAME` and so on.
-macro_rules! on_every_back_end {
+/// Runs tests on every back end that this kernel is known to have: `NAME(on)` becomes the tests `nftables::NAME`,
+/// `iptables_legacy::NAME` and so on.
+macro_rules! on_every_back_end_here {
     ($($test:ident),* $(,)?) => {
         mod nftables {
             $(#[test] fn $test() { super::$test($crate::common::BackEnd::Nftables) })*
@@ -13,17 +14,52 @@ macro_rules! on_every_back_end {
         mod iptables_nft {
             $(#[test] fn $test() { super::$test($crate::common::BackEnd::IptablesNft) })*
         }
+        mod userspace {
+            $(#[test] fn $test() { super::$test($crate::common::BackEnd::Userspace) })*
+        }
     };
 }
 
+/// The same, and `linux_6_12::ipvs::NAME` for a kernel that has IPVS.
+macro_rules! on_every_back_end {
+    ($($test:ident),* $(,)?) => {
+        on_every_back_end_here!($($test),*);
+        mod linux_6_12 {
+            mod ipvs {
+                $(
+                    #[test]
+                    #[ignore = "needs Linux 6.12: cargo xtask vm"]
+                    fn $test() {
+                        super::super::$test($crate::common::BackEnd::Ipvs)
+                    }
+                )*
+            }
+        }
+    };
+}
+
+mod affinity;
 mod back_ends;
+mod changes;
 mod common;
+mod established;
+mod flows;
+mod host_ports;
+mod ipvs;
+mod killed;
+mod near;
 mod node_ports;
+mod packets;
 mod paths;
 mod peers;
+mod policy;
+mod repairs;
 mod rolling;
+mod sctp;
 mod services;
 mod states;
+mod talk;
 mod traffic;
 mod untranslated;
+mod userspace;
 mod walks;

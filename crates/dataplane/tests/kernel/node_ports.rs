@@ -10,7 +10,8 @@ use podnet_core::service::{HostAddress, HostPort};
 use podnet_linux::netlink::Route;
 use podnet_linux::sysctl;
 
-on_every_back_end!(
+// The table has host ports, whatever carries services.
+on_every_back_end_here!(
     a_host_port_works_from_the_node_from_pods_and_from_outside,
     two_pods_share_a_host_port_on_different_host_ips_or_protocols,
     udp_flows_of_a_host_port_leave_with_its_pod,

@@ -2,12 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 
-use crate::common::{BackEnd, Lab, Machine, answerers, ask};
+use crate::common::{BackEnd, Lab, Lack, Machine, PATIENCE, answerers, ask, eventually, node_name};
 use ipnet::IpNet;
-use podnet_core::cluster::{Affinity, ExternalPolicy, Family, ObjectName, Routing, Service};
+use podnet_core::cluster::{
+    Affinity, Algorithm, DataplaneName, ExternalPolicy, Family, ObjectName, Routing, Service,
+};
+use podnet_core::compute;
+use podnet_dataplane::{Dataplane, Kernel};
 use podnet_linux::netlink::{Address, Route};
+use podnet_linux::sysctl;
 
 on_every_back_end!(
     the_outside_reaches_every_endpoint_over_vxlan,
@@ -20,29 +25,32 @@ on_every_back_end!(
     a_client_that_was_idle_for_long_enough_chooses_anew,
     a_datagram_client_of_a_node_port_moves_when_its_endpoint_goes,
     a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not,
+    what_somebody_else_translated_keeps_its_source,
+    every_node_chooses_the_same_endpoint_by_maglev_hashing,
+    node_ports_are_on_loopback_where_that_is_configured,
 );
 
-fn set(names: &[&str]) -> BTreeSet<String> {
+pub(crate) fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-fn address(text: &str) -> IpAddr {
+pub(crate) fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
 /// Two nodes, a pod `a` on the first and `b` on the second, and the outside, which has routes to 203.0.113.0/24 and
 /// 2001:db8::/64 by the first node.
-struct Scene {
-    lab: Lab,
-    a: Machine,
-    b: Machine,
-    client: Machine,
+pub(crate) struct Scene {
+    pub(crate) lab: Lab,
+    pub(crate) a: Machine,
+    pub(crate) b: Machine,
+    pub(crate) client: Machine,
 }
 
-const BOTH: [(usize, u8); 2] = [(0, 2), (1, 2)];
+pub(crate) const BOTH: [(usize, u8); 2] = [(0, 2), (1, 2)];
 
 impl Scene {
-    fn new(routing: Routing, on: BackEnd) -> Scene {
+    pub(crate) fn new(routing: Routing, on: BackEnd) -> Scene {
         let lab = Lab::new(2, routing, Family::V4, 1500).carried_by(on);
         let (a, b, client) = (lab.pod(0, 2), lab.pod(1, 2), lab.pod(0, 9));
         a.serve("a", 8080);
@@ -57,11 +65,11 @@ impl Scene {
         Scene { lab, a, b, client }
     }
 
-    fn outside(&self) -> &Machine {
+    pub(crate) fn outside(&self) -> &Machine {
         &self.lab.underlay
     }
 
-    fn expose(&mut self, host: u8, pods: &[(usize, u8)], change: impl FnOnce(&mut Service)) {
+    pub(crate) fn expose(&mut self, host: u8, pods: &[(usize, u8)], change: impl FnOnce(&mut Service)) {
         self.lab.exposed(host, pods, |service| {
             service.external.ips = vec![
                 address(&format!("203.0.113.{host}")),
@@ -74,7 +82,7 @@ impl Scene {
 }
 
 /// The ways from outside to the service exposed as HOST: node ports of both nodes, external IPs.
-fn ways(host: u8) -> Vec<String> {
+pub(crate) fn ways(host: u8) -> Vec<String> {
     let port = 30_000 + u16::from(host);
     vec![
         format!("172.30.0.11:{port}"),
@@ -84,7 +92,7 @@ fn ways(host: u8) -> Vec<String> {
     ]
 }
 
-fn local(service: &mut Service) {
+pub(crate) fn local(service: &mut Service) {
     service.external.policy = ExternalPolicy::Local;
 }
 
@@ -108,8 +116,9 @@ fn the_outside_reaches_every_endpoint(routing: Routing, on: BackEnd) {
     // The client's address is kept where the endpoint is on the node that was asked, and the node's stands for it where
     // it is not.
     for to in ways(2) {
-        assert_eq!(outside.tcp(&to).unwrap(), ("a".into(), own(&to)), "{to}");
-        assert_eq!(outside.udp(&to).unwrap(), ("a".into(), own(&to)), "{to}");
+        let expected = on.seen(("a".into(), own(&to)));
+        assert_eq!(on.seen(outside.tcp(&to).unwrap()), expected, "{to}");
+        assert_eq!(on.seen(outside.udp(&to).unwrap()), expected, "{to}");
     }
     for to in ways(3) {
         let (who, seen) = outside.tcp(&to).unwrap();
@@ -123,8 +132,8 @@ fn the_outside_reaches_every_endpoint(routing: Routing, on: BackEnd) {
         .zip(["10.244.0.9", "fd00:10:244:0::9"].into_iter().cycle())
     {
         assert_eq!(
-            scene.client.tcp(to).unwrap(),
-            ("b".into(), address(source)),
+            on.seen(scene.client.tcp(to).unwrap()),
+            on.seen(("b".into(), address(source))),
             "{to}"
         );
         assert_eq!(scene.lab.nodes[0].tcp(to).unwrap().0, "b", "{to}");
@@ -139,7 +148,7 @@ fn the_outside_reaches_every_endpoint(routing: Routing, on: BackEnd) {
         }
     });
     for to in ["192.168.77.1:30003", "[fd77::1]:30003"] {
-        assert_eq!(scene.lab.nodes[0].tcp(to).unwrap().0, "b", "{to}");
+        eventually(to, || scene.lab.nodes[0].tcp(to).is_ok_and(|(who, _)| who == "b"));
     }
     // A pod that asks another node's port is answered there.
     for to in ["172.30.0.12:30001", "[fd30::12]:30001"] {
@@ -168,8 +177,9 @@ fn external_policy_local_keeps_the_clients_address_and_drops_where_no_endpoint_i
             "172.30.0.1"
         });
         for _ in 0..10 {
-            assert_eq!(outside.tcp(&to).unwrap(), ("a".into(), own), "{to}");
-            assert_eq!(outside.udp(&to).unwrap(), ("a".into(), own), "{to}");
+            let expected = on.seen(("a".into(), own));
+            assert_eq!(on.seen(outside.tcp(&to).unwrap()), expected, "{to}");
+            assert_eq!(on.seen(outside.udp(&to).unwrap()), expected, "{to}");
         }
         // The node itself, and its pods, get all endpoints.
         assert_eq!(answerers(40, || scene.client.tcp(&to)), set(&["a", "b"]), "{to}");
@@ -245,6 +255,15 @@ fn source_ranges_guard_the_load_balancers_address_and_never_the_node_port(on: Ba
     assert_eq!(scene.lab.nodes[0].tcp("203.0.113.1:80").unwrap().0, "a");
     assert_eq!(scene.client.tcp("[2001:db8::1]:80").unwrap().0, "a");
     assert_eq!(scene.outside().tcp("172.30.0.11:30001").unwrap().0, "a");
+    // So it is when it has the load balancer's address itself, and therefore asks from there.
+    scene.lab.nodes[0].command("ip address add 203.0.113.1/32 dev lo");
+    // A proxy hears of it in its own time.
+    eventually("it is served", || {
+        scene.lab.nodes[0]
+            .tcp("203.0.113.1:80")
+            .is_ok_and(|(who, _)| who == "a")
+    });
+    scene.lab.nodes[0].command("ip address del 203.0.113.1/32 dev lo");
     ranges(&mut scene, &["0.0.0.0/0", "::/0"]);
     assert_eq!(scene.outside().tcp("203.0.113.1:80").unwrap().0, "a");
     assert_eq!(scene.outside().tcp("[2001:db8::1]:80").unwrap().0, "a");
@@ -270,6 +289,67 @@ fn node_ports_are_on_the_chosen_addresses_and_not_on_loopback(on: BackEnd) {
         scene.outside().tcp("[fd30::11]:30001").unwrap_err().kind(),
         ErrorKind::ConnectionRefused
     );
+}
+
+fn node_ports_are_on_loopback_where_that_is_configured(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
+    scene.lab.cluster.config.node_port_addresses = Some(
+        ["127.0.0.0/8", "172.30.0.0/24"]
+            .map(|range| range.parse().unwrap())
+            .into(),
+    );
+    scene.expose(1, &BOTH[..1], |_| {});
+    scene.expose(2, &BOTH[1..], |_| {});
+    let node = &scene.lab.nodes[0];
+    for (port, name) in [(30_001, "a"), (30_002, "b")] {
+        let mut ways = vec![format!("127.0.0.1:{port}"), format!("172.30.0.11:{port}")];
+        if !on.lacks(Lack::OtherLoopbackAddresses) {
+            ways.push(format!("127.1.2.3:{port}"));
+        }
+        for to in ways {
+            assert_eq!(node.tcp(&to).unwrap().0, name, "{to}");
+            assert_eq!(node.udp(&to).unwrap().0, name, "{to}");
+        }
+    }
+    assert_eq!(scene.outside().tcp("172.30.0.11:30002").unwrap().0, "b");
+    // What else listens on loopback is as far from a pod as before, which sends what is for it to the node.
+    node.serve("node", 7777);
+    let pod = &scene.a;
+    pod.command(
+        "sysctl -qw net.ipv4.conf.all.route_localnet=1; ip address del 127.0.0.1/8 dev lo; \
+         ip route add 127.0.0.1 via 169.254.1.1 dev eth0 onlink",
+    );
+    assert!(pod.tcp("127.0.0.1:7777").is_err());
+    if on == BackEnd::Userspace {
+        // Loopback is not routed for it: there is nothing to guard.
+        return;
+    }
+    node.command("nft flush chain inet podnet loopback-guard");
+    assert_eq!(pod.tcp("127.0.0.1:7777").unwrap().0, "node", "it is the guard");
+}
+
+#[test]
+fn loopback_is_routed_as_long_as_node_ports_are_there() {
+    let mut lab = Lab::new(1, Routing::default(), Family::V4, 1500);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("settings");
+    // By an agent that starts anew each time.
+    let routed_by = |lab: &Lab| {
+        let state = compute(&lab.cluster, &node_name(0));
+        lab.nodes[0].run(|| {
+            let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+            kernel.keep_settings_in(&file).unwrap();
+            kernel.apply(&state).unwrap();
+            sysctl::get("net/ipv4/conf/all/route_localnet").unwrap()
+        })
+    };
+    assert_eq!(routed_by(&lab), "0");
+    lab.cluster.config.node_port_addresses = Some(vec!["127.0.0.0/8".parse().unwrap()]);
+    assert_eq!(routed_by(&lab), "1");
+    assert_eq!(routed_by(&lab), "1");
+    lab.cluster.config.node_port_addresses = None;
+    assert_eq!(routed_by(&lab), "0");
+    assert!(!std::fs::read_to_string(&file).unwrap().contains("route_localnet"));
 }
 
 fn stay(seconds: u32) -> impl Fn(&mut Service) {
@@ -383,6 +463,98 @@ fn a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not(on: BackE
             scene.lab.apply_all();
             assert!(ask(&socket).is_err(), "{to} {seconds:?}");
         }
+    }
+}
+
+/// Who answers each of some clients outside, all with the same port, by a node's port 30001.
+fn answered(scene: &Scene, node: &str) -> Vec<String> {
+    let outside = scene.outside();
+    let six = node.starts_with('[');
+    let clients = (100..140_u16).map(|host| {
+        if six {
+            format!("[fd30::{host}]:4000")
+        } else {
+            format!("172.30.0.{host}:4000")
+        }
+    });
+    let answers = clients.map(|client| {
+        let socket = outside.run(|| {
+            let socket = UdpSocket::bind(client).unwrap();
+            socket.connect(format!("{node}:30001")).unwrap();
+            socket
+        });
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        ask(&socket).unwrap().0
+    });
+    answers.collect()
+}
+
+fn every_node_chooses_the_same_endpoint_by_maglev_hashing(on: BackEnd) {
+    let mut scene = Scene::new(Routing::Direct, on);
+    scene.client.serve("c", 8080);
+    for host in 100..140 {
+        let addresses = format!(
+            "ip address add 172.30.0.{host}/24 dev br0; ip address add fd30::{host}/64 dev br0 nodad"
+        );
+        scene.outside().command(&addresses);
+    }
+    let all = [(0, 2), (1, 2), (0, 9)];
+    for affinity in [Affinity::None, Affinity::ClientIp { seconds: 100 }] {
+        for nodes in [["172.30.0.11", "172.30.0.12"], ["[fd30::11]", "[fd30::12]"]] {
+            let maglev = |service: &mut Service| {
+                service.external.algorithm = Algorithm::Maglev;
+                service.affinity = affinity;
+            };
+            scene.expose(1, &all, maglev);
+            let [before, other] = nodes.map(|node| answered(&scene, node));
+            assert_eq!(before, other, "{affinity:?}");
+            let seen: BTreeSet<String> = before.iter().cloned().collect();
+            assert_eq!(seen, set(&["a", "b", "c"]), "{affinity:?}");
+            // Whoever was with an endpoint that is still there is with it still, but for a few.
+            scene.expose(1, &all[..2], maglev);
+            // By their hashes, not because their flows are known.
+            for node in &scene.lab.nodes {
+                node.command("conntrack -F 2>&1");
+            }
+            let [after, other] = nodes.map(|node| answered(&scene, node));
+            assert_eq!(after, other, "{affinity:?}");
+            assert!(!after.contains(&"c".to_owned()));
+            let kept = before.iter().zip(&after).filter(|(before, _)| *before != "c");
+            let moved = kept.filter(|(before, after)| before != after).count();
+            assert!(moved <= 6, "{affinity:?}: {moved}: {before:?} {after:?}");
+            scene.expose(1, &[], maglev);
+        }
+    }
+}
+
+/// As a container engine's published port is: to something of the node's that is no pod.
+fn what_somebody_else_translated_keeps_its_source(on: BackEnd) {
+    let mut scene = Scene::new(Routing::Direct, on);
+    scene.expose(1, &BOTH[1..], |_| {});
+    let node = &scene.lab.nodes[0];
+    let container = &scene.client;
+    container.serve("container", 8080);
+    container.command("ip address add 192.0.2.5/32 dev lo; ip address add 2001:db8:5::5/128 dev lo nodad");
+    node.command(
+        "ip route add 192.0.2.5/32 via 10.244.0.9; ip route add 2001:db8:5::5/128 via fd00:10:244::9",
+    );
+    node.command(
+        "nft 'add table inet theirs; add chain inet theirs c { type nat hook prerouting priority dstnat; }; \
+         add rule inet theirs c tcp dport 7777 dnat ip to 192.0.2.5:8080; \
+         add rule inet theirs c tcp dport 7777 dnat ip6 to [2001:db8:5::5]:8080'",
+    );
+    for (to, source) in [("172.30.0.11:7777", "172.30.0.1"), ("[fd30::11]:7777", "fd30::1")] {
+        let answer = scene.outside().tcp(to).unwrap();
+        assert_eq!(answer, ("container".into(), address(source)), "{to}");
+    }
+    // What we translate is answered past no node.
+    for to in ways(1) {
+        let (who, seen) = scene.outside().tcp(&to).unwrap();
+        assert_eq!(who, "b", "{to}");
+        assert!(
+            seen != address("172.30.0.1") && seen != address("fd30::1"),
+            "{to}: {seen}"
+        );
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::common::{Lab, Machine, ask, node_name};
+use crate::common::{Lab, Machine, PATIENCE, ask, node_name};
 use podnet_core::cluster::{Cluster, DataplaneName, Family, ObjectName, Protocol, Routing};
 use podnet_core::compute;
 use podnet_core::service::{Backend, Entry, Frontend, PortName};
@@ -164,9 +164,10 @@ fn what_somebody_else_changed_is_put_back_and_what_is_theirs_stays() {
 }
 
 /// Asks again and again until told to stop; says how often it asked, and panics at the first missing answer.
-fn talk(from: &Machine, to: &str, stop: &AtomicBool, asked: &AtomicUsize) {
+pub(crate) fn talk(from: &Machine, to: &str, stop: &AtomicBool, asked: &AtomicUsize) {
     let udp = from.udp_socket(to);
-    udp.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    // A machine that has no time is no lost datagram.
+    udp.set_read_timeout(Some(4 * PATIENCE)).unwrap();
     let tcp = from.run(|| TcpStream::connect(to).unwrap());
     let mut reader = BufReader::new(tcp.try_clone().unwrap());
     while !stop.load(Ordering::Relaxed) {

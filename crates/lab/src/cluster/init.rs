@@ -398,6 +398,8 @@ fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -
     let kept = request.non_masquerade_cidrs.iter();
     let kept = kept.map(|range| format!("--non-masquerade-cidr={range}"));
     let cross_subnet = request.cross_subnet.then(|| "--cross-subnet".to_owned());
+    let scheduler = request.ipvs_scheduler.iter();
+    let scheduler = scheduler.map(|scheduler| format!("--ipvs-scheduler={scheduler}"));
     Ok(Service {
         name: format!("{}-agent", node.name),
         program: node::EXECUTABLE.into(),
@@ -416,6 +418,7 @@ fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -
         .into_iter()
         .chain(kept)
         .chain(cross_subnet)
+        .chain(scheduler)
         .collect(),
         namespaces: vec![
             Arc::clone(&spaces.net),

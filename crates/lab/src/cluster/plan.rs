@@ -146,6 +146,9 @@ pub struct Request {
     pub zones: u16,
     /// `--dataplane` of the agents.
     pub dataplane: String,
+    /// `--ipvs-scheduler` of the agents, where it was given.
+    #[serde(default)]
+    pub ipvs_scheduler: Option<String>,
     /// `--routing` of the agents.
     pub routing: Routing,
     /// `--cross-subnet` of the agents.
@@ -347,6 +350,7 @@ mod tests {
             subnets,
             zones: 2,
             dataplane: "auto".into(),
+            ipvs_scheduler: None,
             routing: Routing::Vxlan,
             cross_subnet: false,
             ip_family,

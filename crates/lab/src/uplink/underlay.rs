@@ -137,6 +137,7 @@ fn route(
 ) -> Result<(), NetlinkError> {
     let rule = MarkRule {
         mark: MARK,
+        mask: u32::MAX,
         table: LOCAL_TABLE,
         priority: RULE_PRIORITY,
     };

@@ -93,6 +93,17 @@ impl Expressions {
         self.add("cmp", data);
     }
 
+    /// Goes on for values from one to another.
+    pub fn within(&mut self, first: &[u8], last: &[u8]) {
+        const EQUAL: u32 = 0;
+        let data = Attributes::new()
+            .u32(1, REGISTER)
+            .u32(2, EQUAL)
+            .nest(3, Attributes::new().bytes(1, first))
+            .nest(4, Attributes::new().bytes(1, last));
+        self.add("range", data);
+    }
+
     /// Compares the name of a link, by `META_IIFNAME` or `META_OIFNAME`.
     pub fn link(&mut self, key: u32, comparison: Comparison, name: &str) {
         let mut name = name.as_bytes().to_vec();
@@ -115,12 +126,17 @@ impl Expressions {
 
     /// Keeps the bits of the mask.
     pub fn mask(&mut self, mask: &[u8]) {
+        self.bitwise(mask, &vec![0; mask.len()]);
+    }
+
+    /// Keeps the bits of the mask, then turns those of `xor` over. Both have the value's length.
+    pub fn bitwise(&mut self, mask: &[u8], xor: &[u8]) {
         let data = Attributes::new()
             .u32(1, REGISTER)
             .u32(2, REGISTER)
             .u32(3, mask.len() as u32)
             .nest(4, Attributes::new().bytes(1, mask))
-            .nest(5, Attributes::new().bytes(1, &vec![0; mask.len()]));
+            .nest(5, Attributes::new().bytes(1, xor));
         self.add("bitwise", data);
     }
 

@@ -35,11 +35,14 @@ const CIDR: u16 = 3;
 const PORT: u16 = 4;
 const TIMEOUT: u16 = 6;
 const L4_PROTOCOL: u16 = 7;
+/// `IPSET_ATTR_CADT_FLAGS`
+const CREATE_FLAGS: u16 = 8;
 const MAX_ELEMENTS: u16 = 19;
 const COUNT: u16 = 24;
 const REFERENCES: u16 = 25;
 const IP2: u16 = 20;
 const CIDR2: u16 = 21;
+const SKB_MARK: u16 = 27;
 
 /// The protocol's version.
 const VERSION: u8 = 6;
@@ -49,6 +52,8 @@ const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 /// `IPSET_FLAG_LIST_HEADER`.
 const HEADERS_ONLY: u32 = 4;
+/// `IPSET_FLAG_WITH_SKBINFO`
+const WITH_MARKS: u32 = 1 << 6;
 /// Only a limit: the kernel takes memory as elements come.
 const MOST_ELEMENTS: u32 = 1 << 24;
 /// Of elements that go by themselves: packets make those, and whoever sends them chooses how many.
@@ -109,6 +114,8 @@ pub struct SetSpec {
     /// After how many seconds an element goes unless it says otherwise; never, where there is none. A set with this holds
     /// 65,536 elements at most.
     pub timeout: Option<u32>,
+    /// Whether its elements have marks, which a rule can give to packets.
+    pub marks: bool,
 }
 
 /// A set as the kernel lists it.
@@ -131,6 +138,8 @@ pub struct Element {
     pub port: Option<(u8, u16)>,
     /// The range of [`SetKind::IpPortNet`].
     pub second: Option<IpNet>,
+    /// The mark, in a set that has them; it takes the place of a packet's whole mark.
+    pub mark: Option<u32>,
 }
 
 impl Element {
@@ -140,6 +149,7 @@ impl Element {
             net: net.into(),
             port: None,
             second: None,
+            mark: None,
         }
     }
 
@@ -151,8 +161,15 @@ impl Element {
                 .bytes(L4_PROTOCOL, &[protocol]),
             None => attributes,
         };
-        match self.second {
+        let attributes = match self.second {
             Some(net) => address(attributes, (IP2, CIDR2), net),
+            None => attributes,
+        };
+        match self.mark {
+            Some(mark) => {
+                let mark_and_mask = u64::from(mark) << 32 | u64::from(u32::MAX);
+                attributes.bytes(SKB_MARK | BIG_ENDIAN, &mark_and_mask.to_be_bytes())
+            }
             None => attributes,
         }
     }
@@ -168,10 +185,15 @@ impl Element {
             let protocol = *attributes.get(L4_PROTOCOL)?.first()?;
             Some((protocol, u16::from_be_bytes(bytes.try_into().ok()?)))
         });
+        let mark = attributes.get(SKB_MARK).and_then(|bytes| {
+            let mark_and_mask = u64::from_be_bytes(bytes.try_into().ok()?);
+            u32::try_from(mark_and_mask >> 32).ok()
+        });
         Some(Element {
             net: net(IP, CIDR)?,
             port,
             second: net(IP2, CIDR2),
+            mark,
         })
     }
 }
@@ -250,6 +272,11 @@ impl Netfilter {
             Some(seconds) => data.u32(TIMEOUT | BIG_ENDIAN, seconds),
             None => data,
         };
+        let data = if spec.marks {
+            data.u32(CREATE_FLAGS | BIG_ENDIAN, WITH_MARKS)
+        } else {
+            data
+        };
         let family = if spec.six { NFPROTO_IPV6 } else { NFPROTO_IPV4 };
         let attributes = common(name)
             .text(TYPE_NAME, spec.kind.as_str())
@@ -316,6 +343,9 @@ fn read_set(attributes: Reader<'_>) -> Option<(String, SetFound)> {
         kind,
         six: attributes.get(FAMILY) == Some(&[NFPROTO_IPV6]),
         timeout: data.u32(TIMEOUT),
+        marks: data
+            .u32(CREATE_FLAGS)
+            .is_some_and(|flags| flags & WITH_MARKS != 0),
     });
     let found = SetFound {
         spec,
@@ -335,6 +365,7 @@ mod tests {
             net: net.parse().unwrap(),
             port,
             second: second.map(|net| net.parse().unwrap()),
+            mark: None,
         }
     }
 
@@ -367,6 +398,7 @@ mod tests {
             kind,
             six,
             timeout: None,
+            marks: false,
         };
         let of = |kind, six, elements: &[Element]| {
             namespace.run(|| round_trip(spec(kind, six), elements)).unwrap();
@@ -441,12 +473,38 @@ mod tests {
     }
 
     #[test]
+    fn elements_have_marks_where_a_set_has_them() {
+        let namespace = Namespace::create(Kind::Net).unwrap();
+        let marked = |net, port, mark| Element {
+            mark: Some(mark),
+            ..element(net, Some((6, port)), None)
+        };
+        for (six, halves) in [
+            (false, ["0.0.0.0/1", "128.0.0.0/1"]),
+            (true, ["::/1", "8000::/1"]),
+        ] {
+            let spec = SetSpec {
+                kind: SetKind::NetPort,
+                six,
+                timeout: None,
+                marks: true,
+            };
+            let elements = [
+                marked(halves[0], 80, 0x0050_1010),
+                marked(halves[1], 443, u32::MAX),
+            ];
+            namespace.run(|| round_trip(spec, &elements)).unwrap();
+        }
+    }
+
+    #[test]
     fn a_set_whose_elements_go_by_themselves_says_after_how_long() {
         let namespace = Namespace::create(Kind::Net).unwrap();
         let spec = SetSpec {
             kind: SetKind::Ip,
             six: false,
             timeout: Some(600),
+            marks: false,
         };
         let found = namespace
             .run(|| {

@@ -28,6 +28,8 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const BATCH_GENID: u16 = 1;
 const ERESTART: i32 = 85;
+const EINVAL: i32 = 22;
+const EPROTONOSUPPORT: i32 = 93;
 
 /// A transaction is one write to the socket, so the send buffer must hold it: 10,000 services take some 4 MiB.
 const SEND_BUFFER: usize = 128 << 20;
@@ -71,6 +73,16 @@ impl NetfilterError {
     /// What was asked about or to be changed is not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, NetfilterError::Refused { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// The kernel has no netfilter, or not the part of it that was asked.
+    pub fn is_unsupported(&self) -> bool {
+        let (source, errno) = match self {
+            NetfilterError::Socket { source, .. } => (source, EPROTONOSUPPORT),
+            NetfilterError::Refused { source, .. } => (source, EINVAL),
+            _ => return false,
+        };
+        source.raw_os_error() == Some(errno)
     }
 }
 

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags as WireFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, NetlinkError, Request, Scope, route::family, wire};
 
@@ -105,13 +105,12 @@ impl Address {
 
     fn read(payload: &[u8]) -> Option<Self> {
         let prefix = *payload.get(1)?;
-        let mut flags = WireFlags::from_bits_truncate(u32::from(*payload.get(2)?));
+        let flags = flags(payload)?;
         let (mut local, mut address): (Option<IpAddr>, Option<IpAddr>) = (None, None);
         for (kind, value) in wire::attributes(payload, HEADER) {
             match kind {
                 IFA_ADDRESS => address = wire::ip(value),
                 IFA_LOCAL => local = wire::ip(value),
-                IFA_FLAGS => flags = WireFlags::from_bits_truncate(wire::word(value)?),
                 _ => {}
             }
         }
@@ -126,6 +125,16 @@ impl Address {
             },
         })
     }
+}
+
+/// The flags of an address: only the lowest eight fit into its header, and all are in the attribute.
+fn flags(payload: &[u8]) -> Option<WireFlags> {
+    let all = wire::attributes(payload, HEADER).find(|(kind, _)| *kind == IFA_FLAGS);
+    let bits = match all {
+        Some((_, value)) => wire::word(value)?,
+        None => u32::from(*payload.get(2)?),
+    };
+    Some(WireFlags::from_bits_truncate(bits))
 }
 
 impl Netlink {
@@ -143,5 +152,21 @@ impl Netlink {
             .into_iter()
             .filter(|address| link.is_none_or(|index| address.link == index))
             .collect())
+    }
+
+    /// Whether an address of the link is tentative: nothing that is sent to it arrives yet, and nothing leaves from it.
+    ///
+    /// An IPv6 address begins so even without duplicate address detection. A worker of the kernel's, one for all
+    /// namespaces, ends it (addrconf_dad_work), and that waits for its turn where many links are made.
+    pub fn is_tentative(&mut self, link: u32) -> Result<bool, NetlinkError> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet6;
+        message.header.index = link;
+        let message = RouteNetlinkMessage::GetAddress(message);
+        let request = Request::new(message, 0, "list the IPv6 addresses".into());
+        let flags = self.dump(&request, |payload| {
+            (wire::word(payload.get(4..8)?)? == link).then(|| flags(payload))?
+        })?;
+        Ok(flags.iter().any(|flags| flags.contains(WireFlags::Tentative)))
     }
 }

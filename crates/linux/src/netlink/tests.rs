@@ -375,3 +375,22 @@ fn a_netkit_pair_is_asked_for_as_the_kernel_reads_it() {
     let hex: String = bytes[16..].iter().map(|byte| format!("{byte:02x}")).collect();
     insta::assert_snapshot!(hex);
 }
+
+#[test]
+fn rules_about_marks_are_listed_until_they_are_removed() {
+    let (mut netlink, _, _) = with_pair();
+    let rule = MarkRule {
+        mark: 0x10,
+        mask: 0x30,
+        table: 4711,
+        priority: 99,
+    };
+    for six in [false, true] {
+        assert_eq!(netlink.mark_rules(six).unwrap(), []);
+        netlink.request(rule.add_for(six)).unwrap();
+        assert!(netlink.request(rule.add_for(six)).unwrap_err().is_exists());
+        assert_eq!(netlink.mark_rules(six).unwrap(), [rule]);
+        netlink.request(rule.delete_for(six)).unwrap();
+        assert_eq!(netlink.mark_rules(six).unwrap(), []);
+    }
+}

@@ -184,3 +184,43 @@ pub(in crate::kinds) fn network_policy(object: &Value, now: Timestamp) -> Vec<Va
         age(object, now),
     ]
 }
+
+/// Columns of ServiceCIDRs.
+pub(in crate::kinds) const SERVICE_CIDR: &[Column] = &[
+    NAME,
+    column(
+        "CIDRs",
+        "string",
+        "CIDRs defines the IP blocks in CIDR notation (e.g. \"192.168.0.0/24\" or \"2001:db8::/64\") from which to \
+         assign service cluster IPs. Max of two CIDRs is allowed, one of each IP family. This field is immutable.",
+    ),
+    AGE,
+];
+
+/// A ServiceCIDR's row.
+pub(in crate::kinds) fn service_cidr(object: &Value, now: Timestamp) -> Vec<Value> {
+    let ranges: Vec<&str> = list(&object["spec"]["cidrs"]).iter().map(text).collect();
+    vec![name(object), ranges.join(",").into(), age(object, now)]
+}
+
+/// Columns of IPAddresses.
+pub(in crate::kinds) const IP_ADDRESS: &[Column] = &[
+    NAME,
+    column(
+        "ParentRef",
+        "string",
+        "ParentRef references the resource that an IPAddress is attached to. An IPAddress must reference a parent object.",
+    ),
+];
+
+/// An IPAddress's row: whose it is as `services/default/kubernetes`.
+pub(in crate::kinds) fn ip_address(object: &Value, _now: Timestamp) -> Vec<Value> {
+    let parent = &object["spec"]["parentRef"];
+    let kind = match text(&parent["group"]) {
+        "" => text(&parent["resource"]).to_owned(),
+        group => format!("{}.{group}", text(&parent["resource"])),
+    };
+    let parts = [&kind, text(&parent["namespace"]), text(&parent["name"])];
+    let given: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    vec![name(object), or_none(&given.join("/").to_lowercase())]
+}

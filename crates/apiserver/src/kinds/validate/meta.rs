@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Errors, FieldError, invalid_each, names};
+use super::{Errors, FieldError, invalid_each, names, service_cidr};
 use crate::kinds::value::{entries, list, text, unset};
 
 /// What a kind's names must look like.
@@ -14,6 +14,8 @@ pub(in crate::kinds) enum NameRule {
     Label,
     /// RFC 1035 label: services.
     Dns1035,
+    /// An address in its canonical form: IPAddresses.
+    Address,
 }
 
 impl NameRule {
@@ -22,6 +24,7 @@ impl NameRule {
             NameRule::Subdomain => names::dns1123_subdomain(name),
             NameRule::Label => names::dns1123_label(name),
             NameRule::Dns1035 => names::dns1035_label(name),
+            NameRule::Address => service_cidr::address_name(name),
         }
     }
 }

@@ -15,6 +15,7 @@ mod pod;
 mod pod_update;
 mod selector;
 mod service;
+mod service_cidr;
 mod volume;
 mod workload;
 
@@ -26,6 +27,7 @@ pub(super) use meta::{NameRule, object_meta, standard_finalizers};
 pub(super) use network_policy::network_policy;
 pub(super) use pod::pod;
 pub(super) use service::service;
+pub(super) use service_cidr::{ip_address, service_cidr};
 pub(super) use workload::{deployment, replica_set};
 
 use serde_json::Value;

@@ -5,15 +5,16 @@ use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
 use ipnet::IpNet;
-use podnet_core::cluster::{Affinity, Family, Protocol};
-use podnet_core::service::{Backend, Entry, Frontend, NodePort};
+use podnet_core::cluster::{Affinity, Algorithm, Family, Protocol};
+use podnet_core::service::{Backend, Entry, Frontend, NodePort, maglev};
 use podnet_linux::netfilter::ipset::{Element, SetKind, SetSpec};
 
 use super::super::model::{Rules, Set, TableName};
-use super::super::rule::{Asked, Clause, Rule, Target};
+use super::super::rule::{Asked, Clause, HASHES, Rule, Target};
 use super::super::tree::Node;
 use super::names::{self, Side, set};
-use super::{Frontends, NodePorts, chains, of_addresses, of_ports};
+use super::{Frontends, Given, NodePorts, chains, of_addresses, of_ports};
+use crate::services::share::{self, Audience};
 
 /// Only what a set of clients is made with; every client is added with its own time.
 const STAY_SECONDS: u32 = 10_800;
@@ -21,17 +22,18 @@ const STAY_SECONDS: u32 = 10_800;
 /// The chains of the tree of addresses.
 pub(super) fn addresses(
     rules: &mut Rules,
+    given: &Given,
     family: Family,
     tree: &Frontends<'_>,
     nodes: &[Node],
-    knows_pods: bool,
 ) {
     let leaf = |(frontend, entry): (&Frontend, _)| {
         let own = [
             Clause::Destination(frontend.address.into()),
             ports_clause(frontend.protocol, frontend.port),
         ];
-        lead(family, own.into(), entry, knows_pods, |side| {
+        let by_ipvs = given.of_ipvs(entry);
+        lead(given, family, own.into(), (entry, by_ipvs), |side| {
             names::of_frontend(frontend, side)
         })
     };
@@ -48,10 +50,10 @@ pub(super) fn addresses(
 /// The chains of the tree of a protocol's node ports.
 pub(super) fn ports(
     rules: &mut Rules,
+    given: &Given,
     (family, protocol): (Family, Protocol),
     tree: &NodePorts<'_>,
     nodes: &[Node],
-    knows_pods: bool,
 ) {
     chains(
         rules,
@@ -61,7 +63,8 @@ pub(super) fn ports(
         |node| of_ports(protocol, node),
         |(node_port, entry)| {
             let own = vec![ports_clause(protocol, node_port.port)];
-            lead(family, own, entry, knows_pods, |side| {
+            let by_ipvs = given.port_of_ipvs(entry);
+            lead(given, family, own, (entry, by_ipvs), |side| {
                 names::of_node_port(node_port, side)
             })
         },
@@ -80,17 +83,27 @@ pub(super) fn from_outside(family: Family) -> [Clause; 2] {
     ]
 }
 
-/// The rules that lead what is for an entry to its chains. What is refused or dropped leaves nat untranslated.
+/// Whether nat chooses among an entry's endpoints for clients on that side, beside what IPVS has.
+fn chooses(by_ipvs: Option<Audience>, side: Side) -> bool {
+    match by_ipvs {
+        None => true,
+        Some(Audience::Everybody) => false,
+        Some(Audience::Outside) => side == Side::Inside,
+    }
+}
+
+/// The rules that lead what is for an entry to its chains. What is refused, dropped or IPVS' leaves nat untranslated.
 fn lead(
+    given: &Given,
     family: Family,
     own: Vec<Clause>,
-    entry: &Entry,
-    knows_pods: bool,
+    (entry, by_ipvs): (&Entry, Option<Audience>),
     chain: impl Fn(Side) -> String,
 ) -> Vec<Rule> {
+    let knows_pods = !given.services.pods.is_empty();
     let target = |backend: &Backend, side| match backend {
-        Backend::Balance { .. } => Target::Goto(chain(side)),
-        Backend::Refuse | Backend::Drop => Target::Accept,
+        Backend::Balance { .. } if chooses(by_ipvs, side) => Target::Goto(chain(side)),
+        Backend::Balance { .. } | Backend::Refuse | Backend::Drop => Target::Accept,
     };
     let mut admitted = own.clone();
     if entry.sources.is_some() {
@@ -98,8 +111,12 @@ fn lead(
     }
     let mut rules = Vec::new();
     if let Some(outside) = entry.outside.as_ref().filter(|_| knows_pods) {
-        let clauses = admitted.iter().cloned().chain(from_outside(family));
-        rules.push(Rule::new(clauses, target(outside, Side::Outside)));
+        let clauses = || admitted.iter().cloned().chain(from_outside(family));
+        if by_ipvs.is_some() {
+            // IPVS knows a mark as a whole.
+            rules.push(Rule::new(clauses(), Target::Unmark));
+        }
+        rules.push(Rule::new(clauses(), target(outside, Side::Outside)));
     }
     rules.push(Rule::new(admitted, target(&entry.inside, Side::Inside)));
     if entry.sources.is_some() {
@@ -109,7 +126,7 @@ fn lead(
 }
 
 /// Adds what a frontend needs besides its place in the tree.
-pub(super) fn frontend(rules: &mut Rules, frontend: &Frontend, entry: &Entry) {
+pub(super) fn frontend(rules: &mut Rules, given: &Given, frontend: &Frontend, entry: &Entry) {
     let family = Family::of(frontend.address);
     let port = Some((frontend.protocol.number(), frontend.port.get()));
     let element = Element {
@@ -125,13 +142,17 @@ pub(super) fn frontend(rules: &mut Rules, frontend: &Frontend, entry: &Entry) {
             put(rules, &set("ADMIT", family), Element { second, ..element });
         }
     }
-    choices(rules, (family, frontend.protocol), entry, |side| {
+    let by_ipvs = given.of_ipvs(entry);
+    if let Some(audience) = by_ipvs {
+        put(rules, &set(names::of_audience("", audience), family), element);
+    }
+    choices(rules, (family, frontend.protocol), (entry, by_ipvs), |side| {
         names::of_frontend(frontend, side)
     });
 }
 
 /// Adds what a node port needs besides its place in the tree.
-pub(super) fn node_port(rules: &mut Rules, node_port: &NodePort, entry: &Entry) {
+pub(super) fn node_port(rules: &mut Rules, given: &Given, node_port: &NodePort, entry: &Entry) {
     let family = node_port.family;
     let port = Some((node_port.protocol.number(), node_port.port.get()));
     // Of every address: rules ask before whether it is the node's.
@@ -141,7 +162,15 @@ pub(super) fn node_port(rules: &mut Rules, node_port: &NodePort, entry: &Entry) 
     });
     let elements: Vec<Element> = elements.collect();
     fates(rules, family, "PORT-", &elements, entry);
-    choices(rules, (family, node_port.protocol), entry, |side| {
+    let by_ipvs = given.port_of_ipvs(entry);
+    if let Some(audience) = by_ipvs {
+        let name = set(names::of_audience("PORT", audience), family);
+        let mark = Some(share::mark(node_port));
+        elements
+            .iter()
+            .for_each(|element| put(rules, &name, Element { mark, ..*element }));
+    }
+    choices(rules, (family, node_port.protocol), (entry, by_ipvs), |side| {
         names::of_node_port(node_port, side)
     });
 }
@@ -159,6 +188,7 @@ pub(super) fn halves(range: IpNet) -> impl Iterator<Item = IpNet> {
     range.trunc().subnets(parts).into_iter().flatten()
 }
 
+/// IPVS' sets are there only beside IPVS.
 fn put(rules: &mut Rules, name: &str, element: Element) {
     if let Some(set) = rules.sets.get_mut(name) {
         set.elements.insert(element);
@@ -183,7 +213,7 @@ fn fates(rules: &mut Rules, family: Family, what: &str, elements: &[Element], en
 fn choices(
     rules: &mut Rules,
     (family, protocol): (Family, Protocol),
-    entry: &Entry,
+    (entry, by_ipvs): (&Entry, Option<Audience>),
     chain: impl Fn(Side) -> String,
 ) {
     let sides = [
@@ -191,46 +221,97 @@ fn choices(
         (entry.outside.as_ref(), Side::Outside),
     ];
     for (backend, side) in sides {
+        let backend = backend.filter(|_| chooses(by_ipvs, side));
         let endpoints = backend.map_or(&[][..], |backend| backend.endpoints());
-        let list = match entry.affinity {
-            Affinity::None => balanced(protocol, endpoints),
-            Affinity::ClientIp { seconds } => {
-                clients(rules, (family, protocol), entry, endpoints, seconds);
-                sticky(entry, endpoints)
+        let chain = chain(side);
+        let mut list = Vec::new();
+        if let Affinity::ClientIp { seconds } = entry.affinity {
+            clients(rules, (family, protocol), entry, endpoints, seconds);
+            list.extend(staying(entry, endpoints));
+        }
+        match entry.algorithm {
+            Algorithm::Maglev if endpoints.len() > 1 => {
+                list.extend(by_client(rules, (family, protocol), entry, &chain, endpoints));
             }
-        };
-        rules.chain((family, TableName::Nat), chain(side), list);
+            Algorithm::Maglev | Algorithm::Random => {
+                list.extend(by_lot(endpoints, |endpoint| there(entry, protocol, endpoint)));
+            }
+        }
+        rules.chain((family, TableName::Nat), chain, list);
     }
 }
 
 /// By lot: the first of n gets one of n, the next one of what is left.
 fn by_lot<'a>(
     endpoints: &'a [SocketAddr],
-    rule: impl Fn(SocketAddr, Option<Clause>) -> Rule + 'a,
+    there: impl Fn(SocketAddr) -> (Option<Clause>, Target) + 'a,
 ) -> impl Iterator<Item = Rule> + 'a {
     let left = (1..=endpoints.len()).rev();
-    left.zip(endpoints)
-        .map(move |(left, endpoint)| rule(*endpoint, (left > 1).then(|| Clause::one_of(left))))
+    left.zip(endpoints).map(move |(left, endpoint)| {
+        let (clause, target) = there(*endpoint);
+        let lot = (left > 1).then(|| Clause::one_of(left));
+        Rule::new(clause.into_iter().chain(lot), target)
+    })
 }
 
-fn balanced(protocol: Protocol, endpoints: &[SocketAddr]) -> Vec<Rule> {
-    let rules = by_lot(endpoints, |endpoint, lot| {
-        let clauses = [Clause::Protocol(protocol)].into_iter().chain(lot);
-        Rule::new(clauses, Target::Translate(endpoint))
-    });
-    rules.collect()
+/// So many slots lead to endpoints; the last few hashes share the first few slots.
+const SLOTS: usize = 251;
+/// So many hashes are told apart by one rule of the chain, and then by one of another.
+const STEP: u32 = 16;
+
+/// By a hash of the client, which iptables has no other place for than the packet's mark: what else it says is lost for
+/// a connection's first packet. No rule has a table of all slots, so they are found in two steps.
+fn by_client(
+    rules: &mut Rules,
+    (family, protocol): (Family, Protocol),
+    entry: &Entry,
+    chain: &str,
+    endpoints: &[SocketAddr],
+) -> Vec<Rule> {
+    let at = (family, TableName::Nat);
+    let sticky = entry.affinity != Affinity::None;
+    let leaf = |endpoint: SocketAddr| names::of_slots(chain, &endpoint.to_string());
+    for endpoint in endpoints {
+        let (clause, target) = there(entry, protocol, *endpoint);
+        let alone = Rule::new([], Target::MarkAlone);
+        rules.chain(at, leaf(*endpoint), vec![alone, Rule::new(clause, target)]);
+    }
+    let slots = maglev::slots(endpoints, SLOTS).into_iter().cycle();
+    let slots = slots
+        .filter_map(|place| endpoints.get(place))
+        .take(HASHES as usize);
+    let slots: Vec<&SocketAddr> = slots.collect();
+    // The port is not hashed where a client is to stay.
+    let hash = Clause::Protocol(protocol);
+    let mut list = vec![Rule::new([hash], Target::MarkHash(family, !sticky))];
+    for (step, slots) in (0..).zip(slots.chunks(STEP as usize)) {
+        let name = names::of_slots(chain, &format!("step {step}"));
+        let step_of = |hash| Clause::MarkedAs(hash, STEP - 1);
+        let of_step = (0..).zip(slots);
+        let of_step =
+            of_step.map(|(hash, endpoint)| Rule::new([step_of(hash)], Target::Goto(leaf(**endpoint))));
+        rules.chain(at, name.clone(), of_step.collect());
+        let steps = Clause::MarkedAs(step * STEP, HASHES - STEP);
+        list.push(Rule::new([steps], Target::Goto(name)));
+    }
+    list
 }
 
-/// Whoever is in the set of an endpoint's clients goes there, all others by lot.
-fn sticky(entry: &Entry, endpoints: &[SocketAddr]) -> Vec<Rule> {
-    let goto = |endpoint| Target::Goto(names::of_endpoint(&entry.port, endpoint));
-    let stays = endpoints.iter().map(|endpoint| {
+/// What leads to an endpoint, after the condition by which it is chosen.
+fn there(entry: &Entry, protocol: Protocol, endpoint: SocketAddr) -> (Option<Clause>, Target) {
+    match entry.affinity {
+        Affinity::None => (Some(Clause::Protocol(protocol)), Target::Translate(endpoint)),
+        Affinity::ClientIp { .. } => (None, Target::Goto(names::of_endpoint(&entry.port, endpoint))),
+    }
+}
+
+/// Whoever is in the set of an endpoint's clients goes there.
+fn staying(entry: &Entry, endpoints: &[SocketAddr]) -> impl Iterator<Item = Rule> {
+    endpoints.iter().map(|endpoint| {
         let set = names::of_clients(&entry.port, *endpoint);
-        Rule::new([Clause::In(Asked::Source, set)], goto(*endpoint))
-    });
-    stays
-        .chain(by_lot(endpoints, |endpoint, lot| Rule::new(lot, goto(endpoint))))
-        .collect()
+        let chain = names::of_endpoint(&entry.port, *endpoint);
+        Rule::new([Clause::In(Asked::Source, set)], Target::Goto(chain))
+    })
 }
 
 /// Every endpoint has a set of the clients that stay with it, which goes with the endpoint.
@@ -253,6 +334,7 @@ fn clients(
             kind: SetKind::Ip,
             six: family == Family::V6,
             timeout: Some(STAY_SECONDS),
+            marks: false,
         };
         let elements = BTreeSet::new();
         rules.sets.insert(set, Set { spec, elements });

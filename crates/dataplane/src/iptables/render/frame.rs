@@ -9,11 +9,13 @@ use podnet_core::cluster::Family;
 use podnet_core::service::ServiceState;
 use podnet_linux::netfilter::ipset::{Element, SetKind, SetSpec};
 
+use super::super::Scope;
 use super::super::model::{Rules, Set, TableName};
 use super::super::rule::{Asked, Clause, Rule, Target};
 use super::entry::{from_outside, halves};
 use super::{
-    FAMILIES, PROTOCOLS, Place, frontends, local_endpoints, node_ports, of_addresses, of_loops, of_ports, set,
+    FAMILIES, Given, PROTOCOLS, Place, frontends, local_endpoints, node_ports, of_addresses, of_loops,
+    of_ports, set,
 };
 
 const SERVICES: &str = "PODNET-SERVICES";
@@ -22,6 +24,13 @@ const POSTROUTING: &str = "PODNET-POSTROUTING";
 const GUARD: &str = "PODNET-GUARD";
 const PORT_GUARD: &str = "PODNET-PORT-GUARD";
 const REFUSE: &str = "PODNET-REFUSE";
+// Chains beside IPVS.
+const IPVS: &str = "PODNET-IPVS";
+const IPVS_NEW: &str = "PODNET-IPVS-NEW";
+const IPVS_PORTS: &str = "PODNET-IPVS-PORTS";
+const IPVS_CARRY: &str = "PODNET-IPVS-CARRY";
+const IPVS_LEAVE: &str = "PODNET-IPVS-LEAVE";
+const IPVS_OWN: &str = "PODNET-IPVS-OWN";
 
 /// The sets that each family has one of.
 const SETS: [(&str, SetKind); 12] = [
@@ -39,23 +48,129 @@ const SETS: [(&str, SetKind); 12] = [
     ("PORT-REFUSE-OUT", SetKind::NetPort),
 ];
 
+/// The same beside IPVS: what it carries.
+const IPVS_SETS: [(&str, SetKind); 4] = [
+    ("IPVS", SetKind::IpPort),
+    ("IPVS-OUT", SetKind::IpPort),
+    ("IPVS-PORT", SetKind::NetPort),
+    ("IPVS-PORT-OUT", SetKind::NetPort),
+];
+
 /// What does not grow with the number of services.
-pub(in super::super) fn frame(state: &NodeState) -> Rules {
+pub(in super::super) fn frame(state: &NodeState, given: &Given) -> Rules {
     let mut rules = Rules::default();
     for family in FAMILIES {
-        declare(&mut rules, family, &state.services);
-        nat(&mut rules, state, family);
-        filter(&mut rules, &state.services, family);
+        declare(&mut rules, given.scope, family, &state.services);
+        nat(&mut rules, state, given, family);
+        filter(&mut rules, given, family);
+        if given.scope == Scope::Beside {
+            mangle(&mut rules, &given.services, family);
+        }
     }
     rules
 }
 
-fn declare(rules: &mut Rules, family: Family, services: &ServiceState) {
-    for (what, kind) in SETS {
+/// What connections that IPVS has go on with when it gets no more of them.
+pub(in super::super) fn lingering() -> Rules {
+    let mut rules = Rules::default();
+    for family in FAMILIES {
+        carried(&mut rules, family, None);
+    }
+    rules
+}
+
+/// What IPVS has is marked: by that alone it is routed here, where IPVS waits for it, and not to whoever has the address.
+fn carried(rules: &mut Rules, family: Family, first: Option<Rule>) {
+    let at = (family, TableName::Mangle);
+    let again = Rule::new([Clause::Carried, Clause::Forth], Target::Deliver);
+    rules.chain(at, IPVS, first.into_iter().chain([again]).collect());
+    rules.chain(
+        at,
+        IPVS_LEAVE,
+        vec![Rule::new([Clause::Delivered], Target::Release)],
+    );
+    let hooks = &mut rules.table(family, TableName::Mangle).hooks;
+    hooks.insert("PREROUTING", jump([], IPVS));
+    hooks.insert("OUTPUT", jump([], IPVS));
+    hooks.insert("POSTROUTING", jump([], IPVS_LEAVE));
+}
+
+/// First packets of what IPVS carries become its own. Those that may not come must not get to it: for what the node sends
+/// IPVS comes before filter.
+fn mangle(rules: &mut Rules, services: &ServiceState, family: Family) {
+    let at = (family, TableName::Mangle);
+    carried(rules, family, Some(jump([Clause::New], IPVS_NEW)));
+    let forbidden = Rule::new(
+        [
+            Clause::In(Asked::Frontend, set("GUARD", family)),
+            Clause::NotIn(Asked::FrontendAndSource, set("ADMIT", family)),
+        ],
+        Target::Drop,
+    );
+    // A node that does not know who its pods are takes everybody for one.
+    let outside = || Some(from_outside(family)).filter(|_| !services.pods.is_empty());
+    let carried = |outside: Option<[Clause; 2]>, what: &str| {
+        let given = Clause::In(Asked::Frontend, set(what, family));
+        let clauses = outside.into_iter().flatten().chain([given]);
+        Rule::new(clauses, Target::Goto(IPVS_CARRY.to_owned()))
+    };
+    let marked = |outside: Option<[Clause; 2]>, what: &str| {
+        Rule::new(outside.into_iter().flatten(), Target::MarkBy(set(what, family)))
+    };
+    let by_address = outside().map(|outside| carried(Some(outside), "IPVS-OUT"));
+    let by_port = own_addresses(services, family).map(|clauses| jump(clauses, IPVS_PORTS));
+    let list = [forbidden, carried(None, "IPVS")]
+        .into_iter()
+        .chain(by_address)
+        .chain(by_port);
+    rules.chain(at, IPVS_NEW, list.collect());
+    let by_port = outside().map(|outside| marked(Some(outside), "IPVS-PORT-OUT"));
+    let carry = Rule::new([Clause::Delivered], Target::Carry);
+    let list = [marked(None, "IPVS-PORT")]
+        .into_iter()
+        .chain(by_port)
+        .chain([carry]);
+    rules.chain(at, IPVS_PORTS, list.collect());
+    rules.chain(at, IPVS_CARRY, vec![Rule::new([], Target::Carry)]);
+    rules.chain(at, IPVS_OWN, own(services, family));
+    let hooks = &mut rules.table(family, TableName::Mangle).hooks;
+    hooks.insert("OUTPUT", jump([], IPVS_OWN));
+}
+
+/// IPVS looks at all that the node itself sends, marked or not. It would take what belongs to no connection, and refuse
+/// for a virtual service that waits for the end of its last connection, where nobody is to answer.
+fn own(services: &ServiceState, family: Family) -> Vec<Rule> {
+    let given = |what: &str| Clause::In(Asked::Frontend, set(what, family));
+    let ranges = services
+        .ranges
+        .iter()
+        .filter(|range| Family::of(range.addr()) == family);
+    let unused = ranges.map(|range| {
+        let used = set("CLUSTER", family);
+        vec![
+            Clause::Destination(*range),
+            Clause::NotIn(Asked::Destination, used),
+        ]
+    });
+    let nobodys: Vec<Vec<Clause>> = unused.chain([vec![given("DROP")]]).collect();
+    let carried = ["IPVS", "IPVS-OUT"].map(|what| vec![given(what)]);
+    let drop = |state: &[Clause], to: &[Clause]| Rule::new([to, state].concat(), Target::Drop);
+    let first = nobodys
+        .iter()
+        .map(|to| drop(&[Clause::New, Clause::NotCarried], to));
+    let stray = nobodys.iter().chain(&carried);
+    let stray = stray.map(|to| drop(&[Clause::Invalid], to));
+    [jump([], IPVS)].into_iter().chain(first).chain(stray).collect()
+}
+
+fn declare(rules: &mut Rules, scope: Scope, family: Family, services: &ServiceState) {
+    let beside = IPVS_SETS.into_iter().filter(|_| scope == Scope::Beside);
+    for (what, kind) in SETS.into_iter().chain(beside) {
         let spec = SetSpec {
             kind,
             six: family == Family::V6,
             timeout: None,
+            marks: what.starts_with("IPVS-PORT"),
         };
         let elements = if what == "PODS" {
             let pods = services.pods.iter();
@@ -76,28 +191,42 @@ fn to(place: Place) -> Rule {
     Rule::new(place.clauses, Target::Jump(place.chain))
 }
 
-fn nat(rules: &mut Rules, state: &NodeState, family: Family) {
+fn nat(rules: &mut Rules, state: &NodeState, given: &Given, family: Family) {
     let at = (family, TableName::Nat);
     let services = &state.services;
     let ports = PROTOCOLS.into_iter().filter_map(|protocol| {
-        let root = node_ports(services, family, protocol).root()?;
+        let root = node_ports(given, family, protocol).root()?;
         Some(to(of_ports(protocol, &root)))
     });
     let has_ports = rules.chain(at, PORTS, ports.collect());
-    let by_address = frontends(services, family).root();
+    let by_address = frontends(given, family).root();
     let by_address = by_address.map(|root| to(of_addresses(family, &root)));
     let by_port = own_addresses(services, family).map(|clauses| jump(clauses, PORTS));
     let by_port = by_port.filter(|_| has_ports);
     let all = by_address.into_iter().chain(by_port).chain(ping(state, family));
-    let has_services = rules.chain(at, SERVICES, all.collect());
-    let has_sources = rules.chain(at, POSTROUTING, sources(state, family));
+    let beside = given.scope == Scope::Beside;
+    let mut all: Vec<Rule> = all.collect();
+    if !all.is_empty() {
+        // What is translated goes no further than there.
+        all.insert(0, Rule::new([], Target::Mark));
+        all.push(Rule::new([], Target::Unmark));
+    }
+    let has_services = rules.chain(at, SERVICES, all);
+    let mut sources = sources(state, family);
+    if beside && !sources.is_empty() {
+        // What IPVS translated is not known as that to nat, but by the connection's mark.
+        let others = [Clause::NotMarked, Clause::NotCarried];
+        sources.insert(0, Rule::new(others, Target::Return));
+    }
+    let has_sources = rules.chain(at, POSTROUTING, sources);
     let hooks = &mut rules.table(family, TableName::Nat).hooks;
     if has_services {
         hooks.insert("PREROUTING", jump([], SERVICES));
         hooks.insert("OUTPUT", jump([], SERVICES));
     }
     if has_sources {
-        hooks.insert("POSTROUTING", jump([Clause::Translated], POSTROUTING));
+        let ours = (!beside).then_some(Clause::Marked);
+        hooks.insert("POSTROUTING", jump(ours, POSTROUTING));
     }
 }
 
@@ -147,12 +276,18 @@ fn sources(state: &NodeState, family: Family) -> Vec<Rule> {
     let node = node.map(|address| stays(Clause::Source(IpNet::from(*address))));
     let passing = pods.chain(node).chain([Rule::new([], Target::Masquerade)]);
     let passing = passing.filter(|_| knows_pods);
-    hairpins.into_iter().chain(passing).collect()
+    let mut all: Vec<Rule> = hairpins.into_iter().chain(passing).collect();
+    if !all.is_empty() {
+        // What encloses the packet in a tunnel would carry the mark on.
+        all.insert(0, Rule::new([], Target::Unmark));
+    }
+    all
 }
 
 /// For what still has a service's address: no endpoint, or no such port, or no such service.
-fn filter(rules: &mut Rules, services: &ServiceState, family: Family) {
+fn filter(rules: &mut Rules, given: &Given, family: Family) {
     let at = (family, TableName::Filter);
+    let services = &*given.services;
     let refuse = vec![
         Rule::new(
             [Clause::Protocol(podnet_core::cluster::Protocol::Tcp)],
@@ -180,7 +315,13 @@ fn filter(rules: &mut Rules, services: &ServiceState, family: Family) {
     rules.chain(at, GUARD, guard.collect());
     let hooks = &mut rules.table(family, TableName::Filter).hooks;
     for hook in ["FORWARD", "INPUT", "OUTPUT"] {
-        hooks.insert(hook, jump([Clause::New, Clause::Untranslated], GUARD));
+        let left = [Clause::New, Clause::Untranslated].into_iter();
+        // IPVS takes its packets on their way in, and sends them as the node's own. One that is forwarded missed it.
+        let goes_on = given.scope == Scope::Beside && hook != "FORWARD";
+        hooks.insert(
+            hook,
+            jump(left.chain(goes_on.then_some(Clause::NotCarried)), GUARD),
+        );
     }
 }
 

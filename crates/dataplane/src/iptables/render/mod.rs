@@ -20,12 +20,15 @@ use podnet_core::cluster::{Affinity, Family, Protocol};
 use podnet_core::service::{Entry, Frontend, NodePort, PortName, ServiceState};
 use podnet_linux::netfilter::ipset::Element;
 
+use super::Scope;
 use super::model::{Rules, TableName};
 use super::rule::{Clause, Rule, Target};
 use super::tree::{Node, Tree};
 use crate::delta::Delta;
-pub(super) use frame::frame;
-pub(super) use names::{STAY, set};
+use crate::services::share::{Audience, is_of_nat, of_ipvs, of_ipvs_port};
+pub(super) use frame::{frame, lingering};
+pub(super) use names::{CHOICE, STAY, of_audience, set};
+use podnet_core::shared_map::SharedMap;
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
@@ -52,10 +55,95 @@ fn bits(family: Family) -> u8 {
     }
 }
 
+/// The services of a state, and which of them nat leads somewhere: all, or what IPVS beside it leaves.
+#[derive(Debug, Clone)]
+pub(super) struct Given {
+    scope: Scope,
+    pub(super) services: Arc<ServiceState>,
+    frontends: SharedMap<Frontend, Arc<Entry>>,
+    node_ports: SharedMap<NodePort, Arc<Entry>>,
+}
+
+impl Given {
+    pub(super) fn new(scope: Scope, services: &Arc<ServiceState>) -> Self {
+        if scope == Scope::Whole {
+            return Given {
+                scope,
+                services: Arc::clone(services),
+                frontends: services.frontends.clone(),
+                node_ports: services.node_ports.clone(),
+            };
+        }
+        Given {
+            scope,
+            services: Arc::default(),
+            frontends: SharedMap::default(),
+            node_ports: SharedMap::default(),
+        }
+        .then(services)
+    }
+
+    /// For a state that follows this one's: it costs what differs between the two.
+    pub(super) fn then(&self, services: &Arc<ServiceState>) -> Self {
+        if self.scope == Scope::Whole {
+            return Given::new(self.scope, services);
+        }
+        let mut next = self.clone();
+        next.services = Arc::clone(services);
+        let of_addresses = Delta::between_shared(&services.frontends, &self.services.frontends);
+        for frontend in of_addresses.keys() {
+            let entry = services.frontends.get(frontend);
+            let entry = entry.filter(|entry| is_of_nat(entry, next.of_ipvs(entry)));
+            follow(&mut next.frontends, frontend, entry);
+        }
+        let nothing = ServiceState::default();
+        let had = if self.is_alike(services) {
+            &*self.services
+        } else {
+            next.node_ports = SharedMap::default();
+            &nothing
+        };
+        let of_ports = Delta::between_shared(&services.node_ports, &had.node_ports);
+        for node_port in of_ports.keys() {
+            let entry = services.node_ports.get(node_port);
+            let entry = entry.filter(|entry| is_of_nat(entry, next.port_of_ipvs(entry)));
+            follow(&mut next.node_ports, node_port, entry);
+        }
+        next
+    }
+
+    /// Whose connections to an address with that entry IPVS has.
+    fn of_ipvs(&self, entry: &Entry) -> Option<Audience> {
+        let (audience, _) = of_ipvs(entry).filter(|_| self.scope == Scope::Beside)?;
+        Some(audience)
+    }
+
+    /// The same for a node port.
+    fn port_of_ipvs(&self, entry: &Entry) -> Option<Audience> {
+        let by_ipvs = of_ipvs_port(&self.services, entry);
+        let (audience, _) = by_ipvs.filter(|_| self.scope == Scope::Beside)?;
+        Some(audience)
+    }
+
+    /// Whether what is said of one entry alone is the same for another state: who is outside, and who has node ports.
+    fn is_alike(&self, services: &ServiceState) -> bool {
+        let own = &self.services;
+        own.pods.is_empty() == services.pods.is_empty()
+            && own.has_node_ports_on_loopback() == services.has_node_ports_on_loopback()
+    }
+}
+
+fn follow<K: Ord + Clone>(map: &mut SharedMap<K, Arc<Entry>>, key: &K, entry: Option<&Arc<Entry>>) {
+    match entry {
+        Some(entry) => _ = map.insert(key.clone(), Arc::clone(entry)),
+        None => _ = map.remove(key),
+    }
+}
+
 type Frontends<'a> = Tree<'a, (&'a Frontend, &'a Arc<Entry>)>;
 type NodePorts<'a> = Tree<'a, (&'a NodePort, &'a Arc<Entry>)>;
 
-fn frontends(services: &ServiceState, family: Family) -> Frontends<'_> {
+fn frontends(services: &Given, family: Family) -> Frontends<'_> {
     Tree::new(bits(family), move |first| {
         let least = Frontend {
             address: address(family, first),
@@ -68,7 +156,7 @@ fn frontends(services: &ServiceState, family: Family) -> Frontends<'_> {
     })
 }
 
-fn node_ports(services: &ServiceState, family: Family, protocol: Protocol) -> NodePorts<'_> {
+fn node_ports(services: &Given, family: Family, protocol: Protocol) -> NodePorts<'_> {
     Tree::new(16, move |first| {
         let port = u16::try_from(first).ok().and_then(NonZeroU16::new);
         let least = NodePort {
@@ -180,19 +268,19 @@ fn cluster_ips<'a>(rules: &mut Rules, addresses: impl Iterator<Item = &'a IpAddr
 }
 
 /// A frame, and all that services have in it.
-pub(super) fn whole(frame: Rules, services: &ServiceState) -> Rules {
+pub(super) fn whole(frame: Rules, given: &Given) -> Rules {
     let mut rules = frame;
+    let services = &*given.services;
     cluster_ips(&mut rules, services.cluster_ips.iter());
     for (frontend, entry) in &services.frontends {
-        entry::frontend(&mut rules, frontend, entry);
+        entry::frontend(&mut rules, given, frontend, entry);
     }
     for (node_port, entry) in &services.node_ports {
-        entry::node_port(&mut rules, node_port, entry);
+        entry::node_port(&mut rules, given, node_port, entry);
     }
-    let knows_pods = !services.pods.is_empty();
     for family in FAMILIES {
-        let tree = frontends(services, family);
-        entry::addresses(&mut rules, family, &tree, &tree.nodes(), knows_pods);
+        let tree = frontends(given, family);
+        entry::addresses(&mut rules, given, family, &tree, &tree.nodes());
         let tree = local_endpoints(services, family);
         chains(
             &mut rules,
@@ -203,8 +291,8 @@ pub(super) fn whole(frame: Rules, services: &ServiceState) -> Rules {
             hairpin,
         );
         for protocol in PROTOCOLS {
-            let tree = node_ports(services, family, protocol);
-            entry::ports(&mut rules, (family, protocol), &tree, &tree.nodes(), knows_pods);
+            let tree = node_ports(given, family, protocol);
+            entry::ports(&mut rules, given, (family, protocol), &tree, &tree.nodes());
         }
     }
     rules
@@ -213,11 +301,12 @@ pub(super) fn whole(frame: Rules, services: &ServiceState) -> Rules {
 /// What services have in the tables of two states, added to the frames of these: all in which they differ, and of what
 /// they have in common little. So the difference of the results is that of the whole tables, and costs what the change
 /// costs.
-pub(super) fn changed(old: (Rules, &ServiceState), new: (Rules, &ServiceState)) -> (Rules, Rules) {
-    let ((mut old_rules, old), (mut new_rules, new)) = (old, new);
-    // Every rule of a service with another answer for those outside is another one.
-    if old.pods.is_empty() != new.pods.is_empty() {
-        return (whole(old_rules, old), whole(new_rules, new));
+pub(super) fn changed(old: (Rules, &Given), new: (Rules, &Given)) -> (Rules, Rules) {
+    let ((mut old_rules, old_given), (mut new_rules, new_given)) = (old, new);
+    let (old, new) = (&*old_given.services, &*new_given.services);
+    // Every rule of a service with another answer for those outside is another one, or every rule of a node port.
+    if !old_given.is_alike(new) {
+        return (whole(old_rules, old_given), whole(new_rules, new_given));
     }
     cluster_ips(&mut old_rules, old.cluster_ips.difference(&new.cluster_ips));
     cluster_ips(&mut new_rules, new.cluster_ips.difference(&old.cluster_ips));
@@ -227,7 +316,8 @@ pub(super) fn changed(old: (Rules, &ServiceState), new: (Rules, &ServiceState)) 
     let sticky = of_addresses.values().chain(of_ports.values());
     let sticky = sticky.filter(|entry| entry.affinity != Affinity::None);
     let sticky: BTreeSet<&PortName> = sticky.map(|entry| entry.port.as_ref()).collect();
-    for (rules, services) in [(&mut old_rules, old), (&mut new_rules, new)] {
+    for (rules, given) in [(&mut old_rules, old_given), (&mut new_rules, new_given)] {
+        let services = &*given.services;
         let shares = |entry: &Entry| !sticky.is_empty() && sticky.contains(entry.port.as_ref());
         let others = services.frontends.iter().filter(|_| !sticky.is_empty());
         let others = others.filter(|(_, entry)| shares(entry));
@@ -235,15 +325,17 @@ pub(super) fn changed(old: (Rules, &ServiceState), new: (Rules, &ServiceState)) 
             .keys()
             .filter_map(|key| services.frontends.get_key_value(key));
         own.chain(others)
-            .for_each(|(frontend, entry)| entry::frontend(rules, frontend, entry));
+            .for_each(|(frontend, entry)| entry::frontend(rules, given, frontend, entry));
         let others = services.node_ports.iter().filter(|_| !sticky.is_empty());
         let others = others.filter(|(_, entry)| shares(entry));
         let own = of_ports
             .keys()
             .filter_map(|key| services.node_ports.get_key_value(key));
         own.chain(others)
-            .for_each(|(node_port, entry)| entry::node_port(rules, node_port, entry));
+            .for_each(|(node_port, entry)| entry::node_port(rules, given, node_port, entry));
     }
+    let of_addresses = Delta::between_shared(&new_given.frontends, &old_given.frontends);
+    let of_ports = Delta::between_shared(&new_given.node_ports, &old_given.node_ports);
     let delta = Changed {
         addresses: of_addresses.keys().map(|frontend| frontend.address).collect(),
         ports: of_ports.keys().copied().collect(),
@@ -253,8 +345,8 @@ pub(super) fn changed(old: (Rules, &ServiceState), new: (Rules, &ServiceState)) 
             .copied()
             .collect(),
     };
-    delta.add_trees(&mut old_rules, old, new);
-    delta.add_trees(&mut new_rules, new, old);
+    delta.add_trees(&mut old_rules, old_given, new_given);
+    delta.add_trees(&mut new_rules, new_given, old_given);
     (old_rules, new_rules)
 }
 
@@ -267,19 +359,19 @@ struct Changed {
 
 impl Changed {
     /// The chains of trees that are not alike in another state.
-    fn add_trees(&self, rules: &mut Rules, services: &ServiceState, other: &ServiceState) {
-        let knows_pods = !services.pods.is_empty();
+    fn add_trees(&self, rules: &mut Rules, given: &Given, other: &Given) {
         for family in FAMILIES {
             let of_family = |addresses: &BTreeSet<IpAddr>| -> BTreeSet<u128> {
                 let addresses = addresses.iter();
                 let addresses = addresses.filter(|address| Family::of(**address) == family);
                 addresses.map(|address| number(*address)).collect()
             };
-            let tree = frontends(services, family);
+            let tree = frontends(given, family);
             let unlike = tree.unlike(&frontends(other, family), &of_family(&self.addresses));
-            entry::addresses(rules, family, &tree, &unlike, knows_pods);
-            let tree = local_endpoints(services, family);
-            let unlike = tree.unlike(&local_endpoints(other, family), &of_family(&self.endpoints));
+            entry::addresses(rules, given, family, &tree, &unlike);
+            let tree = local_endpoints(&given.services, family);
+            let others = local_endpoints(&other.services, family);
+            let unlike = tree.unlike(&others, &of_family(&self.endpoints));
             chains(
                 rules,
                 family,
@@ -292,9 +384,9 @@ impl Changed {
                 let ports = self.ports.iter();
                 let ports = ports.filter(|port| port.family == family && port.protocol == protocol);
                 let ports = ports.map(|port| port.port.get().into()).collect();
-                let tree = node_ports(services, family, protocol);
+                let tree = node_ports(given, family, protocol);
                 let unlike = tree.unlike(&node_ports(other, family, protocol), &ports);
-                entry::ports(rules, (family, protocol), &tree, &unlike, knows_pods);
+                entry::ports(rules, given, (family, protocol), &tree, &unlike);
             }
         }
     }

@@ -7,6 +7,7 @@ use podnet_core::service::{Frontend, NodePort, PortName};
 use sha2::{Digest, Sha256};
 
 use crate::nftables::digit;
+use crate::services::share::Audience;
 
 /// The longest name of a chain.
 const LONGEST: usize = 28;
@@ -50,13 +51,18 @@ fn suffix(side: Side) -> &'static str {
 
 /// The chain that chooses an endpoint for an address.
 pub(super) fn of_frontend(frontend: &Frontend, side: Side) -> String {
-    format!("PODNET-SVC-{}", digest(&format!("{frontend}{}", suffix(side))))
+    format!("{CHOICE}{}", digest(&format!("{frontend}{}", suffix(side))))
 }
 
 /// The chain that chooses an endpoint for a node port.
 pub(super) fn of_node_port(node_port: &NodePort, side: Side) -> String {
     let key = format!("node port {node_port}{}", suffix(side));
-    format!("PODNET-SVC-{}", digest(&key))
+    format!("{CHOICE}{}", digest(&key))
+}
+
+/// A chain of those by which another chain chooses.
+pub(super) fn of_slots(chain: &str, what: &str) -> String {
+    format!("PODNET-M-{}", digest(&format!("{chain} {what}")))
 }
 
 /// The chain that leads clients who stay to their endpoint.
@@ -69,8 +75,21 @@ pub(super) fn of_clients(port: &PortName, endpoint: SocketAddr) -> String {
     format!("{STAY}{}", digest(&format!("{port} {endpoint}")))
 }
 
+/// How names of chains that choose an endpoint begin.
+pub(in super::super) const CHOICE: &str = "PODNET-SVC-";
+
 /// How names of sets of clients begin.
 pub(in super::super) const STAY: &str = "PODNET-STAY-";
+
+/// What the sets of what IPVS carries are called: addresses with their ports, or with `PORT` the node's own ports.
+pub(in super::super) fn of_audience(what: &str, audience: Audience) -> &'static str {
+    match (what, audience) {
+        ("", Audience::Everybody) => "IPVS",
+        ("", Audience::Outside) => "IPVS-OUT",
+        (_, Audience::Everybody) => "IPVS-PORT",
+        (_, Audience::Outside) => "IPVS-PORT-OUT",
+    }
+}
 
 /// A set that each family has one of.
 pub(in super::super) fn set(what: &str, family: Family) -> String {

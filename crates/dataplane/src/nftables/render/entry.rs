@@ -1,16 +1,16 @@
 //! The elements, and where a service needs some the chains and sets, of one entry.
 //!
 //! The verdict of an entry's element leads to what its clients get, in this order: `sources` lets in whom its service
-//! lets in, `sticky` sends a client where it was sent before, `balance` chooses. The first two are chains of one service
+//! lets in, `sticky` sends a client where it was sent before, `balance` or `maglev` chooses. The first two are chains of one service
 //! port; the last is shared by all that have as many endpoints.
 
 use std::net::SocketAddr;
 
-use podnet_core::cluster::{Affinity, Family};
-use podnet_core::service::{Backend, Entry, Frontend, NodePort};
+use podnet_core::cluster::{Affinity, Algorithm, Family};
+use podnet_core::service::{Backend, Entry, Frontend, NodePort, maglev};
 
 use super::super::model::{Chain, Field, Key, MapsTo, Set, Table, Value, Verdict, digit};
-use super::super::rule::{Asked, Choice, Clause};
+use super::super::rule::{Asked, Choice, Clause, Draw};
 use super::key::{frontend_key, node_port_key, number_bytes, socket_bytes};
 use super::{REFUSE, elements, fields, goto, names, rule};
 
@@ -126,12 +126,17 @@ impl Place<'_> {
     }
 
     fn balanced(&self, table: &mut Table, endpoints: &[SocketAddr], group: Group) -> Verdict {
-        let shape = Shape::of(self.family, self.asked, group.first(), endpoints.len());
+        let shape = Shape::of(
+            self.family,
+            self.asked,
+            group.first(),
+            (endpoints, self.entry.algorithm),
+        );
         let map = shape.map();
-        for (endpoint, number) in endpoints.iter().zip(group.first()..) {
+        for (endpoint, number) in numbered(endpoints, self.entry.algorithm).zip(group.first()..) {
             let mut key = self.key.clone();
             key.extend_from_slice(&number_bytes(number));
-            elements(table, map).insert(key, Value::Data(socket_bytes(*endpoint)));
+            elements(table, map).insert(key, Value::Data(socket_bytes(endpoint)));
         }
         Verdict::Goto(shape.chain())
     }
@@ -143,17 +148,19 @@ impl Place<'_> {
             key: fields(family).address,
             maps_to: MapsTo::Nothing,
             dynamic: true,
+            interval: false,
         };
         let choices = self.name("choice", group);
         let by_lot = Set {
             key: &[Field::Number],
             maps_to: MapsTo::Verdicts,
             dynamic: false,
+            interval: false,
         };
         table.sets.insert(choices.clone(), by_lot);
         let mut rules = Vec::new();
-        for (endpoint, number) in endpoints.iter().zip(0..) {
-            let stay = self.port("stay") + "-" + &endpoint_name(*endpoint);
+        for endpoint in endpoints {
+            let stay = self.stay(*endpoint);
             table.sets.insert(stay.clone(), clients.clone());
             let there = vec![
                 rule([Clause::KeepSource(family, stay.clone().into(), seconds)]),
@@ -165,16 +172,27 @@ impl Place<'_> {
             };
             table.chains.insert(stay.clone(), there);
             rules.push(rule([Clause::SourceIn(family, stay.clone().into()), goto(&stay)]));
-            let verdict = Value::Verdict(Verdict::Goto(stay));
-            elements(table, &choices).insert(number_bytes(number).to_vec(), verdict);
         }
-        rules.push(rule([Clause::VerdictByLot(
-            count(endpoints.len()),
-            choices.into(),
-        )]));
+        let numbers = numbered(endpoints, self.entry.algorithm).zip(0..);
+        let mut count = 0;
+        for (endpoint, number) in numbers {
+            let verdict = Value::Verdict(Verdict::Goto(self.stay(endpoint)));
+            elements(table, &choices).insert(number_bytes(number).to_vec(), verdict);
+            count = number + 1;
+        }
+        let draw = match drawn(endpoints, self.entry.algorithm) {
+            Algorithm::Random => Draw::Lot,
+            Algorithm::Maglev => Draw::Client(family),
+        };
+        rules.push(rule([Clause::VerdictByNumber(draw, count, choices.into())]));
         let chain = self.name("sticky", group);
         table.chains.insert(chain.clone(), Chain { base: None, rules });
         Verdict::Goto(chain)
+    }
+
+    /// The set of the clients that stay with an endpoint, and the chain that leads there.
+    fn stay(&self, endpoint: SocketAddr) -> String {
+        self.port("stay") + "-" + &endpoint_name(endpoint)
     }
 
     /// The name of something that the port has once, such as `sticky4-default/web/tcp/80`.
@@ -204,6 +222,26 @@ pub(crate) fn read_endpoint(family: Family, chain: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(address, port.parse().ok()?))
 }
 
+/// How endpoints are chosen among: where there is but one, nothing needs to be hashed.
+fn drawn(endpoints: &[SocketAddr], algorithm: Algorithm) -> Algorithm {
+    if endpoints.len() > 1 {
+        algorithm
+    } else {
+        Algorithm::Random
+    }
+}
+
+/// The endpoints by the numbers they are chosen by, from 0.
+fn numbered(endpoints: &[SocketAddr], algorithm: Algorithm) -> impl Iterator<Item = SocketAddr> {
+    let places = match drawn(endpoints, algorithm) {
+        Algorithm::Random => (0..endpoints.len()).collect(),
+        Algorithm::Maglev => maglev::slots(endpoints, maglev::size(endpoints.len())),
+    };
+    places
+        .into_iter()
+        .filter_map(|place| endpoints.get(place).copied())
+}
+
 fn count(endpoints: usize) -> u32 {
     u32::try_from(endpoints).unwrap_or(u32::MAX)
 }
@@ -215,22 +253,35 @@ pub(super) struct Shape {
     asked: Asked,
     first: u32,
     count: u32,
+    algorithm: Algorithm,
 }
 
 impl Shape {
-    pub(super) fn of(family: Family, asked: Asked, first: u32, endpoints: usize) -> Self {
+    fn of(
+        family: Family,
+        asked: Asked,
+        first: u32,
+        (endpoints, algorithm): (&[SocketAddr], Algorithm),
+    ) -> Self {
+        let algorithm = drawn(endpoints, algorithm);
         Shape {
             family,
             asked,
             first,
-            count: count(endpoints),
+            count: count(match algorithm {
+                Algorithm::Random => endpoints.len(),
+                Algorithm::Maglev => maglev::size(endpoints.len()),
+            }),
+            algorithm,
         }
     }
 
     /// The shapes that an entry needs.
     pub(super) fn of_entry(family: Family, asked: Asked, entry: &Entry) -> impl Iterator<Item = Shape> {
         let shape = move |backend: &Backend, first| match backend {
-            Backend::Balance { endpoints, .. } => Some(Shape::of(family, asked, first, endpoints.len())),
+            Backend::Balance { endpoints, .. } => {
+                Some(Shape::of(family, asked, first, (endpoints, entry.algorithm)))
+            }
             Backend::Refuse | Backend::Drop => None,
         };
         let outside = entry.outside.as_ref().and_then(|outside| shape(outside, OUTSIDE));
@@ -250,13 +301,21 @@ impl Shape {
     fn chain(&self) -> String {
         let port = if self.asked == Asked::Port { "-port" } else { "" };
         let outside = if self.first == OUTSIDE { "-outside" } else { "" };
-        format!("balance{}{port}{outside}-{}", digit(self.family), self.count)
+        let what = match self.algorithm {
+            Algorithm::Random => "balance",
+            Algorithm::Maglev => "maglev",
+        };
+        format!("{what}{}{port}{outside}-{}", digit(self.family), self.count)
     }
 
     /// Its chain with its rule.
     pub(super) fn add(&self, table: &mut Table) {
         let choice = Choice {
             asked: self.asked,
+            draw: match self.algorithm {
+                Algorithm::Random => Draw::Lot,
+                Algorithm::Maglev => Draw::ClientAndPort(self.family),
+            },
             map: self.map().into(),
             count: self.count,
             first: self.first,
@@ -269,7 +328,7 @@ impl Shape {
 /// For a single socket behind an address, as host ports are: no service asks for it.
 pub(super) fn single(table: &mut Table, frontend: &Frontend, target: SocketAddr) {
     let family = Family::of(frontend.address);
-    let shape = Shape::of(family, Asked::Address, 0, 1);
+    let shape = Shape::of(family, Asked::Address, 0, (&[target], Algorithm::Random));
     let mut key = frontend_key(frontend);
     let verdict = Value::Verdict(Verdict::Goto(shape.chain()));
     elements(table, names(family).services).insert(key.clone(), verdict);

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
-use podnet_core::service::{Frontend, HostAddress, ServiceState};
+use podnet_core::service::{HostAddress, ServiceState};
 
 use super::super::model::{Base, Chain, Hook, Table, Value, Verdict};
 use super::super::rule::{Clause, Rule};
@@ -18,21 +18,12 @@ const FILTER: i32 = 0;
 pub(super) fn add(table: &mut Table, services: &ServiceState) {
     for (host_port, target) in &services.host_ports {
         let names = names(host_port.address.family());
-        match host_port.address {
-            HostAddress::Any(_) => {
+        match host_port.frontend() {
+            None => {
                 let value = Value::Data(socket_bytes(*target));
                 elements(table, names.host_ports).insert(host_port_key(host_port), value);
             }
-            HostAddress::One(address) => {
-                let frontend = Frontend {
-                    address,
-                    protocol: host_port.protocol,
-                    port: host_port.port,
-                };
-                if !services.frontends.contains_key(&frontend) {
-                    entry::single(table, &frontend, *target);
-                }
-            }
+            Some(frontend) => entry::single(table, &frontend, *target),
         }
     }
     if has_loopback_ports(services) {
@@ -62,11 +53,11 @@ pub(super) fn loopback(family: Family) -> IpNet {
 
 pub(super) fn has_loopback_ports(services: &ServiceState) -> bool {
     let mut host_ports = services.host_ports.keys();
-    host_ports.any(|host_port| host_port.address.is_on_loopback())
+    services.has_node_ports_on_loopback() || host_ports.any(|host_port| host_port.address.is_on_loopback())
 }
 
-/// The pods' links accept 127.0.0.0/8 where host ports are to work on it (`route_localnet`), which must not let pods
-/// reach what listens there: only answers may come in.
+/// Links accept 127.0.0.0/8 where host ports or node ports are to work on it (`route_localnet`), which must not let
+/// others reach what listens there: only answers may come in.
 fn loopback_guard() -> Chain {
     let foreign = || Clause::CameNotBy("lo");
     let loopback = loopback(Family::V4);

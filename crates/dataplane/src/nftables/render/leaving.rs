@@ -8,11 +8,14 @@ use podnet_core::masquerade::Masquerade;
 use super::super::model::{Chain, Table, Value, Verdict};
 use super::super::rule::{Clause, Rule, octets};
 use super::host_ports::{has_loopback_ports, loopback};
-use super::{FAMILIES, elements, goto, jump, leave, names, rule};
+use super::{FAMILIES, Turn, elements, goto, jump, leave, names, rule};
 use crate::route::TUNNEL_LINK;
+use crate::userspace::proxy::GATE_LINK;
 
 /// Sources stay as they are, but where the answer would not find its way back, or pods leave the cluster.
-pub(super) fn sources(state: &NodeState) -> Vec<Rule> {
+pub(super) fn sources(state: &NodeState, turn: Turn) -> Vec<Rule> {
+    // What goes to the proxy is not outside yet, and the proxy is to know who asks.
+    let to_proxy = (turn == Turn::Late).then(|| rule([Clause::Leaves(GATE_LINK), leave()]));
     // A pod that its service sends back to itself would answer itself directly.
     let hairpins = FAMILIES.map(|family| {
         rule([
@@ -50,7 +53,7 @@ pub(super) fn sources(state: &NodeState) -> Vec<Rule> {
     let passing = passing.map(|family| {
         rule([
             Clause::Family(family),
-            Clause::Translated,
+            Clause::Marked,
             jump(passing_chain(family)),
         ])
     });
@@ -61,7 +64,7 @@ pub(super) fn sources(state: &NodeState) -> Vec<Rule> {
             goto(leaving(Family::of(range.addr()))),
         ])
     });
-    let within = hairpins.into_iter().chain(tunnel).chain(loopback);
+    let within = to_proxy.into_iter().chain(hairpins).chain(tunnel).chain(loopback);
     within.chain(passing).chain(outside).collect()
 }
 
@@ -88,7 +91,13 @@ pub(super) fn pass(state: &NodeState, family: Family) -> Vec<Rule> {
     let node = state.routing.node_addresses.iter();
     let node = node.filter(|address| Family::of(**address) == family);
     let node = node.map(|address| stays(Clause::SourceWithin(IpNet::from(*address))));
-    pods.chain(node).chain([rule([Clause::Masquerade])]).collect()
+    // What encloses the packet in a tunnel would carry the mark on.
+    [rule([Clause::Unmark])]
+        .into_iter()
+        .chain(pods)
+        .chain(node)
+        .chain([rule([Clause::Masquerade])])
+        .collect()
 }
 
 /// The chain that decides whether a pod's packet gets the node's address.

@@ -13,12 +13,14 @@ mod leaving;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use podnet_core::NodeState;
 use podnet_core::cluster::Family;
 use podnet_core::service::{Entry, Frontend, PortName, ServiceState};
 
 use super::model::{Base, Chain, Elements, Field, Hook, MapsTo, Set, Table, Value, Verdict};
+use super::policy;
 use super::rule::{Asked, Clause, Rule, octets};
 use crate::delta::Delta;
 use entry::Shape;
@@ -70,11 +72,11 @@ pub(crate) fn names(family: Family) -> Names {
     }
 }
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// NF_IP_PRI_NAT_DST: where destinations are translated.
 const DSTNAT: i32 = -100;
 /// NF_IP_PRI_NAT_SRC: where sources are translated.
-const SRCNAT: i32 = 100;
+pub(super) const SRCNAT: i32 = 100;
 /// When our table translates, among all that translate at the same hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -95,12 +97,14 @@ const REFUSE: &str = "refuse";
 
 /// The table for a state.
 pub fn render(state: &NodeState) -> Table {
-    whole(frame(state, Turn::Usual), &state.services)
+    let policy = policy::render(&state.policy);
+    whole(frame(state, Turn::Usual), &state.services, policy)
 }
 
-/// A frame, and all that services have in it.
-pub(crate) fn whole(frame: Table, services: &ServiceState) -> Table {
+/// A frame, and all that services and policies have in it.
+pub(crate) fn whole(frame: Table, services: &ServiceState, policy: Table) -> Table {
     let mut table = frame;
+    policy::add(&mut table, policy);
     addresses(
         &mut table,
         services.cluster_ips.iter(),
@@ -154,24 +158,31 @@ fn addresses<'a>(
 /// change costs.
 pub(crate) fn changed(old: (Table, &ServiceState), new: (Table, &ServiceState)) -> (Table, Table) {
     let ((mut old_table, old), (mut new_table, new)) = (old, new);
-    let gone = old.cluster_ips.difference(&new.cluster_ips);
+    let gone: Vec<&IpAddr> = old.cluster_ips.difference(&new.cluster_ips).collect();
     addresses(
         &mut old_table,
-        gone,
+        gone.iter().copied(),
         old.local_endpoints.difference(&new.local_endpoints),
     );
-    let come = new.cluster_ips.difference(&old.cluster_ips);
+    let come: Vec<&IpAddr> = new.cluster_ips.difference(&old.cluster_ips).collect();
     addresses(
         &mut new_table,
-        come,
+        come.iter().copied(),
         new.local_endpoints.difference(&old.local_endpoints),
     );
 
     let frontends = Delta::between_shared(&new.frontends, &old.frontends);
     let node_ports = Delta::between_shared(&new.node_ports, &old.node_ports);
-    let named = frontends
-        .values()
-        .chain(node_ports.values())
+    // An external address that becomes a cluster IP, or was one, has the same entry and other elements.
+    let turned: Vec<IpAddr> = gone.into_iter().chain(come).copied().collect();
+    let entries = frontends.values().chain(node_ports.values());
+    let turned_entries = [old, new].map(|services| frontends_at(services, &turned));
+    let turned_entries = turned_entries
+        .into_iter()
+        .flatten()
+        .map(|(_, entry)| entry.as_ref());
+    let named = entries
+        .chain(turned_entries)
         .filter(|entry| entry::has_names(entry));
     // Chains and sets that are of a service port, not of one of its addresses, stand as long as one of these is there.
     let named: BTreeSet<&PortName> = named.map(|entry| entry.port.as_ref()).collect();
@@ -184,7 +195,7 @@ pub(crate) fn changed(old: (Table, &ServiceState), new: (Table, &ServiceState)) 
         let alone = frontends
             .keys()
             .filter_map(|key| services.frontends.get_key_value(key));
-        for (frontend, entry) in alone.chain(all) {
+        for (frontend, entry) in alone.chain(frontends_at(services, &turned)).chain(all) {
             entry::frontend(table, frontend, entry, is_cluster_ip(services, frontend));
         }
         let all = services
@@ -199,6 +210,17 @@ pub(crate) fn changed(old: (Table, &ServiceState), new: (Table, &ServiceState)) 
         }
     }
     (old_table, new_table)
+}
+
+/// The entries at some addresses.
+fn frontends_at<'a>(
+    services: &'a ServiceState,
+    addresses: &'a [IpAddr],
+) -> impl Iterator<Item = (&'a Frontend, &'a Arc<Entry>)> {
+    addresses.iter().flat_map(|address| {
+        let from = services.frontends.range(&Frontend::first_of(*address));
+        from.take_while(|(frontend, _)| frontend.address == *address)
+    })
 }
 
 /// What the choices among endpoints depend on: few, whatever the number of services.
@@ -252,6 +274,7 @@ fn declare(table: &mut Table, family: Family) {
             key,
             maps_to,
             dynamic: false,
+            interval: false,
         };
         table.sets.insert(name.to_owned(), set);
     };
@@ -275,19 +298,19 @@ fn elements<'a>(table: &'a mut Table, set: &str) -> &'a mut Elements {
     table.elements.entry(set.to_owned()).or_default()
 }
 
-fn rule(clauses: impl IntoIterator<Item = Clause>) -> Rule {
+pub(super) fn rule(clauses: impl IntoIterator<Item = Clause>) -> Rule {
     Rule(clauses.into_iter().collect())
 }
 
-fn jump(chain: &str) -> Clause {
+pub(super) fn jump(chain: &str) -> Clause {
     Clause::Verdict(Verdict::Jump(chain.into()))
 }
 
-fn goto(chain: &str) -> Clause {
+pub(super) fn goto(chain: &str) -> Clause {
     Clause::Verdict(Verdict::Goto(chain.into()))
 }
 
-fn leave() -> Clause {
+pub(super) fn leave() -> Clause {
     Clause::Verdict(Verdict::Return)
 }
 
@@ -299,24 +322,37 @@ fn chains(table: &mut Table, state: &NodeState, turn: Turn) {
     };
     // Only a connection's first packet comes by here; all others pass no rule of ours. What conntrack cannot place does
     // not come by either: the sink route is for that.
-    let judge = || vec![rule([jump("services")]), rule([jump("guard")])];
     let outside = outside(services);
-    let from_outside = (!outside.is_empty()).then(|| rule([jump("outside")]));
-    let arriving = from_outside.into_iter().chain(judge()).collect();
+    let from_outside = || (!outside.is_empty()).then(|| rule([jump("outside")]));
+    // Whose source is to change is known where it changes; that it was us who translated, only here.
+    let passes = FAMILIES
+        .into_iter()
+        .any(|family| !leaving::pass(state, family).is_empty());
+    let mark = |clause| passes.then(|| rule([clause]));
+    let judge = |outside: Option<Rule>| {
+        let all = [
+            mark(Clause::Mark),
+            outside,
+            Some(rule([jump("services")])),
+            Some(rule([jump("guard")])),
+            mark(Clause::Unmark),
+        ];
+        all.into_iter().flatten().collect::<Vec<_>>()
+    };
     base(
         "prerouting",
         "nat",
         Hook::Prerouting,
         turn.after(DSTNAT),
-        arriving,
+        judge(from_outside()),
     );
-    base("output", "nat", Hook::Output, turn.after(DSTNAT), judge());
+    base("output", "nat", Hook::Output, turn.after(DSTNAT), judge(None));
     base(
         "postrouting",
         "nat",
         Hook::Postrouting,
         turn.after(SRCNAT),
-        leaving::sources(state),
+        leaving::sources(state, turn),
     );
     let mut plain = |name: &str, rules: Vec<Rule>| {
         if !rules.is_empty() {

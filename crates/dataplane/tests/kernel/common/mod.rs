@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -13,12 +15,15 @@ use podnet_core::cluster::{
     Node, NodeName, ObjectName, Parsed, PodRanges, Protocol, Routing, Service, ServicePort,
 };
 use podnet_core::compute;
+use podnet_dataplane::userspace::{SOCKET, Site, proxy};
 use podnet_dataplane::{Applied, Dataplane, Dump, Kernel};
 use podnet_linux::netlink::{
     Address, AddressFlags, Link, LinkChange, Neighbour, Netlink, NewLink, NewLinkKind, Route,
 };
 use podnet_linux::ns::{Kind, Namespace};
 use podnet_linux::sysctl;
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
 
 /// The protocol number of the wiring's routes.
 const WIRING: u8 = 113;
@@ -26,12 +31,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Machine {
     pub(crate) namespace: Namespace,
+    /// Where the sockets of its processes are.
+    pub(crate) run_dir: TempDir,
 }
 
 impl Machine {
     pub(crate) fn new() -> Self {
         let machine = Machine {
             namespace: Namespace::create(Kind::Net).unwrap(),
+            run_dir: tempfile::tempdir().unwrap(),
         };
         machine.netlink(|netlink| netlink.request(LinkChange::named("lo").up(true).apply()).unwrap());
         machine
@@ -56,6 +64,7 @@ impl Machine {
         let namespace = self.namespace.as_fd().try_clone_to_owned().unwrap();
         Machine {
             namespace: namespace.into(),
+            run_dir: tempfile::tempdir().unwrap(),
         }
     }
 
@@ -81,7 +90,7 @@ impl Machine {
         }
     }
 
-    fn address(&self, link: &str, net: &str) {
+    pub(crate) fn address(&self, link: &str, net: &str) {
         let net: IpNet = net.parse().unwrap();
         let index = self.link(link).index;
         let flags = AddressFlags {
@@ -97,8 +106,33 @@ impl Machine {
                     }
                     .add(),
                 )
-                .unwrap()
+                .unwrap();
+            let end = Instant::now() + 10 * PATIENCE;
+            while netlink.is_tentative(index).unwrap() {
+                assert!(Instant::now() < end, "{net} on {link} is tentative");
+                std::thread::sleep(Duration::from_millis(1));
+            }
         });
+    }
+
+    /// A data plane of this machine, which knows nothing yet. A proxy, where there is one, is a thread of this process.
+    /// To be called on a thread in the machine.
+    pub(crate) fn kernel(&self, name: DataplaneName) -> Kernel {
+        self.kernel_of("this", name)
+    }
+
+    /// The same by an agent of the build `identity`.
+    pub(crate) fn kernel_of(&self, identity: &'static str, name: DataplaneName) -> Kernel {
+        let site = Site {
+            socket: self.run_dir.path().join(SOCKET),
+            identity: Arc::new(move || identity.to_owned()),
+            start: Arc::new(move |socket| {
+                let socket = socket.to_owned();
+                std::thread::spawn(move || proxy::run(&socket, identity));
+                Ok(())
+            }),
+        };
+        Kernel::open(None, name).unwrap().with_proxy(site).unwrap()
     }
 
     /// Runs a command, which must succeed; returns what it printed.
@@ -159,10 +193,21 @@ impl Machine {
 
     /// One TCP exchange from here: who answered, and the address it saw; or why not.
     pub(crate) fn tcp(&self, to: &str) -> std::io::Result<(String, IpAddr)> {
+        self.tcp_by(0, to)
+    }
+
+    /// The same from this port; 0 leaves the choice to the kernel.
+    pub(crate) fn tcp_by(&self, port: u16, to: &str) -> std::io::Result<(String, IpAddr)> {
         let to: SocketAddr = to.parse().unwrap();
         self.run(move || {
-            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            if port > 0 {
+                socket.bind(&any(to, port).into())?;
+            }
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            let mut stream = TcpStream::from(socket);
+            // Who has accepted answers at last, however busy the machine.
+            stream.set_read_timeout(Some(4 * PATIENCE))?;
             stream.write_all(b"?\n")?;
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line)?;
@@ -172,15 +217,22 @@ impl Machine {
 
     /// One UDP exchange from here, from a new port.
     pub(crate) fn udp(&self, to: &str) -> std::io::Result<(String, IpAddr)> {
-        let socket = self.udp_socket(to);
-        ask(&socket)
+        self.udp_by(0, to)
+    }
+
+    /// The same from this port; 0 leaves the choice to the kernel.
+    pub(crate) fn udp_by(&self, port: u16, to: &str) -> std::io::Result<(String, IpAddr)> {
+        ask(&self.udp_socket_by(port, to))
     }
 
     pub(crate) fn udp_socket(&self, to: &str) -> UdpSocket {
+        self.udp_socket_by(0, to)
+    }
+
+    fn udp_socket_by(&self, port: u16, to: &str) -> UdpSocket {
         let to: SocketAddr = to.parse().unwrap();
         self.run(move || {
-            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            let socket = UdpSocket::bind(any).unwrap();
+            let socket = UdpSocket::bind(any(to, port)).unwrap();
             socket.connect(to).unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket
@@ -198,6 +250,15 @@ impl Machine {
     }
 }
 
+/// Any address of the same family.
+fn any(of: SocketAddr, port: u16) -> SocketAddr {
+    let address: IpAddr = match of {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(address, port)
+}
+
 pub(crate) fn ask(socket: &UdpSocket) -> std::io::Result<(String, IpAddr)> {
     socket.send(b"?")?;
     let mut buffer = [0; 2048];
@@ -205,7 +266,7 @@ pub(crate) fn ask(socket: &UdpSocket) -> std::io::Result<(String, IpAddr)> {
     parse(std::str::from_utf8(&buffer[..length]).unwrap())
 }
 
-fn parse(line: &str) -> std::io::Result<(String, IpAddr)> {
+pub(crate) fn parse(line: &str) -> std::io::Result<(String, IpAddr)> {
     let mut words = line.split_whitespace();
     match (words.next(), words.next()) {
         (Some(name), Some(address)) => Ok((name.to_owned(), address.parse().unwrap())),
@@ -217,27 +278,71 @@ fn parse(line: &str) -> std::io::Result<(String, IpAddr)> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BackEnd {
     Nftables,
+    /// Which not every kernel has.
+    Ipvs,
     IptablesLegacy,
     IptablesNft,
+    Userspace,
 }
 
 impl BackEnd {
     pub(crate) fn name(self) -> DataplaneName {
         match self {
             BackEnd::Nftables => DataplaneName::Nftables,
+            BackEnd::Ipvs => DataplaneName::Ipvs,
             BackEnd::IptablesLegacy | BackEnd::IptablesNft => DataplaneName::Iptables,
+            BackEnd::Userspace => DataplaneName::Userspace,
         }
     }
 
     /// Makes a node one that uses it: iptables' variant is the one that kubelet's chain is in.
     pub(crate) fn prime(self, node: &Machine) {
         let program = match self {
-            BackEnd::Nftables => return,
+            BackEnd::Nftables | BackEnd::Ipvs | BackEnd::Userspace => return,
             BackEnd::IptablesLegacy => "iptables-legacy",
             BackEnd::IptablesNft => "iptables-nft",
         };
         node.command(&format!("{program} -t mangle -N KUBE-IPTABLES-HINT"));
     }
+
+    /// What the packets of the tests for all back ends do not ask of this one.
+    fn lacking(self) -> &'static [Lack] {
+        match self {
+            BackEnd::Userspace => &[
+                Lack::ClientsAddress,
+                Lack::Sctp,
+                Lack::LateRefusal,
+                Lack::OtherLoopbackAddresses,
+            ],
+            BackEnd::Ipvs => &[Lack::PortsUsedAgain],
+            BackEnd::Nftables | BackEnd::IptablesLegacy | BackEnd::IptablesNft => &[],
+        }
+    }
+
+    /// Whether it cannot do that.
+    pub(crate) fn lacks(self, lack: Lack) -> bool {
+        self.lacking().contains(&lack)
+    }
+
+    /// Who answered, and whom it saw, where that is the client.
+    pub(crate) fn seen(self, (who, client): (String, IpAddr)) -> (String, Option<IpAddr>) {
+        (who, (!self.lacks(Lack::ClientsAddress)).then_some(client))
+    }
+}
+
+/// What a back end cannot do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lack {
+    /// Endpoints see their client: behind a proxy they see the node, under `externalTrafficPolicy: Local`, too.
+    ClientsAddress,
+    /// It carries SCTP.
+    Sctp,
+    /// A client is refused by the endpoint that refuses it: a proxy has accepted it by then, and resets it.
+    LateRefusal,
+    /// A client's port leads to the same endpoint by two ways within minutes.
+    PortsUsedAgain,
+    /// Node ports are on every address of 127.0.0.0/8 where they are on loopback: a proxy has those that the node has.
+    OtherLoopbackAddresses,
 }
 
 /// An underlay and nodes on it.
@@ -257,6 +362,11 @@ fn port(number: u16) -> NonZeroU16 {
 
 pub(crate) fn node_name(index: usize) -> NodeName {
     NodeName::new(format!("node{}", index + 1)).unwrap()
+}
+
+/// The slice that the service HOST has of a family.
+pub(crate) fn slice_name(host: u8, family: Family) -> ObjectName {
+    ObjectName::new("default", format!("svc{host}-{family:?}"))
 }
 
 /// So many other nodes, each with an address and a range of either family. There may be up to 1,000.
@@ -317,6 +427,7 @@ impl Lab {
     /// The same with services carried by that.
     pub(crate) fn carried_by(self, on: BackEnd) -> Lab {
         self.nodes.iter().for_each(|node| on.prime(node));
+        IS_SLOW.fetch_or(on == BackEnd::Ipvs, Ordering::Relaxed);
         Lab { on, ..self }
     }
 
@@ -447,6 +558,23 @@ impl Lab {
         change(self.cluster.services.get_mut(&name).unwrap().as_mut().unwrap());
     }
 
+    /// The same with its TCP port as one of another protocol.
+    pub(crate) fn exposed_by(&mut self, protocol: Protocol, host: u8, pods: &[(usize, u8)]) {
+        let of = ServicePort {
+            node_port: Some(port(30_000 + u16::from(host))),
+            ..ServicePort::new("tcp", protocol, port(80))
+        };
+        let udp = ServicePort::new("udp", Protocol::Udp, port(80));
+        self.add_service(host, [of, udp], pods);
+        for family in [Family::V4, Family::V6] {
+            let name = slice_name(host, family);
+            let mut slice = self.cluster.slices[&name].clone().unwrap();
+            let named = slice.ports.iter_mut().filter(|of| of.name == "tcp");
+            named.for_each(|of| of.protocol = protocol);
+            self.cluster.slices.insert(name, Ok(slice));
+        }
+    }
+
     fn add_service(&mut self, host: u8, ports: [ServicePort; 2], pods: &[(usize, u8)]) -> ObjectName {
         let name = ObjectName::new("default", format!("svc{host}"));
         let addresses = [format!("10.96.0.{host}"), format!("fd00:10:96::{host}")];
@@ -461,14 +589,14 @@ impl Lab {
     /// The service's endpoints from now on; `terminating` serve still, but are on their way out.
     pub(crate) fn endpoints(&mut self, host: u8, ready: &[(usize, u8)], terminating: &[(usize, u8)]) {
         let service = ObjectName::new("default", format!("svc{host}"));
-        for family in [Family::V4, Family::V6] {
+        for of in [Family::V4, Family::V6] {
             let ports = NAMED.map(|(name, protocol)| EndpointPort {
                 name: name.into(),
                 protocol,
                 port: Some(port(8080)),
             });
             let endpoint = |(node, pod): &(usize, u8)| {
-                let address = match family {
+                let address = match of {
                     Family::V4 => format!("10.244.{node}.{pod}").parse().unwrap(),
                     Family::V6 => format!("fd00:10:244:{node}::{pod}").parse().unwrap(),
                 };
@@ -480,20 +608,41 @@ impl Lab {
                 ..endpoint(pod)
             };
             let endpoints = ready.iter().map(endpoint).chain(terminating.iter().map(going));
-            let family = AddressFamily::Ip(family);
+            let family = AddressFamily::Ip(of);
             let slice =
                 EndpointSlice::new(Some(service.clone()), family, ports.to_vec(), endpoints.collect());
-            self.cluster.slices.insert(
-                ObjectName::new("default", format!("svc{host}-{family:?}")),
-                Ok(slice.unwrap()),
-            );
+            self.cluster
+                .slices
+                .insert(slice_name(host, of), Ok(slice.unwrap()));
         }
+    }
+
+    /// The target port of the service's endpoints in slices of that family from now on.
+    pub(crate) fn target_port(&mut self, host: u8, family: Family, number: u16) {
+        let name = slice_name(host, family);
+        let mut slice = self.cluster.slices[&name].clone().unwrap();
+        slice.ports.iter_mut().for_each(|of| of.port = Some(port(number)));
+        self.cluster.slices.insert(name, Ok(slice));
+    }
+
+    /// The slice of one service becomes one of another, under another name.
+    pub(crate) fn lend_slice(&mut self, from: u8, to: u8, family: Family) {
+        let mut slice = self
+            .cluster
+            .slices
+            .remove(&slice_name(from, family))
+            .unwrap()
+            .unwrap();
+        slice.service = Some(ObjectName::new("default", format!("svc{to}")));
+        let name = ObjectName::new("default", format!("svc{to}-{family:?}-more"));
+        self.cluster.slices.insert(name, Ok(slice));
     }
 
     /// A new data plane applies the cluster's state on a node.
     pub(crate) fn apply(&self, node: usize) -> Applied {
         let state = compute(&self.cluster, &node_name(node));
-        self.nodes[node].run(|| Kernel::open(None, self.on.name()).unwrap().apply(&state).unwrap())
+        let node = &self.nodes[node];
+        node.run(|| node.kernel(self.on.name()).apply(&state).unwrap())
     }
 
     pub(crate) fn apply_all(&self) {
@@ -504,14 +653,34 @@ impl Lab {
     }
 
     pub(crate) fn dump(&self, node: usize) -> Dump {
-        self.nodes[node].run(|| Kernel::open(None, self.on.name()).unwrap().dump().unwrap())
+        let node = &self.nodes[node];
+        node.run(|| node.kernel(self.on.name()).dump().unwrap())
     }
 }
 
-/// Who answers of so many asked.
+/// Waits for what others do in their own time.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + 2 * PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Everything takes ten times as long in the virtual machine.
+static IS_SLOW: AtomicBool = AtomicBool::new(false);
+
+/// Who answers of so many asked; in the virtual machine no more are asked than it takes to hear two.
 pub(crate) fn answerers(
     asked: usize,
     mut ask: impl FnMut() -> std::io::Result<(String, IpAddr)>,
 ) -> BTreeSet<String> {
-    (0..asked).map(|_| ask().unwrap().0).collect()
+    let mut heard = BTreeSet::new();
+    for _ in 0..asked {
+        heard.insert(ask().unwrap().0);
+        if heard.len() == 2 && IS_SLOW.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    heard
 }

@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use podnet_linux::ns::{self, Kind};
-use podnet_linux::process::{self, End, Fork, Pidfd, SingleThreaded};
+use podnet_linux::ns::{self, Kind, Namespace};
+use podnet_linux::process::{End, Fork, Pidfd, SingleThreaded};
 use rustix::pty::OpenptFlags;
 
 use super::launch::{self, Stdio};
@@ -44,7 +44,8 @@ pub(super) struct Container {
     pid_outside: Option<u32>,
     started_at: Timestamp,
     finished: Option<Finished>,
-    mount_namespace: Option<String>,
+    /// Held open where it says which processes are the container's, so that no other namespace gets its number.
+    mounts: Option<Namespace>,
     log: Log,
     pub(super) outputs: Vec<Output>,
     /// The write end of its stdin, or its terminal's master side.
@@ -104,7 +105,7 @@ impl Sandbox {
             pid,
             started_at: Timestamp::now(),
             finished: None,
-            mount_namespace: None,
+            mounts: None,
             log,
             outputs: streams.outputs,
             stdin: streams.stdin,
@@ -205,11 +206,10 @@ impl Container {
     }
 
     /// Its program was executed.
-    pub(super) fn executed(&mut self) {
+    pub(super) fn executed(&mut self, shared_pids: bool) {
         self.started_at = Timestamp::now();
-        self.mount_namespace = self
-            .pid_outside
-            .and_then(|pid| process::namespace_id(pid, "mnt").ok());
+        let first = self.pid_outside.filter(|_| shared_pids);
+        self.mounts = first.and_then(|pid| Namespace::of_pid(pid, Kind::Mount).ok());
     }
 
     /// Reads what is there of one output.
@@ -277,36 +277,50 @@ impl Container {
 
     /// In a shared PID namespace a container's other processes outlive its first one. They are those with its
     /// mount namespace.
-    fn kill_others(&self) {
-        let Some(namespace) = &self.mount_namespace else {
+    fn kill_others(&mut self) {
+        // Until it is dropped at the end of this, the number is no other namespace's.
+        let Some(mounts) = self.mounts.take() else {
+            return;
+        };
+        let Ok(number) = mounts.inode() else {
             return;
         };
         let Ok(entries) = fs::read_dir("/proc") else {
             return;
         };
         let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-        for outside in ids.filter(|&id| process::namespace_id(id, "mnt").is_ok_and(|its| its == *namespace)) {
-            if let Some(inside) = id_inside(outside) {
-                // It may have ended by itself since.
-                drop(Pidfd::open(inside).and_then(|other| other.signal(libc_signals::KILL)));
+        let has_its_mounts = |id: u32| {
+            let its = Namespace::of_pid(id, Kind::Mount).and_then(|its| its.inode());
+            its.is_ok_and(|its| its == number)
+        };
+        // The process is held before it is looked at: its ID may be another's soon.
+        for (id, other) in ids.filter_map(|id| Some((id, of_this_pod(id)?))) {
+            if !has_its_mounts(id) {
+                continue;
             }
+            // It may have ended by itself since.
+            drop(other.signal(libc_signals::KILL));
         }
+        drop(mounts);
     }
 }
 
-/// A process's ID in pause's PID namespace, from that in the namespace of the /proc mounted here: in `NSpid`
-/// IDs go from the outermost namespace inwards, and pause's own line tells how deep pause is.
-fn id_inside(outside: u32) -> Option<u32> {
+/// The process with this ID in the /proc mounted here, if it is in pause's PID namespace: in another pod's, another
+/// process may have the same ID as one of ours. In `NSpid` IDs go from the outermost namespace inwards, and pause's own
+/// line tells how deep pause is.
+fn of_this_pod(outside: u32) -> Option<Pidfd> {
     let ids = |process: &str| -> Option<Vec<u32>> {
         let status = fs::read_to_string(Path::new("/proc").join(process).join("status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
         Some(line.split_whitespace().filter_map(|id| id.parse().ok()).collect())
     };
     let depth = ids("self")?.len() - 1;
-    ids(&outside.to_string())?
+    let inside = ids(&outside.to_string())?
         .get(depth)
         .copied()
-        .filter(|&id| id > 1)
+        .filter(|&id| id > 1)?;
+    let process = Pidfd::open(inside).ok()?;
+    (process.id_in_proc().ok()? == Some(outside)).then_some(process)
 }
 
 /// The two sides of a container's standard streams.

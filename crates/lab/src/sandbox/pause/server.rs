@@ -380,7 +380,7 @@ impl Server {
             (None, Some(outside)) => Reply::ExecStarted { pid: outside },
             (None, None) => match self.containers.iter_mut().find(|container| container.pid == pid) {
                 Some(container) => {
-                    container.executed();
+                    container.executed(self.sandbox.shared_pids);
                     self.generation += 1;
                     Reply::Container(container.state())
                 }

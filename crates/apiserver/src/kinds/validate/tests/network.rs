@@ -156,3 +156,124 @@ fn policies_are_judged() {
         created("NetworkPolicy", json!({"spec": spec}), &[want]);
     }
 }
+
+#[test]
+fn service_cidrs_are_judged() {
+    const CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+    const FAMILIES: &str =
+        "may specify no more than one CIDR for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96";
+    let cases = [
+        (json!(["10.1.0.0/24"]), vec![]),
+        (json!(["fd00::/112", "10.1.0.0/24"]), vec![]),
+        (json!([]), vec!["spec.cidrs: Required value: at least one CIDR required".to_owned()]),
+        (
+            json!(["10.1.0.0/24", "10.2.0.0/24"]),
+            vec![format!("spec.cidrs: Invalid value: [\"10.1.0.0/24\",\"10.2.0.0/24\"]: {FAMILIES}")],
+        ),
+        (
+            json!(["10.1.0.0/24", "fd00::/112", "fd01::/112"]),
+            vec![
+                "spec.cidrs: Invalid value: [\"10.1.0.0/24\",\"fd00::/112\",\"fd01::/112\"]: may only hold up to 2 values"
+                    .to_owned(),
+            ],
+        ),
+        (json!(["10.1.0.0"]), vec![format!("spec.cidrs[0]: Invalid value: \"10.1.0.0\": {CIDR}")]),
+        (json!(["10.1.0.0/33"]), vec![format!("spec.cidrs[0]: Invalid value: \"10.1.0.0/33\": {CIDR}")]),
+        (json!([""]), vec![format!("spec.cidrs[0]: Invalid value: \"\": {CIDR}")]),
+        (
+            json!(["10.1.0.1/24"]),
+            vec![
+                "spec.cidrs[0]: Invalid value: \"10.1.0.1/24\": must be in canonical form (\"10.1.0.0/24\")".to_owned(),
+            ],
+        ),
+        (
+            json!(["FD00::/112"]),
+            vec!["spec.cidrs[0]: Invalid value: \"FD00::/112\": must be in canonical form (\"fd00::/112\")".to_owned()],
+        ),
+    ];
+    for (cidrs, want) in cases {
+        let want: Vec<&str> = want.iter().map(String::as_str).collect();
+        created("ServiceCIDR", json!({"spec": {"cidrs": cidrs}}), &want);
+    }
+}
+
+#[test]
+fn a_service_cidr_stays_but_for_a_range_of_the_other_family() {
+    let of = |cidrs: &[&str]| json!({"spec": {"cidrs": cidrs}});
+    let immutable = "field is immutable";
+    let cases: [(&[&str], &[&str], Vec<String>); 6] = [
+        (&["10.1.0.0/24"], &["10.1.0.0/24"], vec![]),
+        (&["10.1.0.0/24"], &["10.1.0.0/24", "fd00::/112"], vec![]),
+        (
+            &["10.1.0.0/24"],
+            &["10.2.0.0/24"],
+            vec![format!(
+                "spec.cidrs[0]: Invalid value: \"10.2.0.0/24\": {immutable}"
+            )],
+        ),
+        (
+            &["10.1.0.0/24"],
+            &["10.2.0.0/24", "fd00::/112"],
+            vec![format!(
+                "spec.cidrs[0]: Invalid value: \"10.2.0.0/24\": {immutable}"
+            )],
+        ),
+        (
+            &["10.1.0.0/24", "fd00::/112"],
+            &["10.1.0.0/24"],
+            vec![format!(
+                "spec.cidrs: Invalid value: [\"10.1.0.0/24\"]: {immutable}"
+            )],
+        ),
+        (
+            &["10.1.0.0/24"],
+            &[],
+            vec![format!("spec.cidrs: Invalid value: []: {immutable}")],
+        ),
+    ];
+    for (old, new, want) in cases {
+        let want: Vec<&str> = want.iter().map(String::as_str).collect();
+        updated("ServiceCIDR", of(old), of(new), &want);
+    }
+}
+
+#[test]
+fn ip_addresses_are_judged() {
+    let of = |name: &str, parent: Value| json!({"metadata": {"name": name}, "spec": {"parentRef": parent}});
+    let parent = json!({"resource": "services", "namespace": "default", "name": "web"});
+    created("IPAddress", of("10.96.0.1", parent.clone()), &[]);
+    created("IPAddress", of("fd00::1", parent.clone()), &[]);
+    for (name, why) in [
+        (
+            "web",
+            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        ),
+        ("fd00:0::1", "must be in canonical form (\"fd00::1\")"),
+    ] {
+        let want = format!("metadata.name: Invalid value: \"{name}\": {why}");
+        created("IPAddress", of(name, parent.clone()), &[&want]);
+    }
+    created(
+        "IPAddress",
+        json!({"metadata": {"name": "10.96.0.1"}}),
+        &["spec.parentRef: Required value"],
+    );
+    created(
+        "IPAddress",
+        of("10.96.0.1", json!({"namespace": "default"})),
+        &[
+            "spec.parentRef.resource: Required value",
+            "spec.parentRef.name: Required value",
+        ],
+    );
+    let other = json!({"resource": "services", "namespace": "default", "name": "api"});
+    updated(
+        "IPAddress",
+        of("10.96.0.1", parent),
+        of("10.96.0.1", other),
+        &[
+            "spec.parentRef: Invalid value: {\"resource\":\"services\",\"namespace\":\"default\",\"name\":\"api\"}: \
+             field is immutable",
+        ],
+    );
+}

@@ -1,0 +1,198 @@
+//! An agent that is killed while it puts thousands of services in: what is served goes on, and the next one completes it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::IpAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use podnet_core::cluster::{
+    AddressFamily, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Protocol,
+    Routing, Service, ServicePort,
+};
+use podnet_core::compute;
+use podnet_core::state::NodeState;
+use podnet_dataplane::services::Services;
+use podnet_dataplane::userspace::{SOCKET, Site};
+use podnet_dataplane::{Dataplane, Kernel};
+
+use crate::common::{BackEnd, Lab, Machine, node_name};
+use crate::states::talk;
+
+on_every_back_end!(an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_completes_it);
+
+const SERVICES: u16 = 2000;
+/// What the child is told: the back end's name, and where the proxy's socket is.
+const NAME: &str = "PODNET_TEST_DATAPLANE";
+const PROXY: &str = "PODNET_TEST_PROXY";
+
+/// A node with the service that is asked.
+fn lab() -> Lab {
+    let mut lab = Lab::new(1, Routing::default(), Family::V4, 1500);
+    lab.exposed(1, &[(0, 2)], |_| {});
+    lab
+}
+
+/// Thousands of services more, of two endpoints each.
+fn crowd(lab: &mut Lab) {
+    for number in 0..SERVICES {
+        let [high, low] = number.to_be_bytes();
+        let name = ObjectName::new("crowd", format!("svc{number}"));
+        let port = 80.try_into().unwrap();
+        let cluster_ip = IpAddr::from([10, 96, 1 + high, low]);
+        let ports = vec![ServicePort::new("http", Protocol::Tcp, port)];
+        let service = Service::new(vec![cluster_ip], ports).unwrap();
+        lab.cluster.services.insert(name.clone(), Ok(service));
+        let endpoints = [low, low ^ 1].map(|host| {
+            let address = IpAddr::from([10, 244, 100 + high, host.max(1)]);
+            Endpoint::ready(address, None)
+        });
+        let port = EndpointPort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: Some(port),
+        };
+        let family = AddressFamily::Ip(Family::V4);
+        let slice = EndpointSlice::new(Some(name.clone()), family, vec![port], endpoints.into()).unwrap();
+        lab.cluster.slices.insert(name, Ok(slice));
+    }
+}
+
+#[test]
+#[ignore = "it is the agent that the others start and kill"]
+fn agent() {
+    let (Ok(name), Ok(socket)) = (std::env::var(NAME), std::env::var(PROXY)) else {
+        return;
+    };
+    let mut lab = lab();
+    crowd(&mut lab);
+    let state = compute(&lab.cluster, &node_name(0));
+    let name: DataplaneName = name.parse().unwrap();
+    let site = Site {
+        socket: PathBuf::from(socket),
+        identity: Arc::new(|| "this".to_owned()),
+        start: Arc::new(|_| Err(std::io::Error::other("the proxy is there already"))),
+    };
+    let mut kernel = Kernel::open(None, name).unwrap().with_proxy(site).unwrap();
+    println!("begin");
+    kernel.apply(&state).unwrap();
+    println!("done");
+}
+
+/// An agent in a process of its own, which begins to apply.
+struct Agent {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Agent {
+    fn begin(node: &Machine, on: BackEnd) -> Agent {
+        let socket: &Path = &node.run_dir.path().join(SOCKET);
+        let start = || {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "killed::agent", "--ignored", "--nocapture"])
+                .env(NAME, on.name().to_string())
+                .env(PROXY, socket)
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let mut child = node.run(start);
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.ends_with("begin\n") {
+            line.clear();
+            assert_ne!(output.read_line(&mut line).unwrap(), 0, "it did not begin");
+        }
+        Agent { child, output }
+    }
+
+    /// What it still says, to its end.
+    fn rest(&mut self) -> String {
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        rest
+    }
+
+    /// Kills it; says whether it was at work still.
+    fn kill(mut self) -> bool {
+        self.child.kill().unwrap();
+        let status = self.child.wait().unwrap();
+        !self.rest().contains("done") && status.signal() == Some(9)
+    }
+}
+
+/// The next agent comes to that state, and finds nothing to do once it has.
+fn converge(node: &Machine, on: BackEnd, state: &NodeState) {
+    let apply = || node.run(|| node.kernel(on.name()).apply(state).unwrap());
+    let applied = apply();
+    assert_eq!(applied.refused, Vec::<String>::new());
+    let again = apply();
+    assert!(again.is_nothing(), "{again:?}");
+    let dump = node.run(|| node.kernel(on.name()).dump().unwrap());
+    assert!(
+        dump.services == Services::of(&state.services),
+        "what is there is not the state"
+    );
+}
+
+fn an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_completes_it(on: BackEnd) {
+    let mut lab = lab().carried_by(on);
+    let (server, client) = (lab.pod(0, 2), lab.pod(0, 9));
+    server.serve("a", 8080);
+    lab.apply_all();
+    let few = compute(&lab.cluster, &node_name(0));
+    crowd(&mut lab);
+    let many = compute(&lab.cluster, &node_name(0));
+    let node = &lab.nodes[0];
+    let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut killed = 0;
+    std::thread::scope(|scope| {
+        // However this ends, those who ask do.
+        let _stop = Stop(&stop);
+        for (from, to) in [
+            (&client, "10.96.0.1:80"),
+            (&client, "[fd00:10:96::1]:80"),
+            (&lab.underlay, "172.30.0.11:30001"),
+            (&lab.underlay, "[fd30::11]:30001"),
+        ] {
+            let (stop, asked) = (&stop, &asked);
+            scope.spawn(move || talk(from, to, stop, asked));
+        }
+        let begin = Instant::now();
+        let mut whole = Agent::begin(node, on);
+        let took = Instant::now();
+        assert!(whole.rest().contains("done"));
+        assert!(whole.child.wait().unwrap().success());
+        let took = took.elapsed();
+        println!(
+            "a sync takes {took:?}, with what is before it {:?}",
+            begin.elapsed()
+        );
+        converge(node, on, &few);
+        for (round, percent) in [3, 15, 30, 45, 60, 80].into_iter().enumerate() {
+            let agent = Agent::begin(node, on);
+            std::thread::sleep(took * percent / 100);
+            killed += usize::from(agent.kill());
+            // The next is to complete it, or to take it back.
+            if round % 2 == 0 {
+                converge(node, on, &many);
+            }
+            converge(node, on, &few);
+        }
+    });
+    assert!(killed >= 2, "only {killed} were at work when they were killed");
+    assert!(asked.into_inner() > 20);
+}
+
+/// Tells those who ask to stop.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

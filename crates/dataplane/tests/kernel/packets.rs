@@ -1,0 +1,429 @@
+//! One table of packets for every back end: services of every kind, asked from everywhere by every address they have, and
+//! what comes back is what the oracle says.
+
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use podnet_core::cluster::{
+    AddressFamily, Affinity, Algorithm, Endpoint, EndpointSlice, Family, Hints, InternalPolicy, Protocol,
+    Routing, Service,
+};
+use podnet_core::oracle::{Fate, connect};
+
+use crate::common::{BackEnd, Lack, Machine, node_name, slice_name};
+use crate::services::{BOTH, Scene, address, local};
+
+on_every_back_end!(packets_meet_the_fate_the_oracle_says);
+
+type Pod = (usize, u8);
+
+const A: Pod = BOTH[0];
+const B: Pod = BOTH[1];
+
+/// A service of the table.
+#[derive(Clone, Copy)]
+struct Kind {
+    ready: &'static [Pod],
+    terminating: &'static [Pod],
+    change: fn(&mut Service),
+    /// Each endpoint is meant for the clients of its own node.
+    hints: bool,
+    /// Whoever asks twice is answered by the same endpoint.
+    steady: bool,
+}
+
+const PLAIN: Kind = Kind {
+    ready: &BOTH,
+    terminating: &[],
+    change: |_| {},
+    hints: false,
+    steady: false,
+};
+
+fn internal(service: &mut Service) {
+    service.internal_policy = InternalPolicy::Local;
+}
+
+fn both_local(service: &mut Service) {
+    internal(service);
+    local(service);
+}
+
+fn guarded(service: &mut Service) {
+    let ranges = ["172.30.0.1/32", "10.244.1.0/24", "fd00:10:244::/64"];
+    service.external.sources = Some(ranges.map(|range| range.parse().unwrap()).into());
+}
+
+fn stay(service: &mut Service) {
+    service.affinity = Affinity::ClientIp { seconds: 600 };
+}
+
+fn kinds() -> Vec<Kind> {
+    let of = |ready, change| Kind {
+        ready,
+        change,
+        ..PLAIN
+    };
+    let ending = |ready, terminating, change| Kind {
+        terminating,
+        ..of(ready, change)
+    };
+    let steady = |change| Kind {
+        steady: true,
+        ..of(&BOTH, change)
+    };
+    vec![
+        PLAIN,
+        of(&[A], |_| {}),
+        of(&BOTH, local),
+        of(&[A], local),
+        of(&[B], local),
+        of(&[A], internal),
+        of(&[B], both_local),
+        // Only what terminates is left: everywhere, here, there.
+        ending(&[], &BOTH, |_| {}),
+        ending(&[B], &[A], both_local),
+        ending(&[], &[B], both_local),
+        of(&[], |_| {}),
+        of(&[], both_local),
+        of(&BOTH, guarded),
+        of(&[B], |service| {
+            guarded(service);
+            local(service);
+        }),
+        steady(stay),
+        steady(|service| {
+            stay(service);
+            both_local(service);
+        }),
+        steady(|service| {
+            stay(service);
+            service.external.algorithm = Algorithm::Maglev;
+        }),
+        Kind { hints: true, ..PLAIN },
+    ]
+}
+
+/// The numbers of the services: the first, and the one after the last.
+fn hosts() -> std::ops::Range<u8> {
+    1..1 + kinds().len() as u8
+}
+
+/// Gives the service HOST the external IPs 203.0.113.HOST and 2001:db8::HOST, the load balancer's addresses
+/// 203.0.113.1HOST and 2001:db8::1HOST (with two digits), and what its kind has.
+fn put(scene: &mut Scene, host: u8, kind: Kind) {
+    let both = |host: u8| {
+        vec![
+            address(&format!("203.0.113.{host}")),
+            address(&format!("2001:db8::{host}")),
+        ]
+    };
+    scene.lab.exposed(host, &[], |service| {
+        service.external.ips = both(host);
+        service.external.load_balancer = both(100 + host);
+        (kind.change)(service);
+    });
+    scene.lab.endpoints(host, kind.ready, kind.terminating);
+    if !kind.hints {
+        return;
+    }
+    for family in [Family::V4, Family::V6] {
+        let name = slice_name(host, family);
+        let slices = &mut scene.lab.cluster.slices;
+        let old = slices[&name].clone().unwrap();
+        let hinted = old.endpoints().to_vec().into_iter().map(|endpoint| Endpoint {
+            hints: Hints {
+                nodes: endpoint.node.iter().cloned().collect(),
+                ..Hints::default()
+            },
+            ..endpoint
+        });
+        let (family, hinted) = (AddressFamily::Ip(family), hinted.collect());
+        let slice = EndpointSlice::new(old.service, family, old.ports, hinted).unwrap();
+        slices.insert(name, Ok(slice));
+    }
+}
+
+/// Who asks.
+struct Asker<'a> {
+    name: &'static str,
+    machine: &'a Machine,
+    /// The node it is, or is on; `None` is outside.
+    node: Option<usize>,
+    addresses: [IpAddr; 2],
+    /// Each question is asked by a port of its own, from this one on, where no port may be used again.
+    next_port: Option<AtomicU16>,
+}
+
+impl Asker<'_> {
+    /// 0 for any.
+    fn port(&self) -> u16 {
+        let next = self.next_port.as_ref();
+        next.map_or(0, |next| next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A node's own datagrams are stopped, or refused, before they leave.
+    fn is_node(&self) -> bool {
+        self.addresses[0].to_string().starts_with("172.30.0.1") && self.node.is_some()
+    }
+}
+
+/// One question of the table.
+struct Question<'a> {
+    asker: &'a Asker<'a>,
+    protocol: Protocol,
+    to: SocketAddr,
+    fate: Fate,
+    steady: bool,
+    /// The kernel says only so often a second to one host that it refuses datagrams, and a proxy's own network has a limit
+    /// of its own.
+    limited: bool,
+}
+
+/// What was said to a question.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    By(String),
+    Refused,
+    Silence,
+}
+
+impl Question<'_> {
+    fn ask(&self) -> io::Result<Said> {
+        let (to, port) = (self.to.to_string(), self.asker.port());
+        let (answer, stopped) = match self.protocol {
+            Protocol::Tcp => (self.asker.machine.tcp_by(port, &to), false),
+            _ => (self.asker.machine.udp_by(port, &to), self.asker.is_node()),
+        };
+        let error = match answer {
+            Ok((who, _)) => return Ok(Said::By(who)),
+            Err(error) => error,
+        };
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Ok(Said::Refused),
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Ok(Said::Silence),
+            // One cannot be told from the other then.
+            ErrorKind::PermissionDenied if stopped => Ok(match self.fate {
+                Fate::Dropped => Said::Silence,
+                _ => Said::Refused,
+            }),
+            _ => Err(error),
+        }
+    }
+
+    /// What is wrong with what comes back.
+    fn judge(&self) -> Result<(), String> {
+        let wrong = |said: &dyn std::fmt::Debug| {
+            Err(format!(
+                "{} asks {} {}: {said:?}, the oracle says {:?}",
+                self.asker.name, self.protocol, self.to, self.fate
+            ))
+        };
+        let expected: BTreeSet<String> = match &self.fate {
+            Fate::OneOf(endpoints) => endpoints.iter().map(|endpoint| name_of(endpoint.ip())).collect(),
+            _ => BTreeSet::new(),
+        };
+        let mut seen = BTreeSet::new();
+        // That one of two never comes by chance has a probability of 1 in 2^59; that who does not stay comes to one of
+        // two always, of 1 in 2^9.
+        for tries in 0..if self.steady { 10 } else { 60 } {
+            match (self.ask(), &self.fate) {
+                (Ok(Said::By(who)), Fate::OneOf(_)) if expected.contains(&who) => seen.insert(who),
+                (Ok(Said::Refused), Fate::Refused) | (Ok(Said::Silence), Fate::Dropped) => return Ok(()),
+                (Ok(Said::Silence), Fate::Refused) if self.limited && tries < 3 => continue,
+                (said, _) => return wrong(&said),
+            };
+            if seen == expected && !self.steady {
+                return Ok(());
+            }
+        }
+        match self.steady && seen.len() == 1 {
+            true => Ok(()),
+            false => wrong(&seen),
+        }
+    }
+}
+
+fn name_of(endpoint: IpAddr) -> String {
+    let names = [
+        ("10.244.0.2", "a"),
+        ("fd00:10:244:0::2", "a"),
+        ("10.244.1.2", "b"),
+    ];
+    let found = names.iter().find(|(at, _)| address(at) == endpoint);
+    found.map_or("b", |(_, name)| name).to_owned()
+}
+
+/// Where everybody is asked: every address of the services, ports that they do not have, and a cluster IP that nobody has.
+fn places() -> Vec<(SocketAddr, Option<u8>)> {
+    let mut places = Vec::new();
+    let mut add = |text: String, host| places.push((text.parse().unwrap(), host));
+    for host in hosts() {
+        for to in [
+            format!("10.96.0.{host}:80"),
+            format!("[fd00:10:96::{host}]:80"),
+            format!("203.0.113.{host}:80"),
+            format!("[2001:db8::{host}]:80"),
+            format!("203.0.113.{}:80", 100 + host),
+            format!("[2001:db8::{}]:80", 100 + host),
+        ] {
+            add(to, Some(host));
+        }
+        for node in ["172.30.0.11", "[fd30::11]", "172.30.0.12", "[fd30::12]"] {
+            add(format!("{node}:{}", 30_000 + u16::from(host)), Some(host));
+        }
+    }
+    for to in [
+        "10.96.0.1:81",
+        "[fd00:10:96::1]:81",
+        "10.96.0.99:80",
+        "[fd00:10:96::99]:80",
+        "172.30.0.11:30099",
+        "[fd30::12]:30099",
+    ] {
+        add(to.to_owned(), None);
+    }
+    places
+}
+
+/// What the oracle says: first of the node where the packet begins, or comes in, and then of the one it goes to.
+fn fate(scene: &Scene, asker: &Asker<'_>, protocol: Protocol, to: SocketAddr) -> Fate {
+    let nodes = 0..scene.lab.nodes.len();
+    let has = |node: &usize| {
+        let node = scene.lab.cluster.node(&node_name(*node)).unwrap();
+        node.all_addresses.contains(&to.ip())
+    };
+    let owner = nodes.into_iter().find(has);
+    let from = asker.addresses[usize::from(to.is_ipv6())];
+    let on = |node| connect(&scene.lab.cluster, &node_name(node), from, protocol, to);
+    // The outside's routes to services go by the first node.
+    let first = asker.node.or(owner).unwrap_or(0);
+    let fates = [on(first), owner.map_or(Fate::NotAService, on)];
+    let mut told = fates.into_iter().filter(|fate| *fate != Fate::NotAService);
+    // Nobody listens on the nodes themselves.
+    told.next().unwrap_or_else(|| {
+        assert!(owner.is_some(), "{to} is nobody's");
+        Fate::Refused
+    })
+}
+
+/// All that is wrong. Silence takes its time: who expects it waits beside the others.
+fn wrong(scene: &Scene, kinds: &[Kind], askers: &[Asker<'_>]) -> Vec<String> {
+    let (mut silent, mut others) = (Vec::new(), Vec::new());
+    for asker in askers {
+        for (to, host) in places() {
+            // Nobody outside has a way to cluster IPs.
+            let internal = ["10.96.", "[fd00:10:96:"];
+            let internal = internal.iter().any(|range| to.to_string().starts_with(range));
+            if asker.node.is_none() && internal {
+                continue;
+            }
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let question = Question {
+                    asker,
+                    protocol,
+                    to,
+                    fate: fate(scene, asker, protocol, to),
+                    limited: scene.lab.on == BackEnd::Userspace && protocol == Protocol::Udp,
+                    steady: host.is_some_and(|host| kinds[usize::from(host) - 1].steady),
+                };
+                match question.fate {
+                    Fate::Dropped => silent.push(question),
+                    _ => others.push(question),
+                }
+            }
+        }
+    }
+    assert!(silent.len() > 50 && others.len() > 500);
+    println!("{} answers, {} silences", others.len(), silent.len());
+    // Of two first connections at once each may choose for itself: whom a client stays with is settled before.
+    for question in others.iter().filter(|question| question.steady) {
+        let _settled = question.ask();
+    }
+    let next = Mutex::new(others.iter());
+    let wrong = Mutex::new(Vec::new());
+    let judge = |question: &Question<'_>| {
+        if let Err(why) = question.judge() {
+            wrong.lock().unwrap().push(why);
+        }
+    };
+    std::thread::scope(|scope| {
+        for question in &silent {
+            let judge = &judge;
+            scope.spawn(move || judge(question));
+        }
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let Some(question) = next.lock().unwrap().next() else {
+                        break;
+                    };
+                    judge(question);
+                }
+            });
+        }
+    });
+    wrong.into_inner().unwrap()
+}
+
+fn packets_meet_the_fate_the_oracle_says(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
+    let far = scene.lab.pod(1, 9);
+    for node in &scene.lab.nodes {
+        // Everything is refused in the same second here.
+        node.command("sysctl -qw net.ipv4.icmp_ratemask=0 net.ipv6.icmp.ratelimit=0");
+    }
+    // Twice: what is there already becomes something else the second time.
+    for (rotated, first_port, client_ports) in [(0, 32_768, "32768 44999"), (7, 45_000, "45000 60999")] {
+        let mut kinds = kinds();
+        kinds.rotate_left(rotated);
+        for (host, kind) in hosts().zip(&kinds) {
+            put(&mut scene, host, *kind);
+        }
+        scene.lab.apply_all();
+        let asker = |name, machine, node, addresses: [&str; 2]| Asker {
+            name,
+            machine,
+            node,
+            addresses: addresses.map(address),
+            next_port: on.lacks(Lack::PortsUsedAgain).then(|| AtomicU16::new(first_port)),
+        };
+        let askers = [
+            asker(
+                "a pod",
+                &scene.client,
+                Some(0),
+                ["10.244.0.9", "fd00:10:244:0::9"],
+            ),
+            asker("a far pod", &far, Some(1), ["10.244.1.9", "fd00:10:244:1::9"]),
+            asker(
+                "endpoint a",
+                &scene.a,
+                Some(0),
+                ["10.244.0.2", "fd00:10:244:0::2"],
+            ),
+            asker(
+                "the node",
+                &scene.lab.nodes[0],
+                Some(0),
+                ["172.30.0.11", "fd30::11"],
+            ),
+            asker("the outside", scene.outside(), None, ["172.30.0.1", "fd30::1"]),
+        ];
+        for asker in &askers {
+            // A flow that is there already may go on to its endpoint as long as that serves: none is taken up again.
+            let range = format!("sysctl -qw net.ipv4.ip_local_port_range='{client_ports}'");
+            asker.machine.command(&range);
+        }
+        let wrong = wrong(&scene, &kinds, &askers);
+        assert!(
+            wrong.is_empty(),
+            "{} are wrong:\n{}",
+            wrong.len(),
+            wrong.join("\n")
+        );
+    }
+}

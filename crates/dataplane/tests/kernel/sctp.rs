@@ -1,0 +1,88 @@
+//! SCTP, in a kernel that has it: sockets of one association each, which are read and written like TCP's.
+
+mod linux_6_12 {
+    use std::collections::BTreeSet;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+
+    use podnet_core::cluster::{Family, Protocol, Routing};
+    use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
+
+    use crate::common::{BackEnd, Lab, Machine, PATIENCE, answerers};
+
+    fn socket(family: AddressFamily) -> rustix::fd::OwnedFd {
+        rustix::net::socket(family, SocketType::STREAM, Some(ipproto::SCTP)).unwrap()
+    }
+
+    /// Tells every client who answers, and whom it sees.
+    fn serve(pod: &Machine, name: &'static str) {
+        let listener = pod.run(|| {
+            let socket = socket(AddressFamily::INET6);
+            let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
+            rustix::net::bind(&socket, &any).unwrap();
+            rustix::net::listen(&socket, 16).unwrap();
+            TcpListener::from(socket)
+        });
+        std::thread::spawn(move || {
+            while let Ok((mut stream, client)) = listener.accept() {
+                let client = client.ip().to_canonical();
+                // A client that is gone needs no answer.
+                let _ = stream.write_all(format!("{name} {client}\n").as_bytes());
+            }
+        });
+    }
+
+    fn ask(client: &Machine, to: &str) -> std::io::Result<(String, IpAddr)> {
+        let to: SocketAddr = to.parse().unwrap();
+        client.run(|| {
+            let family = match to {
+                SocketAddr::V4(_) => AddressFamily::INET,
+                SocketAddr::V6(_) => AddressFamily::INET6,
+            };
+            let socket = socket(family);
+            // It limits connecting, too.
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
+            rustix::net::connect(&socket, &to)?;
+            let mut line = String::new();
+            BufReader::new(TcpStream::from(socket)).read_line(&mut line)?;
+            crate::common::parse(&line)
+        })
+    }
+
+    fn associations_reach_every_endpoint_from_inside_and_outside(on: BackEnd) {
+        let mut lab = Lab::new(2, Routing::default(), Family::V4, 1500).carried_by(on);
+        let pods = [lab.pod(0, 2), lab.pod(1, 3)];
+        for (pod, name) in pods.iter().zip(["a", "b"]) {
+            serve(pod, name);
+        }
+        let client = lab.pod(0, 9);
+        lab.exposed_by(Protocol::Sctp, 1, &[(0, 2), (1, 3)]);
+        lab.apply_all();
+        let everybody = BTreeSet::from(["a", "b"].map(str::to_owned));
+        for (from, targets) in [
+            (&client, ["10.96.0.1:80", "[fd00:10:96::1]:80"]),
+            (&lab.underlay, ["172.30.0.11:30001", "[fd30::11]:30001"]),
+        ] {
+            for to in targets {
+                assert_eq!(answerers(16, || ask(from, to)), everybody, "{to}");
+            }
+        }
+        // Within the cluster endpoints see their client.
+        let seen = ask(&client, "10.96.0.1:80").unwrap().1;
+        assert_eq!(seen, IpAddr::from([10, 244, 0, 9]));
+    }
+
+    macro_rules! on {
+        ($($module:ident $on:ident),* $(,)?) => {$(
+            mod $module {
+                #[test]
+                #[ignore = "needs Linux 6.12: cargo xtask vm"]
+                fn associations_reach_every_endpoint_from_inside_and_outside() {
+                    super::associations_reach_every_endpoint_from_inside_and_outside(super::BackEnd::$on)
+                }
+            }
+        )*};
+    }
+    on!(nftables Nftables, ipvs Ipvs, iptables IptablesNft);
+}
