@@ -230,6 +230,13 @@ impl Cluster {
         self.ip_pools.values().filter_map(|pool| pool.as_ref().ok())
     }
 
+    /// Where the API server is reached: the endpoints of its own service.
+    pub fn api_server_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let api = ObjectName::new("default", "kubernetes");
+        let endpoints = self.slices.of(&api).flat_map(|slice| slice.endpoints());
+        endpoints.map(|endpoint| endpoint.address)
+    }
+
     /// The pools of load balancers' addresses, by name.
     pub fn valid_load_balancer_pools(&self) -> impl Iterator<Item = &LoadBalancerPool> {
         let pools = self.load_balancer_pools.values();

@@ -168,7 +168,7 @@ impl Services {
 
 impl Slices {
     /// The valid slices of a service, by name.
-    pub fn of<'a>(&'a self, service: &ObjectName) -> impl Iterator<Item = &'a EndpointSlice> {
+    pub fn of<'a>(&'a self, service: &ObjectName) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
         let names = self.index.get(service).into_iter().flatten();
         names.filter_map(|name| self.objects.get(name)?.as_ref().ok())
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::cluster::{Cluster, Family, NodeName, ObjectName};
+use crate::cluster::{Cluster, Family, NodeName};
 
 /// Who has an address, beside the service that claims it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,12 +42,8 @@ pub(super) fn owners(cluster: &Cluster, addresses: &BTreeSet<IpAddr>) -> BTreeMa
                 .or_insert_with(|| Owner::Node(node.name.clone()));
         }
     }
-    let api = ObjectName::new("default", "kubernetes");
-    let endpoints = cluster.slices.of(&api).flat_map(|slice| slice.endpoints());
-    for address in endpoints
-        .map(|endpoint| endpoint.address)
-        .filter(|address| addresses.contains(address))
-    {
+    let api_server = cluster.api_server_addresses();
+    for address in api_server.filter(|address| addresses.contains(address)) {
         owners.entry(address).or_insert(Owner::ApiServer);
     }
     // Where it is said where all pods are, a range elsewhere is no pods'.
@@ -87,8 +83,8 @@ impl fmt::Display for Owner {
 mod tests {
     use super::*;
     use crate::cluster::{
-        AddressFamily, Block, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, IpPool, Node, PodRanges,
-        Protocol, Service, ServiceCidr, ServicePort,
+        AddressFamily, Block, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, IpPool, Node, ObjectName,
+        PodRanges, Protocol, Service, ServiceCidr, ServicePort,
     };
     use crate::route::Hop;
     use crate::{Incremental, NodeState, compute};

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::cluster::{Cluster, ObjectName, ObjectRef};
+use crate::cluster::{Cluster, ObjectRef};
 use crate::route::claims::overlap;
 use crate::state::Problem;
 
@@ -72,10 +72,9 @@ fn misplaced(cluster: &Cluster, range: IpNet) -> Option<String> {
         }
     }
     // Agents that no longer reached it would never hear that the range is gone again.
-    let api = ObjectName::new("default", "kubernetes");
-    let endpoints = cluster.slices.of(&api).flat_map(|slice| slice.endpoints());
-    if let Some(endpoint) = { endpoints }.find(|endpoint| range.contains(&endpoint.address)) {
-        return Some(format!("contains {}, the API server's address", endpoint.address));
+    let mut api_server = cluster.api_server_addresses();
+    if let Some(address) = api_server.find(|address| range.contains(address)) {
+        return Some(format!("contains {address}, the API server's address"));
     }
     if let Some(subnet) = cluster
         .local
@@ -100,7 +99,7 @@ mod tests {
     use super::*;
     use crate::cluster::{
         AddressFamily, Block, ClusterConfig, Endpoint, EndpointSlice, Family, IpPool, Node, NodeName,
-        PodRanges, ServiceCidr,
+        ObjectName, PodRanges, ServiceCidr,
     };
 
     fn net(text: &str) -> IpNet {

@@ -82,58 +82,43 @@ impl Scene {
 }
 
 /// What somebody does to a node.
-type Deed = fn(&Machine);
+type Deed = Box<dyn Fn(&Machine)>;
+
+fn command(text: impl Into<String>) -> Deed {
+    let text = text.into();
+    Box::new(move |node| drop(node.command(&text)))
+}
+
+fn emptied(set: &'static str) -> Deed {
+    Box::new(move |node| empty(node, set))
+}
 
 /// By whom services are carried, what is done to them there, and whether who follows along sees it.
 fn damages(on: BackEnd) -> Vec<(&'static str, Deed, bool)> {
-    let table: Deed = |node| drop(node.command(TABLE_GONE));
-    let of_back_end: Vec<(_, Deed, _)> = match on {
-        BackEnd::Nftables => vec![
-            (
-                "a map",
-                |node| drop(node.command("nft flush map inet podnet service4")),
-                true,
-            ),
-            (
-                "a rule",
-                |node| drop(node.command("nft add rule inet podnet guard drop")),
-                true,
-            ),
-        ],
-        BackEnd::IptablesLegacy => vec![
+    let mut all = vec![("the table", command(TABLE_GONE), true)];
+    match on {
+        BackEnd::Nftables => all.extend([
+            ("a map", command("nft flush map inet podnet service4"), true),
+            ("a rule", command("nft add rule inet podnet guard drop"), true),
+        ]),
+        BackEnd::IptablesLegacy | BackEnd::IptablesNft => all.extend([
             (
                 "a chain",
-                |node| drop(node.command("iptables-legacy -t nat -F PODNET-SERVICES")),
+                command(format!("{} -t nat -F PODNET-SERVICES", on.iptables().unwrap())),
                 true,
             ),
-            ("a set", |node| empty(node, "PODNET-CLUSTER4"), true),
-        ],
-        BackEnd::IptablesNft => vec![
-            (
-                "a chain",
-                |node| drop(node.command("iptables-nft -t nat -F PODNET-SERVICES")),
-                true,
-            ),
-            ("a set", |node| empty(node, "PODNET-CLUSTER4"), true),
-        ],
-        BackEnd::Ipvs => vec![
-            ("a virtual service", delete_service, false),
-            ("a destination", delete_destination, false),
-            (
-                "the rule",
-                |node| drop(node.command("ip rule del fwmark 0x10/0x10")),
-                false,
-            ),
-            (
-                "routes",
-                |node| drop(node.command("ip route flush table 28750")),
-                false,
-            ),
-            ("a set", |node| empty(node, "PODNET-IPVS4"), true),
-        ],
-        BackEnd::Userspace => vec![("the proxy", stop, true)],
-    };
-    [vec![("the table", table, true)], of_back_end].concat()
+            ("a set", emptied("PODNET-CLUSTER4"), true),
+        ]),
+        BackEnd::Ipvs => all.extend([
+            ("a virtual service", Box::new(delete_service) as Deed, false),
+            ("a destination", Box::new(delete_destination), false),
+            ("the rule", command("ip rule del fwmark 0x10/0x10"), false),
+            ("routes", command("ip route flush table 28750"), false),
+            ("a set", emptied("PODNET-IPVS4"), true),
+        ]),
+        BackEnd::Userspace => all.push(("the proxy", Box::new(stop), true)),
+    }
+    all
 }
 
 fn empty(node: &Machine, set: &str) {
@@ -213,7 +198,7 @@ fn neither_a_start_nor_our_own_changes_nor_what_is_theirs_is_told(on: BackEnd) {
     assert!(another.service_changes > 0, "{another:?}");
     assert_eq!(another.put_back, NOTHING);
     let mut theirs = vec!["nft add table inet theirs", "nft delete table inet theirs"];
-    if matches!(on, BackEnd::IptablesLegacy | BackEnd::IptablesNft) {
+    if on.iptables().is_some() {
         theirs.extend([
             "iptables-legacy -t nat -N THEIRS",
             "iptables-nft -t nat -N THEIRS",

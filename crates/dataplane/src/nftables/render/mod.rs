@@ -177,10 +177,7 @@ pub(crate) fn changed(old: (Table, &ServiceState), new: (Table, &ServiceState)) 
     let turned: Vec<IpAddr> = gone.into_iter().chain(come).copied().collect();
     let entries = frontends.values().chain(node_ports.values());
     let turned_entries = [old, new].map(|services| frontends_at(services, &turned));
-    let turned_entries = turned_entries
-        .into_iter()
-        .flatten()
-        .map(|(_, entry)| entry.as_ref());
+    let turned_entries = turned_entries.into_iter().flatten().map(|(_, entry)| entry);
     let named = entries
         .chain(turned_entries)
         .filter(|entry| entry::has_names(entry));

@@ -295,14 +295,20 @@ impl BackEnd {
         }
     }
 
+    /// The iptables program of the variant it uses.
+    pub(crate) fn iptables(self) -> Option<&'static str> {
+        match self {
+            BackEnd::Nftables | BackEnd::Ipvs | BackEnd::Userspace => None,
+            BackEnd::IptablesLegacy => Some("iptables-legacy"),
+            BackEnd::IptablesNft => Some("iptables-nft"),
+        }
+    }
+
     /// Makes a node one that uses it: iptables' variant is the one that kubelet's chain is in.
     pub(crate) fn prime(self, node: &Machine) {
-        let program = match self {
-            BackEnd::Nftables | BackEnd::Ipvs | BackEnd::Userspace => return,
-            BackEnd::IptablesLegacy => "iptables-legacy",
-            BackEnd::IptablesNft => "iptables-nft",
-        };
-        node.command(&format!("{program} -t mangle -N KUBE-IPTABLES-HINT"));
+        if let Some(program) = self.iptables() {
+            node.command(&format!("{program} -t mangle -N KUBE-IPTABLES-HINT"));
+        }
     }
 
     /// What the packets of the tests for all back ends do not ask of this one.

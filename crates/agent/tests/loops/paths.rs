@@ -1,20 +1,14 @@
 //! Agents that probe the paths between their nodes, over a wire that is made bad: real packets, a real kernel.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podnet_agent::cni_server::{CniServerConfig, Readiness};
-use podnet_agent::metrics::Metrics;
-use podnet_agent::node::{NodeConfig, NodeLoop, Outlets};
+use podnet_agent::node::NodeLoop;
 use podnet_agent::paths::Paths;
-use podnet_agent::status::NodeStatus;
 use podnet_agent::watch::{Change, Update};
-use podnet_cni::WiringName;
 use podnet_core::cluster::{ClusterConfig, DataplaneName, Family, Node, NodeName, PodRanges, Routing};
 use podnet_core::path::{Checksums, Reach, Report, Settings};
 use podnet_dataplane::{Dataplane, Kernel};
@@ -22,7 +16,9 @@ use podnet_linux::ethtool;
 use podnet_linux::netlink::{Address, LinkChange, Neighbour, Netlink, NewLink, Route};
 use podnet_linux::ns::{Kind, Namespace};
 use podnet_linux::sysctl;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
+
+use crate::agent::{self, Files, nothing_but_nodes};
 
 const NODES: usize = 2;
 
@@ -35,14 +31,8 @@ struct World {
     routing: Routing,
 }
 
-struct Agent {
-    updates: mpsc::UnboundedSender<Update>,
-    reports: watch::Receiver<Arc<Vec<Report>>>,
-    status: watch::Receiver<NodeStatus>,
-    end: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-    _files: tempfile::TempDir,
-}
+/// An agent whose reports on its paths are seen.
+type Agent = agent::Agent<watch::Receiver<Arc<Vec<Report>>>>;
 
 fn node_name(index: usize) -> NodeName {
     NodeName::new(format!("node{}", index + 1)).unwrap()
@@ -147,38 +137,17 @@ impl World {
 
     /// Starts an agent on a node and tells it of the cluster.
     fn agent(&self, index: usize) -> Agent {
-        let files = tempfile::tempdir().unwrap();
-        let path = |name: &str| files.path().join(name);
-        std::fs::write(path("podnet-cni"), "").unwrap();
-        let config = NodeConfig {
-            name: node_name(index),
-            cluster: ClusterConfig {
-                cluster_cidrs: ["10.244.0.0/16", "fd00:10:244::/56"]
-                    .map(|net| net.parse().unwrap())
-                    .into(),
-                service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
-                routing: self.routing,
-                ..ClusterConfig::default()
-            },
-            dns: Vec::new(),
-            cni_bin_dir: path("bin"),
-            cni_conf_dir: path("net.d"),
-            cni: CniServerConfig {
-                socket: path("cni.sock"),
-                state_dir: path("state"),
-                node: node_name(index).to_string(),
-                wiring: WiringName::Ptp,
-                allowed_sysctls: Vec::new(),
-                settings: Default::default(),
-            },
-            plugin: path("podnet-cni"),
+        let files = Files::new();
+        let cluster = ClusterConfig {
+            cluster_cidrs: ["10.244.0.0/16", "fd00:10:244::/56"]
+                .map(|net| net.parse().unwrap())
+                .into(),
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+            routing: self.routing,
+            ..ClusterConfig::default()
         };
-        let (updates, changes) = mpsc::unbounded_channel();
-        let (end, ended) = oneshot::channel();
-        let (tell, told) = std::sync::mpsc::channel();
-        let node = Namespace::from(self.nodes[index].as_fd().try_clone_to_owned().unwrap());
-        let thread = std::thread::spawn(move || {
-            node.enter().unwrap();
+        let config = files.config(node_name(index), cluster);
+        let agent = Agent::start(&self.nodes[index], files, |out| {
             let kernel = Kernel::open(None, DataplaneName::default()).unwrap();
             let mut monitor = kernel.monitor().unwrap();
             let (disturb, disturbed) = mpsc::channel(1);
@@ -193,47 +162,13 @@ impl World {
             };
             let paths = Paths::start(settings).unwrap();
             let reports = paths.reports.clone();
-            let (services, in_force) = watch::channel(Default::default());
-            let out = Outlets {
-                metrics: Arc::new(Metrics::new(in_force)),
-                readiness: watch::channel(Readiness::NotReady("starting".into())).0,
-                problems: watch::channel(BTreeSet::new()).0,
-                health: watch::channel(Default::default()).0,
-                services,
-                repairs: watch::channel(None).0,
-            };
             let node = NodeLoop::new(config, kernel, Default::default(), out).probing(paths);
-            tell.send((reports, node.status())).unwrap();
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(1)
-                .enable_all()
-                .build()
-                .unwrap();
-            let running = runtime.spawn(node.run(changes, disturbed));
-            let _ = runtime.block_on(ended);
-            running.abort();
+            (node, disturbed, reports)
         });
-        let (reports, status) = told.recv().unwrap();
         let all = (0..NODES).map(|index| (node_name(index), Ok(object(index))));
-        updates.send(Update::Nodes(Change::All(all.collect()))).unwrap();
-        updates.send(Update::Services(Change::All(Vec::new()))).unwrap();
-        updates.send(Update::Slices(Change::All(Vec::new()))).unwrap();
-        updates.send(Update::Pools(Change::All(Vec::new()))).unwrap();
-        updates
-            .send(Update::ServiceCidrs(Change::All(Vec::new())))
-            .unwrap();
-        let none = Update::NetworkPolicies(Change::All(Vec::new()));
-        updates.send(none).unwrap();
-        let none = Update::ClusterNetworkPolicies(Change::All(Vec::new()));
-        updates.send(none).unwrap();
-        Agent {
-            updates,
-            reports,
-            status,
-            end: Some(end),
-            thread: Some(thread),
-            _files: files,
-        }
+        agent.tell([Update::Nodes(Change::All(all.collect()))]);
+        agent.tell(nothing_but_nodes());
+        agent
     }
 
     fn of(&self, index: usize) -> &Agent {
@@ -244,7 +179,7 @@ impl World {
     fn until(&self, index: usize, what: &str, wanted: impl Fn(&Report) -> bool) {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
-            let reports = self.of(index).reports.borrow().clone();
+            let reports = self.of(index).seen.borrow().clone();
             if reports.len() == 2 && reports.iter().all(&wanted) {
                 return;
             }
@@ -304,21 +239,6 @@ impl World {
             assert!(Instant::now() < end, "limits are {known:?}, not {wanted:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
-    }
-}
-
-impl Agent {
-    fn stop(&mut self) {
-        drop(self.end.take());
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.stop();
     }
 }
 
@@ -419,7 +339,7 @@ fn checksums_that_the_device_gets_wrong_are_computed_before() {
         assert!(
             Instant::now() < end,
             "offload stays on: {:#?}",
-            world.of(0).reports.borrow()
+            world.of(0).seen.borrow()
         );
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -457,7 +377,7 @@ fn a_node_whose_object_is_deleted_goes_on_and_follows_the_others() {
     };
     let before = dump();
     let agent = world.of(0);
-    let nodes = |change| agent.updates.send(Update::Nodes(change)).unwrap();
+    let nodes = |change| agent.tell([Update::Nodes(change)]);
     nodes(Change::Gone(node_name(0)));
     // Back, without a range at first, as a node registers.
     let bare = Node::new(node_name(0), &[node_address(0)], PodRanges::default());
