@@ -22,6 +22,7 @@ use std::process::{Child, Command, Stdio};
 use miette::{Context, IntoDiagnostic, miette};
 
 use crate::netperf::{Sample, Test};
+use crate::recipe;
 use report::{Report, Series, UpTimes};
 
 const PORT: u16 = 5201;
@@ -44,11 +45,12 @@ pub(crate) struct Args {
     /// How often to time ADD and DEL; 0 leaves it out
     #[arg(long, default_value_t = 30)]
     verb_runs: u16,
-    /// Only paths whose name contains this ("dns", "peers", "services", "api_services" or "plugin" for that alone)
+    /// Only this ("up", "verbs", "dns", "peers", "services", "api_services" or "plugin"), or only paths whose name
+    /// contains this
     #[arg(long, default_value = "")]
     only: String,
-    /// The executable to measure
-    #[arg(long, default_value = "target/x86_64-unknown-linux-musl/release/podnet")]
+    /// The executable to measure (default: the release build)
+    #[arg(long, default_value_os_t = recipe::release().join("podnet"), hide_default_value = true)]
     podnet: PathBuf,
     /// Where to write the JSON
     #[arg(long, default_value = "bench/out")]
@@ -92,36 +94,31 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
         ));
     }
     let cpu = args.cpu.map_or_else(last_cpu, Ok)?;
-    let wanted = |name: &&&str| name.contains(&args.only);
-    let up = (args.up_runs > 0)
+    let wanted = |name: &str| match BESIDE_PATHS.contains(&args.only.as_str()) {
+        true => name == args.only,
+        false => name.contains(&args.only),
+    };
+    let up = (wanted("up") && args.up_runs > 0)
         .then(|| lab::up_times(&args.podnet, args.up_runs))
         .transpose()?;
-    let verbs = (args.verb_runs > 0)
+    let verbs = (wanted("verbs") && args.verb_runs > 0)
         .then(|| lab::verb_times(&args.podnet, args.verb_runs))
         .transpose()?;
-    let dns = "dns"
-        .contains(&args.only)
+    let dns = wanted("dns")
         .then(|| dns::measure(cpu, args.seconds))
         .transpose()?;
-    let peers = "peers"
-        .contains(&args.only)
-        .then(|| peers::measure(cpu))
-        .transpose()?;
-    let services = "services"
-        .contains(&args.only)
-        .then(|| services::measure(cpu))
-        .transpose()?;
-    let api_services = "api_services"
-        .contains(&args.only)
+    let peers = wanted("peers").then(|| peers::measure(cpu)).transpose()?;
+    let services = wanted("services").then(|| services::measure(cpu)).transpose()?;
+    let api_services = wanted("api_services")
         .then(|| api_services::measure(&args.podnet, cpu))
         .transpose()?;
-    let plugin = "plugin"
-        .contains(&args.only)
+    let plugin = wanted("plugin")
         .then(|| plugin::measure(&args.podnet))
         .transpose()?;
+    let paths = PATHS.into_iter().filter(|name| wanted(name));
     let mut series = Vec::new();
     // What is set up for the paths goes when this goes.
-    let setups = setups(&args, PATHS.iter().filter(wanted).copied().collect())?;
+    let setups = setups(&args, paths.collect())?;
     let servers = setups
         .iter()
         .map(|path| Server::start(path, cpu))
@@ -156,6 +153,17 @@ pub(crate) fn run(args: Args) -> miette::Result<()> {
     println!("written to {}", written.display());
     Ok(())
 }
+
+/// What is measured beside the paths, by name.
+const BESIDE_PATHS: [&str; 7] = [
+    "up",
+    "verbs",
+    "dns",
+    "peers",
+    "services",
+    "api_services",
+    "plugin",
+];
 
 /// The rows, in the order of the table.
 const PATHS: [&str; 10] = [

@@ -12,8 +12,8 @@ use podnet_core::cluster::{
     AddressFamily, ClusterConfig, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family, Node,
     NodeName, ObjectName, PodRanges, Protocol, Service, ServicePort,
 };
-use podnet_dataplane::userspace::{Site, proxy};
 use podnet_dataplane::Kernel;
+use podnet_dataplane::userspace::{Site, proxy};
 use podnet_linux::netlink::{Address, LinkChange, Netlink, NewLink, NewLinkKind};
 use podnet_linux::ns::{Kind, Namespace};
 use tokio::sync::mpsc;

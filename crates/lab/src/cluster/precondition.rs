@@ -3,8 +3,11 @@
 use std::fs;
 use std::process::Command;
 
+use podnet_core::cluster::DataplaneName;
+use podnet_linux::ipvs::{Ipvs, IpvsError};
+
 /// What is missing, and how to get it.
-#[derive(Debug, thiserror::Error, miette::Diagnostic, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum Missing {
     /// Root without a capability, as in a container.
     #[error("podnet runs as root here, but without {0}, which it needs to make namespaces and their links")]
@@ -20,6 +23,12 @@ pub enum Missing {
          kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0"
     ))]
     UserNamespaces(String),
+    /// What services are to be carried by is not there.
+    #[error(transparent)]
+    #[diagnostic(help(
+        "`modprobe ip_vs` loads it where the kernel was built with it; without --dataplane there is nftables"
+    ))]
+    Ipvs(#[from] IpvsError),
 }
 
 /// Capabilities root needs, with their numbers (linux/capability.h).
@@ -30,8 +39,16 @@ const NEEDED: [(&str, u32); 4] = [
     ("SYS_ADMIN", 21),
 ];
 
-/// Checks this process and this kernel.
-pub fn check() -> Result<(), Missing> {
+/// Checks this process and this kernel, for a lab whose agents have this `--dataplane`.
+pub fn check(dataplane: &str) -> Result<(), Missing> {
+    may_make_namespaces()?;
+    if dataplane.parse() == Ok(DataplaneName::Ipvs) {
+        Ipvs::open()?;
+    }
+    Ok(())
+}
+
+fn may_make_namespaces() -> Result<(), Missing> {
     if rustix::process::geteuid().is_root() {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         return missing_capability(&status).map_or(Ok(()), |name| Err(Missing::Capability(name)));

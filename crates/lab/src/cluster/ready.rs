@@ -187,16 +187,10 @@ pub async fn wait(api: &Api, nodes: usize, workloads: &Workloads, limit: Duratio
 
 async fn look(api: &Api, nodes: usize, workloads: &Workloads) -> miette::Result<Vec<Trouble>> {
     let listed = list(api, "/api/v1/nodes").await?;
-    let ready = listed.iter().filter(|node| has_condition(node, "Ready")).count();
-    if ready < nodes {
-        let why = format!("{ready} of {nodes} are Ready");
-        return Ok(vec![Trouble {
-            what: "nodes".into(),
-            why,
-            lasting: false,
-        }]);
+    let mut troubles = troubles_of_nodes(&listed, nodes);
+    if !troubles.is_empty() {
+        return Ok(troubles);
     }
-    let mut troubles = Vec::new();
     let (mut pods, mut replica_sets) = (Vec::new(), Vec::new());
     for namespace in &workloads.namespaces {
         pods.extend(list(api, &format!("/api/v1/namespaces/{namespace}/pods")).await?);
@@ -204,6 +198,33 @@ async fn look(api: &Api, nodes: usize, workloads: &Workloads) -> miette::Result<
     }
     troubles.extend(workloads.missing(&pods, &replica_sets));
     Ok(troubles)
+}
+
+/// Which of the nodes are not Ready, and why, in the words of their status.
+fn troubles_of_nodes(listed: &[Value], count: usize) -> Vec<Trouble> {
+    let trouble = |what: String, why: String| Trouble {
+        what,
+        why,
+        lasting: false,
+    };
+    let missing = count.saturating_sub(listed.len());
+    let missing = (missing > 0).then(|| {
+        let why = format!("{missing} of {count} are not there yet");
+        trouble("nodes".into(), why)
+    });
+    let unready = listed.iter().filter(|node| !has_condition(node, "Ready"));
+    let unready = unready.map(|node| {
+        let name = node["metadata"]["name"].as_str().unwrap_or_default();
+        let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+        let message = { conditions }.find_map(|condition| {
+            (condition["type"] == "Ready").then(|| condition["message"].as_str().unwrap_or_default())
+        });
+        let why = message.map_or("is not Ready yet".into(), |message| {
+            format!("is not Ready: {message}")
+        });
+        trouble(format!("node {name}"), why)
+    });
+    missing.into_iter().chain(unready).collect()
 }
 
 async fn list(api: &Api, path: &str) -> miette::Result<Vec<Value>> {
@@ -259,6 +280,32 @@ async fn last_warning(api: &Api, namespace: &str, pod: &str) -> Option<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_node_that_is_not_ready_says_why() {
+        let node = |name: &str, conditions: Value| json!({"metadata": {"name": name}, "status": {"conditions": conditions}});
+        let listed = [
+            node("node1", json!([{"type": "Ready", "status": "True"}])),
+            node(
+                "node2",
+                json!([{"type": "Ready", "status": "False", "message": "no IPVS"}]),
+            ),
+            node("node3", json!([])),
+        ];
+        let told = |count| -> Vec<String> {
+            let troubles = troubles_of_nodes(&listed, count);
+            troubles
+                .iter()
+                .map(|trouble| format!("{} {}", trouble.what, trouble.why))
+                .collect()
+        };
+        assert_eq!(
+            told(3),
+            ["node node2 is not Ready: no IPVS", "node node3 is not Ready yet"]
+        );
+        assert_eq!(told(5)[0], "nodes 2 of 5 are not there yet");
+        assert!(troubles_of_nodes(&listed[..1], 1).is_empty());
+    }
 
     fn pod(name: &str, owner: &str, phase: &str, ready: bool) -> Value {
         json!({"metadata": {"name": name, "namespace": "d", "uid": name,
