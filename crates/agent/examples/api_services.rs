@@ -21,6 +21,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use podnet_core::cluster::DataplaneName;
 use podnet_dataplane::Kernel;
+use podnet_linux::netfilter::Netfilter;
 use podnet_linux::ns::{Kind, Namespace};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -192,15 +193,21 @@ fn nft(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// From somebody's flushing all of the node's rules until all of it is there again.
-fn repair(changed: &mpsc::Receiver<Instant>) -> f64 {
+/// From somebody's flushing all of the node's rules until all of it is there again. Nobody but the agent listens: the
+/// kernel makes a message of each element for who does.
+fn repair() -> f64 {
     let size = || nft(&["-j", "list", "table", "inet", "podnet"]).len();
+    let mut netfilter = Netfilter::open().unwrap();
     let before = size();
     let begin = Instant::now();
     nft(&["flush", "ruleset"]);
-    let mut last = begin;
-    while let Ok(change) = changed.recv_timeout(Duration::from_secs(2)) {
-        last = change;
+    let (mut generation, mut last) = (netfilter.generation().unwrap(), begin);
+    while last.elapsed() < Duration::from_secs(2) {
+        let now = netfilter.generation().unwrap();
+        if now != generation {
+            (generation, last) = (now, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
     // Handles are numbers, and have become longer.
     assert!(size() >= before, "not all has come back");
@@ -286,7 +293,8 @@ fn measure(services: u32) -> String {
     times.sort_by(f64::total_cmp);
     let (p50, p99) = (times[times.len() / 2], times[times.len() - 2]);
     let (resident, peak) = (mebibytes(&agent, "VmRSS"), mebibytes(&agent, "VmHWM"));
-    let repair = repair(&changed);
+    drop(changed);
+    let repair = repair();
     let all = all.as_secs_f64() * 1000.0;
     format!(
         "{{\"services\": {services}, \"start\": {all:.0}, \"change_p50\": {p50:.2}, \"change_p99\": {p99:.2}, \

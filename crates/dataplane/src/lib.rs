@@ -198,10 +198,14 @@ impl Kernel {
 
     /// Hears of others' changes from now on, in the network namespace of the calling thread, which must be the one this
     /// was opened in.
-    pub fn monitor(&self) -> io::Result<Monitor> {
+    pub fn monitor(&mut self) -> io::Result<Monitor> {
         let sentinel = self.services.as_ref().and_then(|services| services.sentinel());
         let own = self.table.as_ref().map(Nftables::port);
-        Monitor::open(own, self.routes.underlay_index(), sentinel)
+        let monitor = Monitor::open(own, self.routes.underlay_index(), sentinel)?;
+        if let Some(table) = &mut self.table {
+            table.hush(monitor.listener());
+        }
+        Ok(monitor)
     }
 
     fn route(&mut self, want: &RoutingState) -> Result<RoutesApplied, RouteError> {

@@ -8,9 +8,9 @@ use netlink_sys::{
 };
 use podnet_linux::netfilter::wire::{self, Reader};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::route::{ROUTE_PROTOCOL, SINK_LINK, TUNNEL_LINK};
@@ -42,7 +42,7 @@ const GLANCE: Duration = Duration::from_millis(500);
 /// Waits for changes. It belongs to the network namespace of the thread that opened it.
 pub struct Monitor {
     /// None where the kernel has no netfilter.
-    nftables: Option<Socket>,
+    nftables: Option<Ear>,
     routes: Socket,
     /// The netfilter socket whose changes are our own. A process ID would not do: the kernel announces the one of its
     /// first PID namespace, which we do not know inside another.
@@ -54,6 +54,63 @@ pub struct Monitor {
     /// When it looks next.
     glance: Instant,
     buffer: Vec<u8>,
+}
+
+/// What hears of nftables' changes.
+struct Ear {
+    socket: Arc<Mutex<Socket>>,
+    /// The same socket, to wait at.
+    fd: OwnedFd,
+}
+
+/// The ear of a [`Monitor`], for who makes large changes of our own.
+///
+/// As long as anybody in the namespace listens, the kernel makes a message of every element that changes
+/// (nf_tables_setelem_notify), and of 70,000 of them that takes twice the time of the change itself; no listener's buffer
+/// holds them, either.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Listener(Weak<Mutex<Socket>>);
+
+/// A listener that hears nothing. Who ends it looks whether others changed something meanwhile.
+#[derive(Debug)]
+pub(crate) struct Deaf(Option<Arc<Mutex<Socket>>>);
+
+impl Listener {
+    /// Hears nothing until that ends.
+    pub(crate) fn deafen(&self) -> io::Result<Deaf> {
+        let ear = self.0.upgrade();
+        if let Some(ear) = &ear {
+            lock(ear).drop_membership(NFNLGRP_NFTABLES)?;
+        }
+        Ok(Deaf(ear))
+    }
+}
+
+impl Deaf {
+    /// Hears again.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        self.hear()
+    }
+
+    fn hear(&mut self) -> io::Result<()> {
+        match self.0.take() {
+            Some(ear) => lock(&ear).add_membership(NFNLGRP_NFTABLES),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        if let Err(error) = self.hear() {
+            tracing::error!("nobody hears any more of others' changes to nftables: {error}");
+        }
+    }
+}
+
+/// A socket is as good after a panic as before it.
+fn lock(socket: &Mutex<Socket>) -> std::sync::MutexGuard<'_, Socket> {
+    socket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl std::fmt::Debug for Monitor {
@@ -78,10 +135,14 @@ impl Monitor {
             socket.set_non_blocking(true)?;
             io::Result::Ok(socket)
         };
+        let ear = || {
+            let socket = open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
+            let fd = socket.as_fd().try_clone_to_owned()?;
+            let socket = Arc::new(Mutex::new(socket));
+            io::Result::Ok(Ear { socket, fd })
+        };
         Ok(Monitor {
-            nftables: own
-                .map(|_| open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]))
-                .transpose()?,
+            nftables: own.map(|_| ear()).transpose()?,
             routes: open(
                 NETLINK_ROUTE,
                 &[
@@ -100,14 +161,21 @@ impl Monitor {
         })
     }
 
+    /// For who makes large changes of our own.
+    pub(crate) fn listener(&self) -> Listener {
+        let ear = self.nftables.as_ref();
+        Listener(ear.map(|ear| Arc::downgrade(&ear.socket)).unwrap_or_default())
+    }
+
     /// Returns when something was changed that may be ours or concern it: somebody else changed nftables, a route with our
     /// protocol number went, the tunnel's link changed, the link between nodes or its addresses did (the kernel takes
     /// routes along with them and does not say so), or so much happened that some of it was lost.
     pub fn wait(&mut self) -> io::Result<()> {
         loop {
-            let sockets = self.nftables.iter().chain([&self.routes]);
-            let mut sockets: Vec<PollFd<'_>> = sockets
-                .map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN))
+            let ears = self.nftables.iter().map(|ear| ear.fd.as_fd());
+            let mut sockets: Vec<PollFd<'_>> = ears
+                .chain([self.routes.as_fd()])
+                .map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN))
                 .collect();
             let timeout = self.sentinel.as_ref().map(|_| until(self.glance));
             match poll(&mut sockets, timeout.as_ref()) {
@@ -121,7 +189,7 @@ impl Monitor {
             let foreign =
                 |message: &wire::Received<'_>| message.kind == NEW_GENERATION && Some(message.port) != own;
             let nftables = match &self.nftables {
-                Some(nftables) => drain(nftables, &mut self.buffer, foreign)?,
+                Some(ear) => drain(&lock(&ear.socket), &mut self.buffer, foreign)?,
                 None => false,
             };
             let underlay = self.underlay.load(Ordering::Relaxed);
@@ -200,47 +268,96 @@ fn routes_disturbed(message: &wire::Received<'_>, underlay: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+    use std::num::NonZeroU16;
+    use std::process::Command;
+    use std::sync::mpsc;
     use std::time::Duration;
 
-    use podnet_core::cluster::{DataplaneName, NodeName};
-    use podnet_core::{Cluster, ClusterConfig, compute};
+    use podnet_core::cluster::{DataplaneName, NodeName, ObjectName, Protocol, Service, ServicePort};
+    use podnet_core::{Cluster, ClusterConfig, NodeState, compute};
     use podnet_linux::ns::{Kind, Namespace};
 
     use crate::{Dataplane, Kernel};
 
-    #[test]
-    fn own_changes_are_no_disturbance_and_others_are() {
-        let moment = Duration::from_millis(200);
-        let namespace = Namespace::create(Kind::Net).unwrap();
-        let state = |ranges: &[&str]| {
-            let config = ClusterConfig {
-                service_cidrs: ranges.iter().map(|range| range.parse().unwrap()).collect(),
-                ..ClusterConfig::default()
-            };
-            compute(&Cluster::new(config), &NodeName::new("node1").unwrap())
-        };
+    const MOMENT: Duration = Duration::from_millis(200);
+
+    /// A node's state with so many services, each with one element.
+    fn state(services: u32) -> NodeState {
+        let mut cluster = Cluster::new(ClusterConfig {
+            service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+            ..ClusterConfig::default()
+        });
+        for index in 0..services {
+            let name = ObjectName::new("default", format!("svc{index}"));
+            let address = Ipv4Addr::from(0x0a60_0100 + index).into();
+            let port = ServicePort::new("http", Protocol::Tcp, NonZeroU16::new(80).unwrap());
+            let service = Service::new(vec![address], vec![port]).unwrap();
+            cluster.services.insert(name, Ok(service));
+        }
+        compute(&cluster, &NodeName::new("node1").unwrap())
+    }
+
+    /// A kernel that has the state, and what is heard of others' changes to it.
+    fn watched(state: &NodeState) -> (Kernel, mpsc::Receiver<()>) {
+        let (tell, disturbed) = mpsc::channel();
+        let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
         // A new link of ours does disturb, once.
-        let (first, second) = (state(&["10.96.0.0/16"]), state(&["10.96.0.0/16", "10.97.0.0/16"]));
-        let watching = namespace
-            .run(|| {
-                let (tell, disturbed) = std::sync::mpsc::channel();
-                let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
-                kernel.apply(&first).unwrap();
-                let mut monitor = kernel.monitor().unwrap();
-                let watching = std::thread::spawn(move || {
-                    monitor.wait().unwrap();
-                    tell.send(()).unwrap();
+        kernel.apply(state).unwrap();
+        let mut monitor = kernel.monitor().unwrap();
+        std::thread::spawn(move || while monitor.wait().is_ok() && tell.send(()).is_ok() {});
+        (kernel, disturbed)
+    }
+
+    #[test]
+    fn own_changes_are_no_disturbance_however_large_and_others_are() {
+        let namespace = Namespace::create(Kind::Net).unwrap();
+        let change = || {
+            let (mut kernel, disturbed) = watched(&state(1));
+            // The largest is more than a socket's buffer takes.
+            for services in [2, 20_000, 1] {
+                assert!(kernel.apply(&state(services)).unwrap().service_changes > 0);
+                let told = disturbed.recv_timeout(MOMENT);
+                assert!(told.is_err(), "{services}: that was our own change");
+            }
+            Kernel::open(None, DataplaneName::Nftables)
+                .unwrap()
+                .clean()
+                .unwrap();
+            disturbed.recv_timeout(10 * MOMENT).unwrap();
+        };
+        namespace.run(change).unwrap();
+    }
+
+    #[test]
+    fn what_others_change_during_a_large_change_of_our_own_is_put_back() {
+        let namespace = Namespace::create(Kind::Net).unwrap();
+        let (many, few) = (state(3000), state(1));
+        let change = || {
+            let (mut kernel, disturbed) = watched(&few);
+            // At every moment of it.
+            for (want, delay) in [&many, &few]
+                .into_iter()
+                .cycle()
+                .zip((0..24).map(|step| 2 * step))
+            {
+                std::thread::scope(|scope| {
+                    scope.spawn(move || {
+                        std::thread::sleep(Duration::from_millis(delay));
+                        let mut nft = Command::new("nft");
+                        nft.args(["add", "rule", "inet", "podnet", "guard", "drop"]);
+                        assert!(nft.status().unwrap().success());
+                    });
+                    kernel.apply(want).unwrap();
                 });
-                assert!(kernel.apply(&second).unwrap().service_changes > 0);
-                assert!(disturbed.recv_timeout(moment).is_err(), "that was our own change");
-                Kernel::open(None, DataplaneName::Nftables)
-                    .unwrap()
-                    .clean()
-                    .unwrap();
-                disturbed.recv_timeout(10 * moment).unwrap();
-                watching
-            })
-            .unwrap();
-        watching.join().unwrap();
+                while disturbed.recv_timeout(MOMENT).is_ok() {
+                    kernel.apply(want).unwrap();
+                }
+                let mut another = Kernel::open(None, DataplaneName::Nftables).unwrap();
+                let rest = another.apply(want).unwrap();
+                assert!(rest.is_nothing(), "nobody heard of it: {rest:?}");
+            }
+        };
+        namespace.run(change).unwrap();
     }
 }

@@ -148,7 +148,7 @@ impl World {
         };
         let config = files.config(node_name(index), cluster);
         let agent = Agent::start(&self.nodes[index], files, |out| {
-            let kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+            let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
             let mut monitor = kernel.monitor().unwrap();
             let (disturb, disturbed) = mpsc::channel(1);
             std::thread::spawn(move || {

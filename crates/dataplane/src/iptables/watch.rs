@@ -13,7 +13,6 @@ use super::Scope;
 use super::model::TableName;
 use super::program::Variant;
 use super::render::STAY;
-use crate::nftables::generation;
 use crate::services::{Sentinel, ServiceError};
 
 /// What is asked.
@@ -88,7 +87,7 @@ impl Stamp {
         xtables: &Xtables,
     ) -> Result<Self, ServiceError> {
         let rules = match variant {
-            Variant::Nft => RulesStamp::Generation(generation(socket)?),
+            Variant::Nft => RulesStamp::Generation(socket.generation()?),
             Variant::Legacy => RulesStamp::Sizes(sizes(xtables, || our_tables(scope)).map_err(failed)?),
         };
         Ok(Stamp {
@@ -100,7 +99,7 @@ impl Stamp {
     /// The same as was asked for this one, in the network namespace of the sockets.
     fn again(&self, scope: Scope, socket: &mut Netfilter, xtables: &Xtables) -> Result<Self, ServiceError> {
         let rules = match &self.rules {
-            RulesStamp::Generation(_) => RulesStamp::Generation(generation(socket)?),
+            RulesStamp::Generation(_) => RulesStamp::Generation(socket.generation()?),
             RulesStamp::Sizes(known) => {
                 let known = || Ok(known.keys().copied().collect());
                 RulesStamp::Sizes(sizes(xtables, known).map_err(failed)?)

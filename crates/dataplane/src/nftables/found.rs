@@ -129,16 +129,6 @@ const GET_CHAIN: u16 = 4;
 const GET_RULE: u16 = 7;
 const GET_SET: u16 = 10;
 const GET_ELEMENTS: u16 = 13;
-const GET_GENERATION: u16 = 16;
-
-/// The number of the rule set's generation: it grows with every change anybody makes in this network namespace.
-pub(crate) fn generation(socket: &mut Netfilter) -> Result<u32, NetfilterError> {
-    let mut generation = 0;
-    socket.get(GET_GENERATION, 0, "read nftables' generation", |message| {
-        generation = message.attributes().u32(1).unwrap_or_default();
-    })?;
-    Ok(generation)
-}
 
 /// So often a set is read before it is given up, and so long is waited before each time but the first. The kernel grows a
 /// hash table within milliseconds.

@@ -14,6 +14,7 @@ mod render;
 mod rule;
 mod transaction;
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -24,7 +25,6 @@ use podnet_linux::netfilter::Netfilter;
 pub use podnet_linux::netfilter::NetfilterError;
 
 pub use found::Found;
-pub(crate) use found::generation;
 pub(crate) use model::digit;
 pub use model::{Base, Chain, Elements, Field, Hook, Key, MapsTo, Set, SetName, Table, Value, Verdict};
 pub use policy::Gap;
@@ -34,12 +34,15 @@ pub use rule::{Asked, Choice, Clause, Rule};
 pub use transaction::{Operation, Transaction};
 
 use crate::existing::Existing;
+use crate::monitor::Listener;
 use crate::services::{Services, Touched, without_services};
 
 /// The name of our table, in the family inet.
 pub const TABLE: &str = "podnet";
 /// Others change nftables too; so often we begin again.
 const ATTEMPTS: usize = 20;
+/// So many changes at once are not announced to ourselves.
+const LARGE: usize = 500;
 
 /// The services of a node, kept in nftables.
 #[derive(Debug)]
@@ -59,6 +62,9 @@ pub struct Nftables {
     policies: Option<Policies>,
     /// From which generation to which our last change took the rule set, until somebody asks.
     step: Option<(u32, u32)>,
+    listener: Listener,
+    /// Since our last change somebody else has changed something, and nobody heard of it.
+    unheard: bool,
 }
 
 /// How we know what the kernel has.
@@ -118,7 +124,14 @@ impl Nftables {
             existing: Existing::default(),
             policies: None,
             step: None,
+            listener: Listener::default(),
+            unheard: false,
         })
+    }
+
+    /// Who is not to hear of our own large changes.
+    pub(crate) fn hush(&mut self, listener: Listener) {
+        self.listener = listener;
     }
 
     /// By this the kernel's announcements of our own changes are known.
@@ -145,6 +158,7 @@ impl Nftables {
     ) -> Result<Transaction, NetfilterError> {
         let policies = self.render_policies(&state.policy);
         let want = Put(frame, Arc::clone(services), policies);
+        let mut done = Transaction::default();
         for _ in 0..ATTEMPTS {
             match self.try_apply(&want) {
                 Err(NetfilterError::Changed) => self.known = None,
@@ -157,10 +171,15 @@ impl Nftables {
                     return Err(error);
                 }
                 Ok(transaction) => {
+                    done.0.extend(transaction.0);
+                    if std::mem::take(&mut self.unheard) {
+                        self.known = None;
+                        continue;
+                    }
                     self.touched.forget(&mut self.socket, state)?;
                     // Not before the rules are in force: what comes then is judged by them.
                     self.existing.cut(&mut self.socket, &state.policy)?;
-                    return Ok(transaction);
+                    return Ok(done);
                 }
             }
         }
@@ -211,10 +230,17 @@ impl Nftables {
             }
             // Before the kernel has it: when its answer is lost, the next difference does not have them any more.
             self.touched.note(&transaction);
+            let is_large = transaction.changes() > LARGE;
+            let deaf = is_large.then(|| self.listener.deafen()).transpose();
+            let deaf = deaf.map_err(|source| membership("leave", source))?;
             self.socket.transaction(generation, &transaction.messages())?;
             // The kernel counts on by one and passes over zero.
             known = generation.checked_add(1).unwrap_or(1);
             self.step = Some((generation, known));
+            if let Some(deaf) = deaf {
+                deaf.end().map_err(|source| membership("join", source))?;
+                self.unheard = self.socket.generation()? != known;
+            }
         }
         self.known = Some((known, Known::Put));
         self.put = Some(want.clone());
@@ -225,14 +251,14 @@ impl Nftables {
     /// Reads the kernel's table unless it is known already; returns the generation it is of.
     fn refresh(&mut self) -> Result<u32, NetfilterError> {
         for _ in 0..ATTEMPTS {
-            let generation = found::generation(&mut self.socket)?;
+            let generation = self.socket.generation()?;
             if self.known.as_ref().is_some_and(|(known, _)| *known == generation) {
                 return Ok(generation);
             }
             match found::read(&mut self.socket) {
                 Ok(found) => {
                     // Read in several dumps: they are of one piece if nothing changed meanwhile.
-                    if found::generation(&mut self.socket)? == generation {
+                    if self.socket.generation()? == generation {
                         self.known = Some((generation, Known::Read(found)));
                         return Ok(generation);
                     }
@@ -296,7 +322,7 @@ impl Nftables {
     pub fn clean(&mut self) -> Result<bool, NetfilterError> {
         (self.known, self.put) = (None, None);
         for _ in 0..ATTEMPTS {
-            let generation = match found::generation(&mut self.socket) {
+            let generation = match self.socket.generation() {
                 Err(error) if error.is_unsupported() => return Ok(false),
                 other => other?,
             };
@@ -310,6 +336,13 @@ impl Nftables {
             }
         }
         Err(NetfilterError::Changed)
+    }
+}
+
+fn membership(deed: &str, source: io::Error) -> NetfilterError {
+    NetfilterError::Socket {
+        what: format!("{deed} nftables' multicast group"),
+        source,
     }
 }
 

@@ -26,6 +26,9 @@ const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
+/// NFT_MSG_GETGEN, and NFTA_GEN_ID in its answer.
+const GET_GENERATION: u16 = 16;
+const GENERATION_ID: u16 = 1;
 const BATCH_GENID: u16 = 1;
 const ERESTART: i32 = 85;
 const EINVAL: i32 = 22;
@@ -196,6 +199,15 @@ impl Netfilter {
             what,
         )?;
         self.until_acknowledged(what, &mut entry)
+    }
+
+    /// The number of nftables' rule set's generation: it grows with every change anybody makes in this network namespace.
+    pub fn generation(&mut self) -> Result<u32, NetfilterError> {
+        let mut generation = 0;
+        self.get(GET_GENERATION, 0, "read nftables' generation", |message| {
+            generation = message.attributes().u32(GENERATION_ID).unwrap_or_default();
+        })?;
+        Ok(generation)
     }
 
     /// Does one thing outside batches.
