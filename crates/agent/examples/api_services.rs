@@ -292,13 +292,15 @@ fn measure(services: u32) -> String {
         .collect();
     times.sort_by(f64::total_cmp);
     let (p50, p99) = (times[times.len() / 2], times[times.len() - 2]);
-    let (resident, peak) = (mebibytes(&agent, "VmRSS"), mebibytes(&agent, "VmHWM"));
+    // Pages of the executable are every podnet process's on the node.
+    let (own, executable) = (mebibytes(&agent, "RssAnon"), mebibytes(&agent, "RssFile"));
+    let peak = mebibytes(&agent, "VmHWM") - executable;
     drop(changed);
     let repair = repair();
     let all = all.as_secs_f64() * 1000.0;
     format!(
         "{{\"services\": {services}, \"start\": {all:.0}, \"change_p50\": {p50:.2}, \"change_p99\": {p99:.2}, \
-         \"mebibytes\": {resident:.1}, \"peak_mebibytes\": {peak:.1}, \"repair\": {repair:.0}}}"
+         \"mebibytes\": {own:.1}, \"peak_mebibytes\": {peak:.1}, \"executable_mebibytes\": {executable:.1}, \"repair\": {repair:.0}}}"
     )
 }
 

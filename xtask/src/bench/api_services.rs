@@ -16,9 +16,11 @@ pub(super) struct Times {
     /// From sending one endpoint's change to the API server to its being in force.
     change_p50: f64,
     change_p99: f64,
-    /// The agent's memory then, and at its most.
+    /// The agent's own memory then, and at its most.
     mebibytes: f64,
     peak_mebibytes: f64,
+    /// The pages of the executable, which all podnet processes of a node share.
+    executable_mebibytes: f64,
     /// From somebody's flushing all of the node's rules to the last one's being there again.
     repair: f64,
 }
@@ -43,13 +45,14 @@ impl fmt::Display for Times {
             change_p99,
             mebibytes,
             peak_mebibytes,
+            executable_mebibytes,
             repair,
         } = self;
         writeln!(
             f,
             "{services:>6} services through the API: an agent starts in {start:.0} ms; one endpoint's change p50 \
-             {change_p50:.1} ms, p99 {change_p99:.1} ms from sending it; agent {mebibytes:.0} MiB (at most {peak_mebibytes:.0}); \
-             what somebody flushes is back in {repair:.0} ms"
+             {change_p50:.1} ms, p99 {change_p99:.1} ms from sending it; agent {mebibytes:.0} MiB of its own (at \
+             most {peak_mebibytes:.0}) and {executable_mebibytes:.0} of the executable; what somebody flushes is back in {repair:.0} ms"
         )
     }
 }
