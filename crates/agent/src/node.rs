@@ -81,6 +81,8 @@ pub struct NodeLoop {
     /// The objects, and what they ask for.
     wanted: Incremental,
     synced: Synced,
+    /// The kinds of objects that were waited for last.
+    awaited: Vec<&'static str>,
     /// The state in force.
     applied: Option<NodeState>,
     told: BTreeSet<Problem>,
@@ -142,6 +144,7 @@ impl NodeLoop {
             out,
             wanted,
             synced: Synced::default(),
+            awaited: Vec::new(),
             applied: None,
             told: BTreeSet::new(),
             refused: Vec::new(),
@@ -227,7 +230,7 @@ impl NodeLoop {
             while let Ok(update) = updates.try_recv() {
                 self.learn(update);
             }
-            if !self.synced.all(&self.wanted.cluster) {
+            if self.waits() {
                 due = tokio::time::Instant::now() + RESYNC;
                 continue;
             }
@@ -248,6 +251,32 @@ impl NodeLoop {
                 }
             }
         }
+    }
+
+    /// Whether there are objects that the API server has not listed and nothing can be decided without; says so.
+    fn waits(&mut self) -> bool {
+        let awaited = self.synced.missing(&self.wanted.cluster);
+        if awaited != self.awaited {
+            self.awaited = awaited;
+            if self.applied.is_none()
+                && let Some(what) = self.waiting()
+            {
+                let why = format!("the agent is waiting {what}");
+                self.out.readiness.send_replace(Readiness::NotReady(why));
+            }
+            self.say();
+        }
+        !self.awaited.is_empty()
+    }
+
+    /// What is waited for, and what to look into.
+    fn waiting(&self) -> Option<String> {
+        (!self.awaited.is_empty()).then(|| {
+            format!(
+                "for the API server to list {}; the agent's log says what is in the way",
+                self.awaited.join(", ")
+            )
+        })
     }
 
     /// Takes in what changed.
@@ -422,6 +451,7 @@ impl NodeLoop {
             if cluster.cross_subnet {
                 status.routing.push_str(" between subnets");
             }
+            status.waiting = self.waiting();
             status.failures.clone_from(&self.refused);
             let told = self.told.iter().map(Problem::to_string);
             status.problems = told.chain(self.left_out.iter().cloned()).collect();

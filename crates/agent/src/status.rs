@@ -52,6 +52,9 @@ pub struct NodeStatus {
     /// Load balancers' addresses that this node answers for on the local network, by link.
     #[serde(default)]
     pub announces: BTreeMap<String, Vec<IpAddr>>,
+    /// What has to be known before anything more can be decided.
+    #[serde(default)]
+    pub waiting: Option<String>,
     /// What could not be applied.
     pub failures: Vec<String>,
     /// Objects that are left out, and why.
@@ -275,10 +278,12 @@ impl std::fmt::Display for NodeStatus {
             pod_mtu,
             checksum_offload,
             announces,
+            waiting,
             failures,
             problems,
         } = self;
         let or = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_owned());
+        let applied = generation.is_some();
         let generation = or(
             generation.map(|number| format!("generation {number}")),
             "nothing applied yet",
@@ -288,7 +293,8 @@ impl std::fmt::Display for NodeStatus {
             f,
             "node {node}: podnet {version}, {generation}, routing {routing}, MTU of pods {mtu}"
         )?;
-        if !checksum_offload {
+        // Before anything is applied, nothing is known of it.
+        if !checksum_offload && applied {
             writeln!(
                 f,
                 "checksum offload of the tunnel is switched off, because checksums arrived wrong or by somebody else"
@@ -298,6 +304,9 @@ impl std::fmt::Display for NodeStatus {
             let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
             writeln!(f, "answers on {link} for {}", addresses.join(", "))?;
         }
+        waiting
+            .iter()
+            .try_for_each(|what| writeln!(f, "waiting {what}; what is in force stays so"))?;
         failures
             .iter()
             .try_for_each(|failure| writeln!(f, "not applied: {failure}"))?;
@@ -371,6 +380,7 @@ mod tests {
                 pod_mtu: Some(1450),
                 checksum_offload: false,
                 announces: [("eth0".to_owned(), vec![[192, 0, 2, 1].into()])].into(),
+                waiting: Some("for pods".into()),
                 failures: vec!["no".into()],
                 problems: vec!["Node node9: odd".into()],
             },
@@ -380,6 +390,7 @@ mod tests {
         let expected = "node node1: podnet 1, generation 4, routing vxlan, MTU of pods 1450 bytes\n\
             checksum offload of the tunnel is switched off, because checksums arrived wrong or by somebody else\n\
             answers on eth0 for 192.0.2.1\n\
+            waiting for pods; what is in force stays so\n\
             not applied: no\n\
             left out: Node node9: odd\n\n\
             PEER    RANGE           VIA      REACH       LATENCY   MTU            CHECKSUMS\n\

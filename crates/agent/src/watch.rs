@@ -81,18 +81,23 @@ pub struct Synced {
 }
 
 impl Synced {
-    /// All kinds have been listed that matter to what is in `cluster`. Pods are no concern of a cluster without policies,
-    /// and are not asked for there.
-    pub fn all(&self, cluster: &Cluster) -> bool {
-        let of_policies = !has_policies(cluster) || self.pods && self.namespaces;
-        self.nodes
-            && self.services
-            && self.slices
-            && self.pools
-            && self.service_cidrs
-            && self.network_policies
-            && self.cluster_network_policies
-            && of_policies
+    /// The kinds that have not been listed and matter to what is in `cluster`. Pods are no concern of a cluster without
+    /// policies, and are not asked for there.
+    pub fn missing(&self, cluster: &Cluster) -> Vec<&'static str> {
+        let any = has_policies(cluster);
+        let kinds = [
+            ("nodes", self.nodes),
+            ("services", self.services),
+            ("endpointslices", self.slices),
+            ("ippools", self.pools),
+            ("servicecidrs", self.service_cidrs),
+            ("networkpolicies", self.network_policies),
+            ("clusternetworkpolicies", self.cluster_network_policies),
+            ("pods", self.pods || !any),
+            ("namespaces", self.namespaces || !any),
+        ];
+        let missing = kinds.into_iter().filter(|(_, listed)| !listed);
+        missing.map(|(kind, _)| kind).collect()
     }
 }
 

@@ -1,9 +1,11 @@
 //! An agent's loop of a test: a thread in one of the test's namespaces.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use podnet_agent::cni_server::{CniServerConfig, Readiness};
 use podnet_agent::metrics::Metrics;
@@ -11,9 +13,39 @@ use podnet_agent::node::{NodeConfig, NodeLoop, Outlets};
 use podnet_agent::status::NodeStatus;
 use podnet_agent::watch::{Change, Update};
 use podnet_cni::WiringName;
-use podnet_core::cluster::{ClusterConfig, NodeName};
-use podnet_linux::ns::Namespace;
+use podnet_core::cluster::{ClusterConfig, Node, NodeName, PodRanges};
+use podnet_linux::netlink::{Address, LinkChange, Netlink, NewLink, NewLinkKind};
+use podnet_linux::ns::{Kind, Namespace};
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// The address of the node that [`machine`] makes.
+pub(crate) const ADDRESS: [u8; 4] = [172, 30, 0, 11];
+
+pub(crate) fn me() -> NodeName {
+    NodeName::new("node1").unwrap()
+}
+
+/// The node with an address, which its link need not have.
+pub(crate) fn node(address: impl Into<IpAddr>) -> Node {
+    let range = "10.244.0.0/24".parse().unwrap();
+    Node::new(me(), &[address.into()], PodRanges::new([range]).unwrap())
+}
+
+/// A machine with a link that has the address.
+pub(crate) fn machine() -> Namespace {
+    let machine = Namespace::create(Kind::Net).unwrap();
+    let set_up = || {
+        let mut netlink = Netlink::open().unwrap();
+        let up = |link: &str| LinkChange::named(link).up(true).apply();
+        let link = NewLink::new("eth0", NewLinkKind::Bridge);
+        netlink.apply([link.create(), up("eth0"), up("lo")]).unwrap();
+        let link = netlink.link("eth0").unwrap().unwrap().index;
+        let net = "172.30.0.11/24".parse().unwrap();
+        netlink.request(Address::new(link, net).add()).unwrap();
+    };
+    machine.run(set_up).unwrap();
+    machine
+}
 
 /// The files of one agent, gone with it.
 pub(crate) struct Files(tempfile::TempDir);
@@ -125,6 +157,16 @@ impl<Seen: Send + 'static> Agent<Seen> {
         updates
             .into_iter()
             .for_each(|update| self.updates.send(update).unwrap());
+    }
+}
+
+impl<Seen> Agent<Seen> {
+    pub(crate) fn until(&self, what: &str, holds: impl Fn(&NodeStatus) -> bool) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !holds(&self.status.borrow()) {
+            assert!(Instant::now() < end, "not {what}: {:#?}", *self.status.borrow());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

@@ -6,32 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podnet_agent::node::NodeLoop;
-use podnet_agent::status::NodeStatus;
 use podnet_agent::watch::{Change, Update};
 use podnet_core::cluster::{
-    AddressFamily, ClusterConfig, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family, Node,
-    NodeName, ObjectName, PodRanges, Protocol, Service, ServicePort,
+    AddressFamily, ClusterConfig, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family, ObjectName,
+    Protocol, Service, ServicePort,
 };
 use podnet_dataplane::Kernel;
 use podnet_dataplane::userspace::{Site, proxy};
-use podnet_linux::netlink::{Address, LinkChange, Netlink, NewLink, NewLinkKind};
-use podnet_linux::ns::{Kind, Namespace};
+use podnet_linux::ns::Namespace;
 use tokio::sync::mpsc;
 
-use crate::agent::{Agent, Files, nothing_but_nodes};
+use crate::agent::{ADDRESS, Agent, Files, machine, me, node, nothing_but_nodes};
 
-const ADDRESS: [u8; 4] = [172, 30, 0, 11];
 const NODE_PORT: u16 = 30_001;
-
-fn me() -> NodeName {
-    NodeName::new("node1").unwrap()
-}
-
-/// The node with an address, which its link need not have.
-fn node(address: impl Into<IpAddr>) -> Node {
-    let range = "10.244.0.0/24".parse().unwrap();
-    Node::new(me(), &[address.into()], PodRanges::new([range]).unwrap())
-}
 
 fn moved(address: impl Into<IpAddr>) -> Update {
     Update::Nodes(Change::Set(me(), Box::new(Ok(node(address)))))
@@ -56,22 +43,6 @@ fn service() -> [Update; 2] {
         Update::Slices(Change::Set(name.clone(), Box::new(Ok(slice)))),
         Update::Services(Change::Set(name, Box::new(Ok(service)))),
     ]
-}
-
-/// A machine with a link that has the address.
-fn machine() -> Namespace {
-    let machine = Namespace::create(Kind::Net).unwrap();
-    let set_up = || {
-        let mut netlink = Netlink::open().unwrap();
-        let up = |link: &str| LinkChange::named(link).up(true).apply();
-        let link = NewLink::new("eth0", NewLinkKind::Bridge);
-        netlink.apply([link.create(), up("eth0"), up("lo")]).unwrap();
-        let link = netlink.link("eth0").unwrap().unwrap().index;
-        let net = "172.30.0.11/24".parse().unwrap();
-        netlink.request(Address::new(link, net).add()).unwrap();
-    };
-    machine.run(set_up).unwrap();
-    machine
 }
 
 /// An agent's loop that has services carried in user space; nobody tells it of disturbances.
@@ -104,14 +75,6 @@ fn start(machine: &Namespace) -> Agent<mpsc::Sender<()>> {
     })
 }
 
-fn until<Seen>(agent: &Agent<Seen>, what: &str, holds: impl Fn(&NodeStatus) -> bool) {
-    let end = Instant::now() + Duration::from_secs(60);
-    while !holds(&agent.status.borrow()) {
-        assert!(Instant::now() < end, "not {what}: {:#?}", *agent.status.borrow());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 #[test]
 fn a_node_port_that_the_proxy_has_already_is_nobody_elses_when_the_rest_is_tried_again() {
     let machine = machine();
@@ -122,11 +85,11 @@ fn a_node_port_that_the_proxy_has_already_is_nobody_elses_when_the_rest_is_tried
     };
     agent.tell(nothing_but_nodes());
     agent.tell([Update::Nodes(Change::All(vec![(me(), Ok(node(ADDRESS)))]))]);
-    until(&agent, "in force", |status| status.generation.is_some());
+    agent.until("in force", |status| status.generation.is_some());
     assert!(!listens());
     // Routes fail, and the proxy has the port by then.
     agent.tell([moved([192, 0, 2, 99])]);
-    until(&agent, "failed", |status| !status.failures.is_empty());
+    agent.until("failed", |status| !status.failures.is_empty());
     agent.tell(service());
     let end = Instant::now() + Duration::from_secs(60);
     while !listens() {
@@ -136,7 +99,7 @@ fn a_node_port_that_the_proxy_has_already_is_nobody_elses_when_the_rest_is_tried
     let before = agent.status.borrow().generation;
     assert_eq!(agent.status.borrow().problems, Vec::<String>::new());
     agent.tell([moved(ADDRESS)]);
-    until(&agent, "in force again", |status| {
+    agent.until("in force again", |status| {
         status.failures.is_empty() && status.generation > before
     });
     assert_eq!(agent.status.borrow().problems, Vec::<String>::new());

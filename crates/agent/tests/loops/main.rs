@@ -4,3 +4,4 @@
 mod agent;
 mod half_applied;
 mod paths;
+mod waiting;
