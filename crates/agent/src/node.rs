@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use podnet_cni::WiringName;
+use podnet_core::cluster::ObjectRef;
 use podnet_core::path::targets;
 use podnet_core::route::is_whole;
 use podnet_core::service::ServiceState;
@@ -105,6 +106,9 @@ pub struct NodeLoop {
     /// When that happened which is not in force yet.
     triggers: Vec<SystemTime>,
 }
+
+/// Of a node's own failures so many are Events: a data plane that lacks something may lack it for every service.
+const MOST_EVENTS: usize = 10;
 
 /// Of so many triggers the time is measured at once: while nothing can be applied they are not hoarded.
 const TRIGGERS: usize = 1000;
@@ -441,8 +445,28 @@ impl NodeLoop {
         }
     }
 
+    /// What is to be told as Events: of objects that are wrong, and of this node what its kernel refuses and its data
+    /// plane cannot do.
+    fn reported(&self) -> BTreeSet<Problem> {
+        let me = &self.config.name;
+        let objects = self.told.iter();
+        let objects = objects.filter(|problem| report::is_ours(problem, &self.wanted.cluster, me));
+        let of_node = self.refused.iter().chain(&self.left_out);
+        let of_node = of_node.take(MOST_EVENTS).map(|why| Problem {
+            object: ObjectRef::node(me),
+            why: why.clone(),
+        });
+        objects.cloned().chain(of_node).collect()
+    }
+
     /// Says what is left out and what failed.
     fn say(&self) {
+        let reported = self.reported();
+        self.out.problems.send_if_modified(|published| {
+            let changed = *published != reported;
+            *published = reported;
+            changed
+        });
         let NodeConfig { name, cluster, .. } = &self.config;
         self.status.send_modify(|status| {
             status.node = name.to_string();
@@ -642,15 +666,6 @@ impl NodeLoop {
         for problem in self.told.difference(&now) {
             tracing::info!(object = %problem.object, "no longer: {}", problem.why);
         }
-        let ours = now
-            .iter()
-            .filter(|problem| report::is_ours(problem, &self.wanted.cluster, &self.config.name));
-        let ours: BTreeSet<Problem> = ours.cloned().collect();
-        self.out.problems.send_if_modified(|published| {
-            let changed = *published != ours;
-            *published = ours;
-            changed
-        });
         self.told = now;
     }
 }

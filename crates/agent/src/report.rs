@@ -36,7 +36,6 @@ pub fn is_ours(problem: &Problem, cluster: &Cluster, me: &NodeName) -> bool {
 
 /// Publishes an Event for each problem that lasts, once, until the sender goes.
 pub async fn publish(client: kube::Client, me: NodeName, mut problems: watch::Receiver<BTreeSet<Problem>>) {
-    let recorder = recorder(&client, &me);
     let mut since: BTreeMap<Problem, (Instant, bool)> = BTreeMap::new();
     loop {
         let now = problems.borrow_and_update().clone();
@@ -48,6 +47,8 @@ pub async fn publish(client: kube::Client, me: NodeName, mut problems: watch::Re
             .iter_mut()
             .filter(|(_, (first, told))| !told && first.elapsed() >= LASTING);
         for (problem, (_, told)) in lasting {
+            // A recorder takes Events of one reason for one Event: every problem of an object has its own here.
+            let recorder = recorder(&client, &me);
             match event(&client, &recorder, &problem.object, not_applied(problem)).await {
                 Ok(()) => *told = true,
                 // An Event is a courtesy: the log has said it, and the next round tries again.
@@ -101,7 +102,7 @@ pub async fn announced(
                 let note = format!("node {me} answers for {address} on {link}");
                 let begins = normal("AddressAnnounced", "Announce", note);
                 let object = ObjectRef::service(&service);
-                // A recorder takes Events of one reason for one Event: every address and every time has its own here.
+                // Every address and every time has an Event of its own, as every problem has.
                 let recorder = recorder(&client, &me);
                 if let Err(error) = event(&client, &recorder, &object, begins).await {
                     tracing::debug!(%object, %error, "no Event");
@@ -151,10 +152,22 @@ fn normal(reason: &str, action: &str, note: String) -> Event {
     Event {
         type_: EventType::Normal,
         reason: reason.into(),
-        note: Some(note),
+        note: Some(shortened(note)),
         action: action.into(),
         secondary: None,
     }
+}
+
+/// The API takes no longer note (NoteLengthLimit of events.k8s.io/v1).
+const LONGEST_NOTE: usize = 1024;
+
+fn shortened(mut note: String) -> String {
+    let more = "...";
+    if note.len() > LONGEST_NOTE {
+        note.truncate(note.floor_char_boundary(LONGEST_NOTE - more.len()));
+        note.push_str(more);
+    }
+    note
 }
 
 async fn event(
@@ -186,4 +199,21 @@ async fn event(
         ..ObjectReference::default()
     };
     recorder.publish(&event, &reference).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_no_longer_than_the_api_takes() {
+        let whole = "x".repeat(LONGEST_NOTE);
+        assert_eq!(shortened(whole.clone()), whole);
+        // A character of two bytes in the way.
+        for long in ["x".repeat(1020) + "äöüäöü", "x".repeat(1025)] {
+            let short = shortened(long.clone());
+            assert!((LONGEST_NOTE - 4..=LONGEST_NOTE).contains(&short.len()) && short.ends_with("..."));
+            assert!(long.starts_with(short.trim_end_matches('.')));
+        }
+    }
 }

@@ -14,6 +14,7 @@ use podnet_agent::status::NodeStatus;
 use podnet_agent::watch::{Change, Update};
 use podnet_cni::WiringName;
 use podnet_core::cluster::{ClusterConfig, Node, NodeName, PodRanges};
+use podnet_core::state::Problem;
 use podnet_linux::netlink::{Address, LinkChange, Netlink, NewLink, NewLinkKind};
 use podnet_linux::ns::{Kind, Namespace};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -82,17 +83,19 @@ impl Files {
     }
 }
 
-/// Outlets into which nobody looks.
-fn outlets() -> Outlets {
+/// Outlets into which nobody looks, but for the problems.
+fn outlets() -> (Outlets, watch::Receiver<BTreeSet<Problem>>) {
     let (services, in_force) = watch::channel(Default::default());
-    Outlets {
+    let (problems, reported) = watch::channel(BTreeSet::new());
+    let out = Outlets {
         metrics: Arc::new(Metrics::new(in_force)),
         readiness: watch::channel(Readiness::NotReady("starting".into())).0,
-        problems: watch::channel(BTreeSet::new()).0,
+        problems,
         health: watch::channel(Default::default()).0,
         services,
         repairs: watch::channel(None).0,
-    }
+    };
+    (out, reported)
 }
 
 /// A cluster with nodes and nothing else: what a loop waits for before it does anything.
@@ -111,6 +114,8 @@ pub(crate) fn nothing_but_nodes() -> [Update; 6] {
 pub(crate) struct Agent<Seen> {
     updates: mpsc::UnboundedSender<Update>,
     pub(crate) status: watch::Receiver<NodeStatus>,
+    /// What becomes Events.
+    pub(crate) problems: watch::Receiver<BTreeSet<Problem>>,
     pub(crate) seen: Seen,
     end: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -130,8 +135,9 @@ impl<Seen: Send + 'static> Agent<Seen> {
         let (tell, told) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             namespace.enter().unwrap();
-            let (node, disturbed, seen) = make(outlets());
-            tell.send((node.status(), seen)).unwrap();
+            let (out, problems) = outlets();
+            let (node, disturbed, seen) = make(out);
+            tell.send((node.status(), problems, seen)).unwrap();
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(1)
                 .enable_all()
@@ -142,10 +148,11 @@ impl<Seen: Send + 'static> Agent<Seen> {
             let _ = runtime.block_on(ended);
             running.abort();
         });
-        let (status, seen) = told.recv().unwrap();
+        let (status, problems, seen) = told.recv().unwrap();
         Agent {
             updates,
             status,
+            problems,
             seen,
             end: Some(end),
             thread: Some(thread),

@@ -9,8 +9,9 @@ use podnet_agent::node::NodeLoop;
 use podnet_agent::watch::{Change, Update};
 use podnet_core::cluster::{
     AddressFamily, ClusterConfig, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family, ObjectName,
-    Protocol, Service, ServicePort,
+    ObjectRef, Protocol, Service, ServicePort,
 };
+use podnet_core::state::Problem;
 use podnet_dataplane::Kernel;
 use podnet_dataplane::userspace::{Site, proxy};
 use podnet_linux::ns::Namespace;
@@ -90,6 +91,11 @@ fn a_node_port_that_the_proxy_has_already_is_nobody_elses_when_the_rest_is_tried
     // Routes fail, and the proxy has the port by then.
     agent.tell([moved([192, 0, 2, 99])]);
     agent.until("failed", |status| !status.failures.is_empty());
+    // Which the node's owner hears of.
+    let reported: Vec<_> = agent.problems.borrow().iter().cloned().collect();
+    let why = agent.status.borrow().failures[0].clone();
+    let object = ObjectRef::node(me());
+    assert_eq!(reported, [Problem { object, why }]);
     agent.tell(service());
     let end = Instant::now() + Duration::from_secs(60);
     while !listens() {
@@ -102,6 +108,7 @@ fn a_node_port_that_the_proxy_has_already_is_nobody_elses_when_the_rest_is_tried
     agent.until("in force again", |status| {
         status.failures.is_empty() && status.generation > before
     });
+    assert_eq!(*agent.problems.borrow(), [].into());
     assert_eq!(agent.status.borrow().problems, Vec::<String>::new());
     assert!(listens());
 }
