@@ -235,9 +235,14 @@ impl NodeLoop {
                 self.learn(update);
             }
             if self.waits() {
-                due = tokio::time::Instant::now() + RESYNC;
+                if cause == Cause::Kernel {
+                    tokio::task::block_in_place(|| self.keep(begin));
+                    calm = tokio::time::Instant::now() + pause(begin.elapsed());
+                    due = tokio::time::Instant::now() + RESYNC;
+                }
                 continue;
             }
+            let is_whole = cause == Cause::Kernel || self.failed;
             // Netlink is quick but blocks.
             let turn = tokio::task::block_in_place(|| self.turn(cause, begin));
             if cause == Cause::Kernel {
@@ -247,7 +252,10 @@ impl NodeLoop {
                 Turn::Nothing => continue,
                 Turn::Done => {
                     wait = RETRY;
-                    due = tokio::time::Instant::now() + RESYNC;
+                    // However often objects change: who follows them does not look at everything.
+                    if is_whole {
+                        due = tokio::time::Instant::now() + RESYNC;
+                    }
                 }
                 Turn::Again => {
                     due = tokio::time::Instant::now() + wait;
@@ -271,6 +279,22 @@ impl NodeLoop {
             self.say();
         }
         !self.awaited.is_empty()
+    }
+
+    /// Has the kernel keep what is in force.
+    fn keep(&mut self, begin: Instant) {
+        let Some(state) = self.applied.clone() else { return };
+        match self.kernel.apply(&state) {
+            Ok(applied) => {
+                self.failed = false;
+                self.log(&state, &applied, true, begin.elapsed());
+            }
+            Err(error) => {
+                self.failed = true;
+                self.fail(&state, &error);
+            }
+        }
+        self.say();
     }
 
     /// What is waited for, and what to look into.
@@ -451,10 +475,12 @@ impl NodeLoop {
         let me = &self.config.name;
         let objects = self.told.iter();
         let objects = objects.filter(|problem| report::is_ours(problem, &self.wanted.cluster, me));
-        let of_node = self.refused.iter().chain(&self.left_out);
-        let of_node = of_node.take(MOST_EVENTS).map(|why| Problem {
+        let waiting = self.waiting().map(|what| format!("the agent is waiting {what}"));
+        let of_node = self.refused.iter().chain(&self.left_out).cloned();
+        let of_node = waiting.into_iter().chain(of_node).take(MOST_EVENTS);
+        let of_node = of_node.map(|why| Problem {
             object: ObjectRef::node(me),
-            why: why.clone(),
+            why,
         });
         objects.cloned().chain(of_node).collect()
     }

@@ -66,12 +66,13 @@ pub async fn publish(client: kube::Client, me: NodeName, mut problems: watch::Re
 /// Publishes an Event on the Node when something was put right that others had changed, until the sender goes. Who goes on
 /// changing it makes an Event now and then.
 pub async fn repairs(client: kube::Client, me: NodeName, mut repairs: watch::Receiver<Option<Repair>>) {
-    let recorder = recorder(&client, &me);
     let node = ObjectRef::node(&me);
     while repairs.changed().await.is_ok() {
         let Some(repair) = *repairs.borrow_and_update() else {
             continue;
         };
+        // Each has its own, as every problem has: how much was put back is another number every time.
+        let recorder = recorder(&client, &me);
         // The API server may be just what cannot be reached.
         while let Err(error) = event(&client, &recorder, &node, put_back(repair)).await {
             tracing::debug!(%error, "no Event");
@@ -111,6 +112,8 @@ pub async fn announced(
         }
         before = now;
     }
+    // Who announced has said why it ended; the rest of the agent goes on.
+    std::future::pending().await
 }
 
 /// The services that an address is of.

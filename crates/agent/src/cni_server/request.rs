@@ -212,7 +212,9 @@ impl Server {
                 lease.pod.namespace, lease.pod.name
             );
             CniError::new(Code::TryAgainLater, msg).with_details(match why {
-                NotInForce::NotApplied => "the agent could not change nftables; see its log for the cause",
+                NotInForce::NotApplied => {
+                    "the agent could not change nftables, or waits for the API server; `podnet status` says which"
+                }
                 NotInForce::UnknownPod => "the API server is away or slow; see the agent's log",
             })
         })

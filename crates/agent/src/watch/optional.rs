@@ -80,18 +80,18 @@ pub(super) async fn follow<T>(
     let kind = (optional.kind)();
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
     let mut wait = Duration::from_secs(1);
-    let (mut told, mut listed) = (false, false);
+    let (mut told, mut listed, mut away) = (false, false, false);
     while !updates.is_closed() {
         let mut forbidden = false;
         match api.list_metadata(&ListParams::default().limit(1)).await {
             Ok(_) => {
-                (told, listed) = (false, true);
+                (told, listed, away) = (false, true, false);
                 follow_while_there(&api, &kind, &optional, &updates).await;
                 wait = Duration::from_secs(1);
             }
             Err(error) if is_not_served(&error) => {
                 forbidden = is_forbidden(&error);
-                if !std::mem::replace(&mut told, true) && forbidden {
+                if forbidden && !std::mem::replace(&mut told, true) {
                     let kind = &kind.kind;
                     let what = if listed {
                         "keeps those that are known; grant it again"
@@ -107,8 +107,13 @@ pub(super) async fn follow<T>(
                     return;
                 }
             }
-            // The other watches say that the API server is away.
-            Err(_) => wait = Duration::from_secs(1),
+            Err(error) => {
+                wait = Duration::from_secs(1);
+                if !std::mem::replace(&mut away, true) {
+                    let kind = &kind.kind;
+                    tracing::warn!(kind, %error, "cannot list; keeping what is known and trying again");
+                }
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),

@@ -1,8 +1,13 @@
 //! A loop that cannot decide anything yet says what it waits for.
 
+use std::process::Command;
+
 use podnet_agent::node::NodeLoop;
 use podnet_agent::watch::{Change, Update};
-use podnet_core::cluster::{ClusterConfig, DataplaneName, Existing, NetworkPolicy, ObjectName, Selector};
+use podnet_core::cluster::{
+    ClusterConfig, DataplaneName, Existing, NetworkPolicy, ObjectName, ObjectRef, Selector,
+};
+use podnet_core::state::Problem;
 use podnet_dataplane::Kernel;
 use tokio::sync::mpsc;
 
@@ -53,6 +58,31 @@ fn what_the_api_server_has_not_listed_is_named_as_long_as_it_is_waited_for() {
     waits_for("pods, namespaces");
     agent.tell([Update::Namespaces(Change::All(Vec::new()))]);
     waits_for("pods");
+    // What is in force stays so, whoever takes it away; and the node's owner hears of it all.
+    let table = || {
+        let list = || {
+            Command::new("nft")
+                .args(["list", "table", "inet", "podnet"])
+                .output()
+        };
+        machine.run(list).unwrap().unwrap().status.success()
+    };
+    assert!(table());
+    let delete = || {
+        Command::new("nft")
+            .args(["delete", "table", "inet", "podnet"])
+            .status()
+    };
+    assert!(machine.run(delete).unwrap().unwrap().success());
+    agent.seen.blocking_send(()).unwrap();
+    agent.until("put back", |_| table());
+    let why = format!(
+        "the agent is waiting {}",
+        agent.status.borrow().waiting.clone().unwrap()
+    );
+    let object = ObjectRef::node(me());
+    assert!(agent.problems.borrow().contains(&Problem { object, why }));
     agent.tell([Update::Pods(Change::All(Vec::new()))]);
     agent.until("in force again", |status| status.waiting.is_none());
+    agent.until("told no more", |_| agent.problems.borrow().is_empty());
 }

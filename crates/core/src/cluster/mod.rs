@@ -213,6 +213,11 @@ impl Cluster {
         self.nodes.values().filter_map(|node| node.as_ref().ok())
     }
 
+    /// The valid nodes, and this node as it was last: while its object is away it is there all the same.
+    pub fn known_nodes(&self) -> impl Iterator<Item = &Node> {
+        self.valid_nodes().chain(&self.local.node)
+    }
+
     /// The valid services, by name.
     pub fn valid_services(&self) -> impl Iterator<Item = (&ObjectName, &Service)> {
         self.services

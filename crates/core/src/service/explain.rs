@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 
 use super::endpoints::{Candidates, Place, Scope};
+use super::served::sources;
 use super::{PortName, Unchosen};
 use crate::cluster::{
     Affinity, Algorithm, Cluster, ExternalPolicy, Family, InternalPolicy, NodeName, ObjectName, Service,
@@ -143,15 +144,15 @@ pub fn explain(
                     _ => Scope::Cluster,
                 };
                 let algorithm = service.external.algorithm;
-                explain(asked, scope, algorithm, guarded(service, port, family));
+                explain(asked, scope, algorithm, guarded(service, port, family, place));
             }
         }
     }
     explanations
 }
 
-fn guarded(service: &Service, port: &ServicePort, family: Family) -> Option<Guarded> {
-    let sources = service.external.sources_of(family)?;
+fn guarded(service: &Service, port: &ServicePort, family: Family, place: Place<'_>) -> Option<Guarded> {
+    let sources = sources(service, family, place)?;
     let addresses = service.external.load_balancer.iter();
     let addresses = addresses.filter(|address| Family::of(**address) == family);
     let addresses: Vec<String> = addresses

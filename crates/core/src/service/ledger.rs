@@ -255,15 +255,21 @@ impl Ledger {
 
     /// What does not come from services alone. A host port on a cluster IP is nowhere: the address is the service's.
     fn rest(&mut self, cluster: &Cluster, pods: &BTreeSet<IpNet>, me: &NodeName) {
-        let services = &self.state.frontends;
-        let owner = |host_port: &HostPort| services.get(&host_port.frontend()?);
+        let state = &self.state;
+        let owner = |host_port: &HostPort| {
+            let frontend = host_port.frontend()?;
+            let is_for_services = state.cluster_ips.contains(&frontend.address)
+                || state.ranges.iter().any(|range| range.contains(&frontend.address));
+            match state.frontends.get(&frontend) {
+                Some(entry) => Some(format!("of service {}", entry.port.service)),
+                None => is_for_services.then(|| "for services alone".to_owned()),
+            }
+        };
         let closed = cluster.host_ports.keys().filter_map(|host_port| {
-            let service = &owner(host_port)?.port.service;
-            let why =
-                format!("a pod does not have its host port {host_port}: the address is of service {service}");
+            let whose = owner(host_port)?;
             Some(Problem {
                 object: ObjectRef::node(me),
-                why,
+                why: format!("a pod does not have its host port {host_port}: the address is {whose}"),
             })
         });
         self.closed = closed.collect();

@@ -30,8 +30,7 @@ pub(super) fn owners(cluster: &Cluster, addresses: &BTreeSet<IpAddr>) -> BTreeMa
     if addresses.is_empty() {
         return owners;
     }
-    let nodes = || cluster.valid_nodes().chain(&cluster.local.node);
-    for node in nodes() {
+    for node in cluster.known_nodes() {
         for address in node
             .all_addresses
             .iter()
@@ -52,7 +51,8 @@ pub(super) fn owners(cluster: &Cluster, addresses: &BTreeSet<IpAddr>) -> BTreeMa
         all.iter()
             .any(|all| Family::of(all.addr()) == Family::of(range.addr()))
     };
-    let of_nodes = nodes()
+    let of_nodes = cluster
+        .known_nodes()
         .flat_map(|node| node.pod_ranges.iter())
         .filter(|range| !is_told(range));
     let blocks = cluster.valid_ip_pools().flat_map(|pool| &pool.blocks);

@@ -63,7 +63,7 @@ fn misplaced(cluster: &Cluster, range: IpNet) -> Option<String> {
     if let Some(pods) = config.cluster_cidrs.iter().find(|pods| overlap(**pods, range)) {
         return Some(format!("overlaps {pods} of --cluster-cidr"));
     }
-    for node in cluster.valid_nodes() {
+    for node in cluster.known_nodes() {
         if let Some(pods) = node.pod_ranges.iter().find(|pods| overlap(*pods, range)) {
             return Some(format!("overlaps {pods} of node {}", node.name));
         }
@@ -142,6 +142,20 @@ mod tests {
         ]));
         assert_eq!(ranges, ["10.96.0.0/16", "10.98.0.0/20", "fd00:98::/112"]);
         assert_eq!(problems, [""; 0]);
+    }
+
+    #[test]
+    fn a_range_that_this_nodes_addresses_are_in_is_left_out_while_its_object_is_away() {
+        let mut cluster = cluster(&[("bad", &["172.30.0.16/28"])]);
+        let node = Node::new(
+            NodeName::new("node1").unwrap(),
+            &["172.30.0.17".parse().unwrap()],
+            PodRanges::default(),
+        );
+        cluster.local.node = Some(node);
+        let (ranges, problems) = of(&cluster);
+        assert_eq!(ranges, ["10.96.0.0/16"]);
+        assert_eq!(problems.len(), 1);
     }
 
     #[test]

@@ -188,21 +188,27 @@ impl Outer {
                 .collect()
         };
         let load_balancer: Vec<IpAddr> = of_family(&external.load_balancer);
-        let mut sources = external.sources_of(family);
-        if let Some(sources) = &mut sources
-            && place
-                .addresses()
-                .any(|own| sources.iter().any(|range| range.contains(&own)))
-        {
-            // A node that has the load balancer's address itself asks from it.
-            sources.extend(load_balancer.iter().map(|address| IpNet::from(*address)));
-        }
         Outer {
             ips: of_family(&external.ips),
+            sources: sources(service, family, place).map(Arc::new),
             load_balancer,
-            sources: sources.map(Arc::new),
         }
     }
+}
+
+/// Who may come to the load balancer's addresses of a family, by this node.
+pub(super) fn sources(service: &Service, family: Family, place: Place<'_>) -> Option<BTreeSet<IpNet>> {
+    let mut sources = service.external.sources_of(family)?;
+    let of_node = place
+        .addresses()
+        .any(|own| sources.iter().any(|range| range.contains(&own)));
+    if of_node {
+        // A node that has the load balancer's address itself asks from it.
+        let load_balancer = service.external.load_balancer.iter();
+        let load_balancer = load_balancer.filter(|address| Family::of(**address) == family);
+        sources.extend(load_balancer.map(|address| IpNet::from(*address)));
+    }
+    Some(sources)
 }
 
 /// What the clients of one service port get, in one family.

@@ -379,6 +379,154 @@ fn hints_count_only_if_all_have_them_and_one_is_for_us_and_a_node_comes_before_a
 }
 
 #[test]
+fn an_endpoint_that_is_not_ready_needs_no_hint() {
+    let endpoint = |host: u8, ready, hints| Endpoint {
+        ready,
+        serving: ready,
+        hints,
+        ..Endpoint::ready(IpAddr::from([10, 244, 0, host]), Some(me()))
+    };
+    let endings = [(false, false), (true, true)];
+    for (serving, terminating) in endings {
+        let away = Endpoint {
+            serving,
+            terminating,
+            ..endpoint(3, false, Hints::default())
+        };
+        let endpoints = vec![
+            endpoint(1, true, hinted(&["a"], &[])),
+            endpoint(2, true, hinted(&["b"], &[])),
+            away,
+        ];
+        let ports = vec![EndpointPort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: Some(port(80)),
+        }];
+        let family = AddressFamily::Ip(Family::V4);
+        let slice = EndpointSlice::new(Some(name("web")), family, ports, endpoints).unwrap();
+        let web = service("10.96.0.7", InternalPolicy::Cluster);
+        let cluster = cluster_of(vec![("web", web)], vec![slice]);
+        let state = compute(&cluster, &me(), BTreeSet::new(), &mut Vec::new());
+        let entry = state.frontends.values().next().unwrap();
+        let chosen: Vec<String> = entry.inside.endpoints().iter().map(ToString::to_string).collect();
+        assert_eq!(chosen, ["10.244.0.1:80"], "{serving} {terminating}");
+    }
+}
+
+#[test]
+fn external_policy_local_ignores_hints() {
+    let mut here = slice("web", 8080, &[HERE, ("10.244.0.3", "node1", "rs"), THERE]);
+    let hints = [hinted(&["b"], &[]), hinted(&["a"], &[]), hinted(&["a"], &[])];
+    let mut endpoints = here.endpoints().to_vec();
+    for (endpoint, hints) in endpoints.iter_mut().zip(hints) {
+        endpoint.hints = hints;
+    }
+    here = EndpointSlice::new(
+        Some(name("web")),
+        AddressFamily::Ip(Family::V4),
+        here.ports,
+        endpoints,
+    )
+    .unwrap();
+    let cluster = cluster_of(vec![("web", outer(ExternalPolicy::Local))], vec![here]);
+    let state = compute(&cluster, &me(), BTreeSet::new(), &mut Vec::new());
+    let entry = state.node_ports.values().next().unwrap();
+    let outside = entry.outside.as_ref().unwrap();
+    let chosen: Vec<String> = outside.endpoints().iter().map(ToString::to_string).collect();
+    assert_eq!(chosen, ["10.244.0.2:8080", "10.244.0.3:8080"]);
+}
+
+#[test]
+fn a_health_check_counts_the_nodes_ready_endpoints_and_no_others() {
+    let ending = ("10.244.0.3", "node1", "st");
+    let unready = ("10.244.0.4", "node1", "");
+    for (endpoints, count) in [
+        (vec![HERE, ending, unready, THERE], 1),
+        (vec![ending, unready], 0),
+    ] {
+        let slices = vec![slice("web", 8080, &endpoints)];
+        let cluster = cluster_of(vec![("web", outer(ExternalPolicy::Local))], slices);
+        let shown = show(&cluster);
+        let check = format!("health check 32000 of default/web: {count} endpoints here\n");
+        assert!(shown.contains(&check), "{shown}");
+    }
+}
+
+#[test]
+fn a_load_balancers_address_is_served_without_a_node_port() {
+    let mut without = service("10.96.0.7", InternalPolicy::Cluster);
+    without.external.load_balancer = vec!["198.51.100.7".parse().unwrap()];
+    let slices = vec![slice("web", 8080, &[HERE])];
+    let state = compute(
+        &cluster_of(vec![("web", without)], slices),
+        &me(),
+        BTreeSet::new(),
+        &mut Vec::new(),
+    );
+    let served: Vec<String> = state.frontends.keys().map(ToString::to_string).collect();
+    assert_eq!(served, ["tcp 10.96.0.7:80", "tcp 198.51.100.7:80"]);
+    assert!(state.node_ports.is_empty());
+}
+
+#[test]
+fn two_ports_of_one_protocol_have_each_their_own_target() {
+    let ports =
+        [("http", 80), ("admin", 81)].map(|(of, number)| ServicePort::new(of, Protocol::Tcp, port(number)));
+    let web = Service::new(vec!["10.96.0.7".parse().unwrap()], ports.to_vec()).unwrap();
+    let ports = [("http", 8080), ("admin", 9090)].map(|(of, number)| EndpointPort {
+        name: of.into(),
+        protocol: Protocol::Tcp,
+        port: Some(port(number)),
+    });
+    let endpoint = Endpoint::ready("10.244.0.2".parse().unwrap(), Some(me()));
+    let family = AddressFamily::Ip(Family::V4);
+    let slice = EndpointSlice::new(Some(name("web")), family, ports.to_vec(), vec![endpoint]).unwrap();
+    let cluster = cluster_of(vec![("web", web)], vec![slice]);
+    let state = compute(&cluster, &me(), BTreeSet::new(), &mut Vec::new());
+    let all: Vec<String> = state
+        .frontends
+        .iter()
+        .map(|(to, entry)| format!("{to} {entry}"))
+        .collect();
+    assert_eq!(
+        all,
+        [
+            "tcp 10.96.0.7:80 to 10.244.0.2:8080",
+            "tcp 10.96.0.7:81 to 10.244.0.2:9090"
+        ]
+    );
+}
+
+#[test]
+fn a_pod_has_no_host_port_at_an_address_for_cluster_ips() {
+    let web = service("10.96.0.7", InternalPolicy::Cluster);
+    for (address, whose) in [
+        ("10.96.0.7", "for services alone"),
+        ("10.96.0.99", "for services alone"),
+    ] {
+        let mut cluster = cluster_of(vec![("web", web.clone())], vec![slice("web", 8080, &[HERE])]);
+        let host_port = HostPort {
+            address: HostAddress::One(address.parse().unwrap()),
+            protocol: Protocol::Tcp,
+            port: port(9999),
+        };
+        cluster
+            .host_ports
+            .insert(host_port, "10.244.0.9:80".parse().unwrap());
+        let mut problems = Vec::new();
+        let state = compute(&cluster, &me(), BTreeSet::new(), &mut problems);
+        assert!(state.host_ports.is_empty(), "{address}");
+        assert_eq!(problems.len(), 1);
+        assert!(
+            problems[0].why.ends_with(&format!("the address is {whose}")),
+            "{}",
+            problems[0]
+        );
+    }
+}
+
+#[test]
 fn pods_stay_inside_while_their_node_has_no_object() {
     let mut cluster = cluster_of(Vec::new(), Vec::new());
     let ranges = PodRanges::new(["10.244.0.0/24".parse().unwrap()]).unwrap();

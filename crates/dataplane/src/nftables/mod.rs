@@ -326,9 +326,12 @@ impl Nftables {
                 Err(error) if error.is_unsupported() => return Ok(false),
                 other => other?,
             };
-            let Some(_) = found::read(&mut self.socket)? else {
-                return Ok(false);
-            };
+            match found::read(&mut self.socket) {
+                Ok(None) => return Ok(false),
+                Ok(Some(_)) => {}
+                Err(error) if matches!(error, NetfilterError::Changed) || error.is_not_found() => continue,
+                Err(error) => return Err(error),
+            }
             let delete = Transaction(vec![Operation::DeleteTable]);
             match self.socket.transaction(generation, &delete.messages()) {
                 Err(NetfilterError::Changed) => {}

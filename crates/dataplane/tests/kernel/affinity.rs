@@ -1,14 +1,19 @@
 //! How long a client stays with its endpoint.
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use podnet_core::cluster::{Affinity, Routing};
+use podnet_core::cluster::{Affinity, Routing, Service};
 
-use crate::common::{BackEnd, PATIENCE, ask};
-use crate::services::{BOTH, Scene};
+use crate::common::{BackEnd, PATIENCE, answerers, ask};
+use crate::services::{BOTH, Scene, ways};
 
-on_every_back_end!(each_use_lets_a_client_stay_anew);
+on_every_back_end!(
+    each_use_lets_a_client_stay_anew,
+    each_port_of_a_service_has_its_own_endpoint_for_a_client,
+    a_client_leaves_an_endpoint_that_terminates,
+);
 
 const TIMEOUT: u32 = 3;
 /// Two uses that are further apart prove nothing.
@@ -28,7 +33,7 @@ fn each_use_lets_a_client_stay_anew(on: BackEnd) {
         service.affinity = Affinity::ClientIp { seconds: TIMEOUT }
     });
     let outside = scene.outside();
-    let mut clients = Vec::new();
+    let (mut clients, mut first) = (Vec::new(), BTreeSet::new());
     for host in 100..108 {
         for (address, length) in [(format!("172.30.0.{host}"), 24), (format!("fd30::{host}"), 64)] {
             let nodad = if length == 64 { "nodad" } else { "" };
@@ -63,11 +68,72 @@ fn each_use_lets_a_client_stay_anew(on: BackEnd) {
             let now = Instant::now();
             if now - client.used > PAUSE || client.by.is_none() {
                 client.since = now;
+                first.extend(client.by.is_none().then(|| who.clone()));
             } else {
                 assert_eq!(Some(&who), client.by.as_ref(), "{}", client.address);
             }
             (client.used, client.by) = (now, Some(who));
         }
         std::thread::sleep(Duration::from_millis(200));
+    }
+    // Each chose for itself: that all came to one has a probability of 1 in 2^15.
+    assert_eq!(first.len(), 2);
+}
+
+fn stay(service: &mut Service) {
+    service.affinity = Affinity::ClientIp { seconds: 600 };
+}
+
+fn each_port_of_a_service_has_its_own_endpoint_for_a_client(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
+    // Each time they are the same by chance: one in 2^20 that they always are.
+    for _ in 0..20 {
+        scene.expose(1, &BOTH, |_| {});
+        scene.expose(1, &BOTH, stay);
+        let tcp = answerers(1, || scene.client.tcp("10.96.0.1:80"));
+        let udp = answerers(1, || scene.client.udp("10.96.0.1:80"));
+        if tcp != udp {
+            assert_eq!(answerers(10, || scene.client.tcp("10.96.0.1:80")), tcp);
+            assert_eq!(answerers(10, || scene.client.udp("10.96.0.1:80")), udp);
+            return;
+        }
+    }
+    panic!("both ports had the same endpoint every time");
+}
+
+fn a_client_leaves_an_endpoint_that_terminates(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
+    let [node_port, _, external, _] = ways(1).try_into().unwrap();
+    for (from, to) in [
+        ("inside", "10.96.0.1:80"),
+        ("outside", &node_port),
+        ("outside", &external),
+    ] {
+        scene.expose(1, &BOTH, |_| {});
+        scene.expose(1, &BOTH, stay);
+        let asks = |scene: &Scene, times| {
+            let client = if from == "inside" {
+                &scene.client
+            } else {
+                scene.outside()
+            };
+            let mut who = answerers(times, || client.tcp(to));
+            assert_eq!(who.len(), 1, "{to}");
+            who.pop_first().unwrap()
+        };
+        let before = asks(&scene, 10);
+        let (going, left) = if before == "a" {
+            (BOTH[0], BOTH[1])
+        } else {
+            (BOTH[1], BOTH[0])
+        };
+        scene.lab.endpoints(1, &[left], &[going]);
+        scene.lab.apply_all();
+        let after = asks(&scene, 10);
+        assert_ne!(after, before, "{to}");
+        // And does not come back.
+        scene.lab.endpoints(1, &BOTH, &[]);
+        scene.lab.apply_all();
+        assert_eq!(asks(&scene, 10), after, "{to}");
     }
 }

@@ -9,6 +9,7 @@ use crate::common::{BackEnd, Lab, ask, node_name};
 on_every_back_end!(
     flows_by_an_address_that_the_api_does_not_know_follow_their_endpoints,
     a_flow_that_somebody_else_translated_goes_on,
+    an_endpoint_that_goes_takes_no_other_endpoints_flows_along,
 );
 
 const A: (usize, u8) = (0, 2);
@@ -46,6 +47,41 @@ fn flows_by_an_address_that_the_api_does_not_know_follow_their_endpoints(on: Bac
                 follow(&mut lab, &mut kernel, &[pod], stay);
                 assert_eq!(ask(&socket).unwrap().0, name, "{to} {affinity:?}");
             }
+        }
+    }
+}
+
+fn an_endpoint_that_goes_takes_no_other_endpoints_flows_along(on: BackEnd) {
+    const C: (usize, u8) = (0, 4);
+    let mut lab = lab(on);
+    lab.pod(C.0, C.1).serve("c", 8080);
+    let client = lab.pod(0, 9);
+    let mut kernel = lab.nodes[0].run(|| lab.nodes[0].kernel(on.name()));
+    follow(&mut lab, &mut kernel, &[A, B, C], |_| {});
+    let inside = ["10.96.0.1:80", "[fd00:10:96::1]:80"].map(|to| (&client, to));
+    let outside = ["172.30.0.11:30001", "[fd30::11]:30001"];
+    let sockets: Vec<_> = inside
+        .into_iter()
+        .flat_map(|way| [way; 10])
+        .map(|(from, to)| (to, from.udp_socket(to)))
+        .chain(
+            outside
+                .into_iter()
+                .flat_map(|to| [to; 10])
+                .map(|to| (to, lab.underlay.udp_socket(to))),
+        )
+        .collect();
+    let before: Vec<String> = sockets.iter().map(|(_, socket)| ask(socket).unwrap().0).collect();
+    // That an endpoint has no flow of forty has a probability of 1 in 10^7.
+    for name in ["a", "b", "c"] {
+        assert!(before.iter().any(|who| who == name), "{before:?}");
+    }
+    follow(&mut lab, &mut kernel, &[A, C], |_| {});
+    for ((to, socket), before) in sockets.iter().zip(before) {
+        let now = ask(socket).unwrap().0;
+        match before.as_str() {
+            "b" => assert_ne!(now, "b", "{to}"),
+            _ => assert_eq!(now, before, "{to}"),
         }
     }
 }
