@@ -87,14 +87,14 @@ fn stay(service: &mut Service) {
 fn each_port_of_a_service_has_its_own_endpoint_for_a_client(on: BackEnd) {
     let mut scene = Scene::new(Routing::default(), on);
     // Each time they are the same by chance: one in 2^20 that they always are.
-    for _ in 0..20 {
-        scene.expose(1, &BOTH, |_| {});
-        scene.expose(1, &BOTH, stay);
-        let tcp = answerers(1, || scene.client.tcp("10.96.0.1:80"));
-        let udp = answerers(1, || scene.client.udp("10.96.0.1:80"));
+    for host in 1..=20 {
+        scene.expose(host, &BOTH, stay);
+        let address = format!("10.96.0.{host}:80");
+        let tcp = answerers(1, || scene.client.tcp(&address));
+        let udp = answerers(1, || scene.client.udp(&address));
         if tcp != udp {
-            assert_eq!(answerers(10, || scene.client.tcp("10.96.0.1:80")), tcp);
-            assert_eq!(answerers(10, || scene.client.udp("10.96.0.1:80")), udp);
+            assert_eq!(answerers(10, || scene.client.tcp(&address)), tcp);
+            assert_eq!(answerers(10, || scene.client.udp(&address)), udp);
             return;
         }
     }
