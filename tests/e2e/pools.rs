@@ -25,8 +25,13 @@ fn reach(lab: &Lab, pod: &Pod) {
             ip.clone()
         };
         for node in ["node1", "node2"] {
-            let answer = lab.node_sh(node, &format!("curl -sS -m 5 -g 'http://{host}:8080/'"));
-            let answer: Value = serde_json::from_str(&answer).unwrap();
+            let ask = format!("curl -sS -m 5 -g 'http://{host}:8080/'");
+            // Another node hears of a block that moved when the pod's status is there, and not before.
+            let answer = lab.until(&format!("{node} to reach {ip}"), || {
+                let output = lab.node(node, &["sh", "-c", &ask]);
+                output.status.success().then_some(output.stdout)
+            });
+            let answer: Value = serde_json::from_slice(&answer).unwrap();
             assert_eq!(answer["pod"], pod.name.as_str(), "from {node}");
         }
     }
