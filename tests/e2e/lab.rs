@@ -152,10 +152,18 @@ fn replicas_take_turns_behind_the_cluster_ip_over_tcp_and_udp() {
         } else {
             ip.to_owned()
         };
-        let tcp = lab.sh(
-            "toolbox",
-            &format!("for i in $(seq 40); do curl -sS -m 5 -g 'http://{host}/'; echo; done"),
-        );
+        let ask =
+            |times: u32| format!("for i in $(seq {times}); do curl -sS -m 5 -g 'http://{host}/'; echo; done");
+        // Pods are Ready before every node has heard of it.
+        lab.until("all replicas behind the service", || {
+            let printed = lab.exec("toolbox", &["sh", "-c", &ask(15)]).stdout;
+            let printed = String::from_utf8_lossy(&printed);
+            servers
+                .iter()
+                .all(|server| printed.contains(server))
+                .then_some(())
+        });
+        let tcp = lab.sh("toolbox", &ask(40));
         let udp = lab.sh("toolbox", &format!("python3 -c '{ASK_OVER_UDP}' {ip} 90 40"));
         for (protocol, printed) in [("tcp", tcp), ("udp", udp)] {
             let answers: Vec<Value> = printed
