@@ -2,15 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use podnet_core::cluster::{ObjectName, ObjectRef, Protocol};
-use podnet_core::service::{Frontend, ServiceState};
+use podnet_core::cluster::{ObjectName, ObjectRef};
+use podnet_core::service::ServiceState;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, NodeName};
 use podnet_dataplane::Repair;
@@ -118,13 +117,7 @@ pub async fn announced(
 
 /// The services that an address is of.
 fn services_at(state: &ServiceState, address: IpAddr) -> BTreeSet<ObjectName> {
-    let first = Frontend {
-        address,
-        protocol: Protocol::Tcp,
-        port: NonZeroU16::MIN,
-    };
-    let of_address = state.frontends.range(&first);
-    let of_address = of_address.take_while(|(frontend, _)| frontend.address == address);
+    let of_address = state.at(address);
     of_address.map(|(_, entry)| entry.port.service.clone()).collect()
 }
 

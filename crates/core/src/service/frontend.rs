@@ -3,7 +3,9 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
+use super::{Entry, ServiceState};
 use crate::cluster::{Family, ObjectName, Protocol};
 
 /// An address, protocol and port that clients connect to.
@@ -70,5 +72,13 @@ impl fmt::Display for NodePort {
 impl fmt::Display for PortName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.service, self.protocol, self.port)
+    }
+}
+
+impl ServiceState {
+    /// What is at an address, port by port.
+    pub fn at(&self, address: IpAddr) -> impl Iterator<Item = (&Frontend, &Arc<Entry>)> {
+        let from = self.frontends.range(&Frontend::first_of(address));
+        from.take_while(move |(frontend, _)| frontend.address == address)
     }
 }

@@ -112,10 +112,8 @@ pub(super) fn settle_address(
 
 fn replace_frontends(state: &mut ServiceState, address: IpAddr, had: BTreeMap<Frontend, Arc<Entry>>) {
     let gone: Vec<Frontend> = state
-        .frontends
-        .range(&Frontend::first_of(address))
+        .at(address)
         .map(|(frontend, _)| *frontend)
-        .take_while(|frontend| frontend.address == address)
         .filter(|frontend| !had.contains_key(frontend))
         .collect();
     for frontend in &gone {

@@ -214,10 +214,7 @@ fn frontends_at<'a>(
     services: &'a ServiceState,
     addresses: &'a [IpAddr],
 ) -> impl Iterator<Item = (&'a Frontend, &'a Arc<Entry>)> {
-    addresses.iter().flat_map(|address| {
-        let from = services.frontends.range(&Frontend::first_of(*address));
-        from.take_while(|(frontend, _)| frontend.address == *address)
-    })
+    addresses.iter().flat_map(|address| services.at(*address))
 }
 
 /// What the choices among endpoints depend on: few, whatever the number of services.
