@@ -8,7 +8,7 @@ mod service;
 use std::net::IpAddr;
 
 use crate::cluster::{Cluster, NodeName};
-pub use service::{Fate, connect};
+pub use service::{Fate, connect, keeps_source};
 
 /// Where a packet to a pod's address goes from a node.
 #[derive(Debug, Clone, PartialEq, Eq)]

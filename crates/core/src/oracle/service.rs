@@ -153,6 +153,16 @@ pub fn connect(cluster: &Cluster, node: &NodeName, from: IpAddr, protocol: Proto
     Fate::NotAService
 }
 
+/// Whether an endpoint sees the source `from` of a connection that `node` sent to it, by whichever of a service's addresses.
+/// It does unless it is the client itself, whose packets would not come back by the node, or is on another node than a
+/// client from outside came to.
+pub fn keeps_source(cluster: &Cluster, node: &NodeName, from: IpAddr, endpoint: IpAddr) -> bool {
+    if from == endpoint {
+        return false;
+    }
+    is_inside(cluster, node, from) || is_inside(cluster, node, endpoint)
+}
+
 fn carried(cluster: &Cluster) -> Vec<(&ObjectName, &Service)> {
     let mut carried = Vec::new();
     for (name, service) in cluster.services.iter() {

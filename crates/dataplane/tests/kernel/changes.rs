@@ -11,6 +11,7 @@ on_every_back_end!(
     a_service_becomes_a_name_and_is_a_service_again,
     a_service_that_another_proxy_takes_is_left_to_it_and_comes_back,
     two_services_swap_their_addresses,
+    two_services_swap_what_the_outside_knows_them_by,
     a_node_port_keeps_its_number_and_changes_its_protocol,
     a_service_that_is_made_anew_under_its_name_is_the_new_one,
 );
@@ -187,6 +188,52 @@ fn two_services_swap_their_addresses(on: BackEnd) {
         for (number, (flow, to)) in flows.iter().zip(&all).enumerate() {
             let who = if number < 2 { at_first } else { at_second };
             assert_eq!(ask(flow).unwrap().0, who, "{to} in round {round}");
+        }
+    }
+}
+
+/// Node ports, external IPs and load balancers' addresses.
+fn two_services_swap_what_the_outside_knows_them_by(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
+    let known_by = |host: u8| {
+        [
+            format!("172.30.0.11:{}", 30_000 + u16::from(host)),
+            format!("[fd30::11]:{}", 30_000 + u16::from(host)),
+            format!("203.0.113.{host}:80"),
+            format!("[2001:db8::{host}]:80"),
+            format!("203.0.113.10{host}:80"),
+            format!("[2001:db8::10{host}]:80"),
+        ]
+    };
+    let known = [known_by(1), known_by(2)];
+    let mut flows = Vec::new();
+    for round in 0..4 {
+        let by = if round % 2 == 1 { [2, 1] } else { [1, 2] };
+        for (host, by) in [1, 2].into_iter().zip(by) {
+            become_of(&mut scene, host, Some(host), &ports(Some(30_000 + u16::from(by))));
+            let service = scene.lab.cluster.services.get_mut(&name(host)).unwrap();
+            let external = &mut service.as_mut().unwrap().external;
+            let both =
+                |by: u8| [format!("203.0.113.{by}"), format!("2001:db8::{by}")].map(|text| address(&text));
+            external.ips = both(by).into();
+            external.load_balancer = both(100 + by).into();
+        }
+        scene.lab.endpoints(1, &[A], &[]);
+        scene.lab.endpoints(2, &[B], &[]);
+        scene.lab.apply_all();
+        let who = if round % 2 == 1 { ["b", "a"] } else { ["a", "b"] };
+        for (known, who) in known.iter().zip(who) {
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            let from = [scene.outside(), &scene.client, &scene.lab.nodes[0]];
+            answered(&from, &known, who, &format!("in round {round}"));
+        }
+        if flows.is_empty() {
+            let all = known.iter().flatten();
+            flows.extend(all.map(|to| (scene.outside().udp_socket(to), to)));
+        }
+        // So do clients that keep their port.
+        for (number, (flow, to)) in flows.iter().enumerate() {
+            assert_eq!(ask(flow).unwrap().0, who[number / 6], "{to} in round {round}");
         }
     }
 }

@@ -63,3 +63,4 @@ mod traffic;
 mod untranslated;
 mod userspace;
 mod walks;
+mod written;

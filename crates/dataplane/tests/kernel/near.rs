@@ -77,6 +77,16 @@ fn hints_keep_clients_near_where_every_endpoint_has_one(on: BackEnd) {
     get(&scene, [&["a", "b"], &["a", "b"]], "without hints");
     hint(&mut scene, own);
     get(&scene, [&["a"], &["b"]], "by zone");
+    // The near ones go: one that is far and ready is better than one that is near and on its way out.
+    scene.lab.endpoints(1, &BOTH[1..], &BOTH[..1]);
+    hint(&mut scene, own);
+    get(&scene, [&["b"], &["b"]], "when the near one is going");
+    scene.lab.endpoints(1, &BOTH[1..], &[]);
+    hint(&mut scene, own);
+    get(&scene, [&["b"], &["b"]], "when the near one is gone");
+    scene.lab.endpoints(1, &BOTH, &[]);
+    hint(&mut scene, own);
+    get(&scene, [&["a"], &["b"]], "when it is back");
     // Who comes from outside is where the node is that it asked.
     for (to, who) in [("172.30.0.11:30001", "a"), ("[fd30::12]:30001", "b")] {
         assert_eq!(answerers(24, || scene.outside().tcp(to)), set(&[who]), "{to}");

@@ -8,10 +8,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use podnet_core::cluster::{
-    AddressFamily, Affinity, Algorithm, Endpoint, EndpointSlice, Family, Hints, InternalPolicy, Protocol,
-    Routing, Service,
+    AddressFamily, Affinity, Algorithm, Endpoint, EndpointSlice, Family, Hints, InternalPolicy, NodeName,
+    Protocol, Routing, Service,
 };
-use podnet_core::oracle::{Fate, connect};
+use podnet_core::oracle::{Fate, connect, keeps_source};
+use podnet_core::service::NodePort;
 
 use crate::common::{BackEnd, Lack, Machine, node_name, slice_name};
 use crate::services::{BOTH, Scene, address, local};
@@ -29,19 +30,41 @@ struct Kind {
     ready: &'static [Pod],
     terminating: &'static [Pod],
     change: fn(&mut Service),
-    /// Each endpoint is meant for the clients of its own node.
-    hints: bool,
+    /// What clients each endpoint is meant for, by the node it is on.
+    hints: Option<fn(usize) -> Hints>,
     /// Whoever asks twice is answered by the same endpoint.
     steady: bool,
+    /// It has addresses of this family only.
+    family: Option<Family>,
+    /// A program of the nodes has its TCP node port.
+    busy: bool,
 }
 
 const PLAIN: Kind = Kind {
     ready: &BOTH,
     terminating: &[],
     change: |_| {},
-    hints: false,
+    hints: None,
     steady: false,
+    family: None,
+    busy: false,
 };
+
+const ZONES: [&str; 2] = ["east", "west"];
+
+fn for_own_node(node: usize) -> Hints {
+    Hints {
+        nodes: [node_name(node)].into(),
+        ..Hints::default()
+    }
+}
+
+fn for_own_zone(node: usize) -> Hints {
+    Hints {
+        zones: [ZONES[node].into()].into(),
+        ..Hints::default()
+    }
+}
 
 fn internal(service: &mut Service) {
     service.internal_policy = InternalPolicy::Local;
@@ -75,6 +98,14 @@ fn kinds() -> Vec<Kind> {
         steady: true,
         ..of(&BOTH, change)
     };
+    let hinted = |hints: fn(usize) -> Hints, change| Kind {
+        hints: Some(hints),
+        ..of(&BOTH, change)
+    };
+    let single = |family| Kind {
+        family: Some(family),
+        ..PLAIN
+    };
     vec![
         PLAIN,
         of(&[A], |_| {}),
@@ -103,8 +134,18 @@ fn kinds() -> Vec<Kind> {
             stay(service);
             service.external.algorithm = Algorithm::Maglev;
         }),
-        Kind { hints: true, ..PLAIN },
+        hinted(for_own_node, |_| {}),
+        hinted(for_own_zone, |_| {}),
+        // Policies that keep to a node do not ask for hints.
+        hinted(|node| for_own_zone(1 - node), both_local),
+        single(Family::V4),
+        single(Family::V6),
+        Kind { busy: true, ..PLAIN },
     ]
+}
+
+fn node_port(host: u8) -> u16 {
+    30_000 + u16::from(host)
 }
 
 /// The numbers of the services: the first, and the one after the last.
@@ -122,23 +163,35 @@ fn put(scene: &mut Scene, host: u8, kind: Kind) {
         ]
     };
     scene.lab.exposed(host, &[], |service| {
+        if let Some(family) = kind.family {
+            let addresses = service.cluster_ips().iter().copied();
+            let addresses = addresses.filter(|address| Family::of(*address) == family);
+            *service = Service::new(addresses.collect(), service.ports().to_vec()).unwrap();
+        }
         service.external.ips = both(host);
         service.external.load_balancer = both(100 + host);
         (kind.change)(service);
     });
     scene.lab.endpoints(host, kind.ready, kind.terminating);
-    if !kind.hints {
-        return;
+    for family in [Family::V4, Family::V6] {
+        let port = NodePort {
+            family,
+            protocol: Protocol::Tcp,
+            port: node_port(host).try_into().unwrap(),
+        };
+        let busy = &mut scene.lab.cluster.local.busy_ports;
+        match kind.busy {
+            true => busy.insert(port),
+            false => busy.remove(&port),
+        };
     }
+    let Some(hints) = kind.hints else { return };
     for family in [Family::V4, Family::V6] {
         let name = slice_name(host, family);
         let slices = &mut scene.lab.cluster.slices;
         let old = slices[&name].clone().unwrap();
         let hinted = old.endpoints().to_vec().into_iter().map(|endpoint| Endpoint {
-            hints: Hints {
-                nodes: endpoint.node.iter().cloned().collect(),
-                ..Hints::default()
-            },
+            hints: hints(usize::from(endpoint.node == Some(node_name(1)))),
             ..endpoint
         });
         let (family, hinted) = (AddressFamily::Ip(family), hinted.collect());
@@ -165,6 +218,10 @@ impl Asker<'_> {
         next.map_or(0, |next| next.fetch_add(1, Ordering::Relaxed))
     }
 
+    fn address_for(&self, to: SocketAddr) -> IpAddr {
+        self.addresses[usize::from(to.is_ipv6())]
+    }
+
     /// A node's own datagrams are stopped, or refused, before they leave.
     fn is_node(&self) -> bool {
         self.addresses[0].to_string().starts_with("172.30.0.1") && self.node.is_some()
@@ -177,6 +234,8 @@ struct Question<'a> {
     protocol: Protocol,
     to: SocketAddr,
     fate: Fate,
+    /// The endpoints that see the client's own address, by name; `None` where that cannot be told.
+    kept: Option<BTreeSet<String>>,
     steady: bool,
     /// The kernel says only so often a second to one host that it refuses datagrams, and a proxy's own network has a limit
     /// of its own.
@@ -186,7 +245,7 @@ struct Question<'a> {
 /// What was said to a question.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
-    By(String),
+    By(String, IpAddr),
     Refused,
     Silence,
 }
@@ -199,7 +258,7 @@ impl Question<'_> {
             _ => (self.asker.machine.udp_by(port, &to), self.asker.is_node()),
         };
         let error = match answer {
-            Ok((who, _)) => return Ok(Said::By(who)),
+            Ok((who, client)) => return Ok(Said::By(who, client)),
             Err(error) => error,
         };
         match error.kind() {
@@ -218,9 +277,14 @@ impl Question<'_> {
     fn judge(&self) -> Result<(), String> {
         let wrong = |said: &dyn std::fmt::Debug| {
             Err(format!(
-                "{} asks {} {}: {said:?}, the oracle says {:?}",
-                self.asker.name, self.protocol, self.to, self.fate
+                "{} asks {} {}: {said:?}, the oracle says {:?}, with the client's address by {:?}",
+                self.asker.name, self.protocol, self.to, self.fate, self.kept
             ))
+        };
+        let own = self.asker.address_for(self.to);
+        let is_seen_right = |who: &str, client: IpAddr| {
+            let kept = self.kept.as_ref().map(|kept| kept.contains(who));
+            kept.is_none_or(|kept| kept == (client == own))
         };
         let expected: BTreeSet<String> = match &self.fate {
             Fate::OneOf(endpoints) => endpoints.iter().map(|endpoint| name_of(endpoint.ip())).collect(),
@@ -231,7 +295,11 @@ impl Question<'_> {
         // two always, of 1 in 2^9.
         for tries in 0..if self.steady { 10 } else { 60 } {
             match (self.ask(), &self.fate) {
-                (Ok(Said::By(who)), Fate::OneOf(_)) if expected.contains(&who) => seen.insert(who),
+                (Ok(Said::By(who, client)), Fate::OneOf(_))
+                    if expected.contains(&who) && is_seen_right(&who, client) =>
+                {
+                    seen.insert(who)
+                }
                 (Ok(Said::Refused), Fate::Refused) | (Ok(Said::Silence), Fate::Dropped) => return Ok(()),
                 (Ok(Said::Silence), Fate::Refused) if self.limited && tries < 3 => continue,
                 (said, _) => return wrong(&said),
@@ -273,7 +341,7 @@ fn places() -> Vec<(SocketAddr, Option<u8>)> {
             add(to, Some(host));
         }
         for node in ["172.30.0.11", "[fd30::11]", "172.30.0.12", "[fd30::12]"] {
-            add(format!("{node}:{}", 30_000 + u16::from(host)), Some(host));
+            add(format!("{node}:{}", node_port(host)), Some(host));
         }
     }
     for to in [
@@ -289,25 +357,41 @@ fn places() -> Vec<(SocketAddr, Option<u8>)> {
     places
 }
 
-/// What the oracle says: first of the node where the packet begins, or comes in, and then of the one it goes to.
-fn fate(scene: &Scene, asker: &Asker<'_>, protocol: Protocol, to: SocketAddr) -> Fate {
+/// What the oracle says, and of which node: first of the one where the packet begins, or comes in, and then of the one it
+/// goes to. Nothing, where the address is nobody's.
+fn fate(
+    scene: &Scene,
+    asker: &Asker<'_>,
+    protocol: Protocol,
+    to: SocketAddr,
+) -> Option<(Fate, Option<NodeName>)> {
     let nodes = 0..scene.lab.nodes.len();
     let has = |node: &usize| {
         let node = scene.lab.cluster.node(&node_name(*node)).unwrap();
         node.all_addresses.contains(&to.ip())
     };
     let owner = nodes.into_iter().find(has);
-    let from = asker.addresses[usize::from(to.is_ipv6())];
-    let on = |node| connect(&scene.lab.cluster, &node_name(node), from, protocol, to);
+    let from = asker.address_for(to);
     // The outside's routes to services go by the first node.
     let first = asker.node.or(owner).unwrap_or(0);
-    let fates = [on(first), owner.map_or(Fate::NotAService, on)];
-    let mut told = fates.into_iter().filter(|fate| *fate != Fate::NotAService);
+    for node in [Some(first), owner].into_iter().flatten().map(node_name) {
+        let fate = connect(&scene.lab.cluster, &node, from, protocol, to);
+        if fate != Fate::NotAService {
+            return Some((fate, Some(node)));
+        }
+    }
     // Nobody listens on the nodes themselves.
-    told.next().unwrap_or_else(|| {
-        assert!(owner.is_some(), "{to} is nobody's");
-        Fate::Refused
-    })
+    owner.is_some().then_some((Fate::Refused, None))
+}
+
+/// The endpoints that see the client's address, where a connection goes on from `node`.
+fn kept(scene: &Scene, asker: &Asker<'_>, to: SocketAddr, fate: &Fate, node: &NodeName) -> BTreeSet<String> {
+    let Fate::OneOf(endpoints) = fate else {
+        return BTreeSet::new();
+    };
+    let kept = |endpoint: &IpAddr| keeps_source(&scene.lab.cluster, node, asker.address_for(to), *endpoint);
+    let endpoints = endpoints.iter().map(SocketAddr::ip).filter(kept);
+    endpoints.map(name_of).collect()
 }
 
 /// All that is wrong. Silence takes its time: who expects it waits beside the others.
@@ -322,11 +406,18 @@ fn wrong(scene: &Scene, kinds: &[Kind], askers: &[Asker<'_>]) -> Vec<String> {
                 continue;
             }
             for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let Some((fate, node)) = fate(scene, asker, protocol, to) else {
+                    continue;
+                };
+                // A node asks from the address that the way has.
+                let is_told = !asker.is_node() && !scene.lab.on.lacks(Lack::ClientsAddress);
+                let kept = node.filter(|_| is_told);
                 let question = Question {
                     asker,
                     protocol,
                     to,
-                    fate: fate(scene, asker, protocol, to),
+                    kept: kept.map(|node| self::kept(scene, asker, to, &fate, &node)),
+                    fate,
                     limited: scene.lab.on == BackEnd::Userspace && protocol == Protocol::Udp,
                     steady: host.is_some_and(|host| kinds[usize::from(host) - 1].steady),
                 };
@@ -376,10 +467,17 @@ fn packets_meet_the_fate_the_oracle_says(on: BackEnd) {
         // Everything is refused in the same second here.
         node.command("sysctl -qw net.ipv4.icmp_ratemask=0 net.ipv6.icmp.ratelimit=0");
     }
-    // Twice: what is there already becomes something else the second time.
+    for (node, zone) in ZONES.into_iter().enumerate() {
+        let node = scene.lab.cluster.nodes.get_mut(&node_name(node)).unwrap();
+        let labels = &mut node.as_mut().unwrap().labels;
+        labels.insert("topology.kubernetes.io/zone".into(), zone.into());
+    }
+    // Twice: what is there already becomes something else the second time, and one node has no node ports of IPv6.
     for (rotated, first_port, client_ports) in [(0, 32_768, "32768 44999"), (7, 45_000, "45000 60999")] {
         let mut kinds = kinds();
         kinds.rotate_left(rotated);
+        let some = ["172.30.0.0/24", "fd30::11/128"].map(|range| range.parse().unwrap());
+        scene.lab.cluster.config.node_port_addresses = (rotated > 0).then(|| some.into());
         for (host, kind) in hosts().zip(&kinds) {
             put(&mut scene, host, *kind);
         }

@@ -2,10 +2,10 @@
 
 mod linux_6_12 {
     use std::collections::BTreeSet;
-    use std::io::{BufRead, BufReader, Write};
+    use std::io::{BufRead, BufReader, ErrorKind, Write};
     use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
-    use podnet_core::cluster::{Family, Protocol, Routing};
+    use podnet_core::cluster::{ExternalPolicy, Family, InternalPolicy, ObjectName, Protocol, Routing};
     use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
     use crate::common::{BackEnd, Lab, Machine, PATIENCE, answerers};
@@ -73,6 +73,67 @@ mod linux_6_12 {
         assert_eq!(seen, IpAddr::from([10, 244, 0, 9]));
     }
 
+    fn who_has_no_endpoint_or_no_such_port_refuses_and_nobody_far_is_asked(on: BackEnd) {
+        let mut lab = Lab::new(2, Routing::default(), Family::V4, 1500).carried_by(on);
+        let pods = [lab.pod(0, 2), lab.pod(1, 3)];
+        for (pod, name) in pods.iter().zip(["a", "b"]) {
+            serve(pod, name);
+        }
+        let client = lab.pod(0, 9);
+        let local = |lab: &mut Lab, host: u8| {
+            let name = ObjectName::new("default", format!("svc{host}"));
+            let service = lab.cluster.services.get_mut(&name).unwrap().as_mut().unwrap();
+            service.external.policy = ExternalPolicy::Local;
+            service.internal_policy = InternalPolicy::Local;
+        };
+        lab.exposed_by(Protocol::Sctp, 1, &[(0, 2), (1, 3)]);
+        lab.exposed_by(Protocol::Sctp, 2, &[]);
+        lab.exposed_by(Protocol::Sctp, 3, &[(0, 2), (1, 3)]);
+        local(&mut lab, 3);
+        lab.exposed_by(Protocol::Sctp, 4, &[(1, 3)]);
+        local(&mut lab, 4);
+        lab.apply_all();
+        let inside = |host: u8, port: u16| {
+            [
+                format!("10.96.0.{host}:{port}"),
+                format!("[fd00:10:96::{host}]:{port}"),
+            ]
+        };
+        let outside = |host: u8| {
+            [
+                format!("172.30.0.11:3000{host}"),
+                format!("[fd30::11]:3000{host}"),
+            ]
+        };
+        let kind = |from: &Machine, to: &str| ask(from, to).unwrap_err().kind();
+        for from in [&client, &lab.nodes[0]] {
+            for to in inside(2, 80).into_iter().chain(inside(1, 81)) {
+                assert_eq!(kind(from, &to), ErrorKind::ConnectionRefused, "{to}");
+            }
+            let [near, far] = [inside(3, 80), inside(4, 80)];
+            for to in near {
+                assert_eq!(
+                    answerers(8, || ask(from, &to)),
+                    BTreeSet::from(["a".to_owned()]),
+                    "{to}"
+                );
+            }
+            for to in far {
+                assert_ne!(kind(from, &to), ErrorKind::ConnectionRefused, "{to}");
+            }
+        }
+        for to in outside(2) {
+            assert_eq!(kind(&lab.underlay, &to), ErrorKind::ConnectionRefused, "{to}");
+        }
+        for (to, own) in outside(3).into_iter().zip(["172.30.0.1", "fd30::1"]) {
+            let expected = ("a".to_owned(), own.parse().unwrap());
+            assert_eq!(ask(&lab.underlay, &to).unwrap(), expected, "{to}");
+        }
+        for to in outside(4) {
+            assert_ne!(kind(&lab.underlay, &to), ErrorKind::ConnectionRefused, "{to}");
+        }
+    }
+
     macro_rules! on {
         ($($module:ident $on:ident),* $(,)?) => {$(
             mod $module {
@@ -81,8 +142,19 @@ mod linux_6_12 {
                 fn associations_reach_every_endpoint_from_inside_and_outside() {
                     super::associations_reach_every_endpoint_from_inside_and_outside(super::BackEnd::$on)
                 }
+
+                #[test]
+                #[ignore = "needs Linux 6.12: cargo xtask vm"]
+                fn who_has_no_endpoint_or_no_such_port_refuses_and_nobody_far_is_asked() {
+                    super::who_has_no_endpoint_or_no_such_port_refuses_and_nobody_far_is_asked(super::BackEnd::$on)
+                }
             }
         )*};
     }
-    on!(nftables Nftables, ipvs Ipvs, iptables IptablesNft);
+    on!(
+        nftables Nftables,
+        ipvs Ipvs,
+        iptables_legacy IptablesLegacy,
+        iptables_nft IptablesNft,
+    );
 }

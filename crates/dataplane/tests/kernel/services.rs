@@ -2,17 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use crate::common::{BackEnd, Lab, Lack, Machine, PATIENCE, answerers, ask, eventually, node_name};
 use ipnet::IpNet;
 use podnet_core::cluster::{
-    Affinity, Algorithm, DataplaneName, ExternalPolicy, Family, ObjectName, Routing, Service,
+    Affinity, Algorithm, DataplaneName, ExternalPolicy, Family, ObjectName, Protocol, Routing, Service,
 };
 use podnet_core::compute;
 use podnet_dataplane::{Dataplane, Kernel};
 use podnet_linux::netlink::{Address, Route};
 use podnet_linux::sysctl;
+use socket2::{Domain, Socket, Type};
+
+use crate::talk::Talk;
 
 on_every_back_end!(
     the_outside_reaches_every_endpoint_over_vxlan,
@@ -27,6 +31,7 @@ on_every_back_end!(
     a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not,
     what_somebody_else_translated_keeps_its_source,
     every_node_chooses_the_same_endpoint_by_maglev_hashing,
+    every_node_chooses_the_same_endpoint_for_a_connection_by_whichever_address_it_comes,
     node_ports_are_on_loopback_where_that_is_configured,
 );
 
@@ -207,10 +212,30 @@ fn external_policy_local_keeps_the_clients_address_and_drops_where_no_endpoint_i
 
 fn without_endpoints_every_way_refuses_at_once(on: BackEnd) {
     let mut scene = Scene::new(Routing::default(), on);
-    scene.expose(1, &[], |_| {});
-    scene.expose(2, &[], local);
-    for to in ways(1).into_iter().chain(ways(2)) {
-        for from in [scene.outside(), &scene.client, &scene.lab.nodes[0]] {
+    let balanced = |host: u8| {
+        let addresses = [
+            format!("203.0.113.{}", 100 + host),
+            format!("2001:db8::{}", 100 + host),
+        ];
+        move |service: &mut Service| {
+            service.external.load_balancer = addresses.map(|text| address(&text)).into()
+        }
+    };
+    scene.expose(1, &[], balanced(1));
+    scene.expose(2, &[], |service| {
+        balanced(2)(service);
+        local(service);
+    });
+    let load_balancers = [
+        "203.0.113.101:80",
+        "[2001:db8::101]:80",
+        "203.0.113.102:80",
+        "[2001:db8::102]:80",
+    ];
+    let load_balancers = load_balancers.map(str::to_owned);
+    let askers = [scene.outside(), &scene.client, &scene.lab.nodes[0]];
+    for to in ways(1).into_iter().chain(ways(2)).chain(load_balancers) {
+        for from in askers {
             assert_eq!(
                 from.tcp(&to).unwrap_err().kind(),
                 ErrorKind::ConnectionRefused,
@@ -221,6 +246,10 @@ fn without_endpoints_every_way_refuses_at_once(on: BackEnd) {
             let expected = [ErrorKind::ConnectionRefused, ErrorKind::PermissionDenied];
             assert!(expected.contains(&refusal), "{to}: {refusal}");
         }
+    }
+    // At once: nobody had to knock twice.
+    for asker in askers {
+        assert_eq!(asker.tcp_segments_sent_again(), 0);
     }
 }
 
@@ -358,10 +387,21 @@ fn stay(seconds: u32) -> impl Fn(&mut Service) {
 
 fn a_client_stays_with_its_endpoint_by_whichever_address_it_comes(on: BackEnd) {
     let mut scene = Scene::new(Routing::default(), on);
+    let stay = |seconds| {
+        move |service: &mut Service| {
+            stay(seconds)(service);
+            service.external.load_balancer = ["203.0.113.101", "2001:db8::101"].map(address).into();
+        }
+    };
     for (family, cluster_ip) in [(0, "10.96.0.1:80"), (1, "[fd00:10:96::1]:80")] {
         scene.expose(1, &BOTH, stay(600));
-        let of_family = |to: &&String| to.starts_with('[') == (family == 1);
-        let ways: Vec<String> = ways(1).iter().filter(of_family).cloned().collect();
+        let of_family = |to: &String| to.starts_with('[') == (family == 1);
+        let load_balancer = ["203.0.113.101:80", "[2001:db8::101]:80"].map(str::to_owned);
+        let ways: Vec<String> = ways(1)
+            .into_iter()
+            .chain(load_balancer)
+            .filter(of_family)
+            .collect();
         let by = |from: &Machine, to: &str| {
             let mut who = answerers(15, || from.tcp(to));
             who.extend(answerers(15, || from.udp(to)));
@@ -415,7 +455,7 @@ fn a_client_that_was_idle_for_long_enough_chooses_anew(on: BackEnd) {
         if seen.len() == 2 {
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(1100));
+        std::thread::sleep(Duration::from_millis(1100));
     }
     panic!("it never moved");
 }
@@ -466,57 +506,81 @@ fn a_datagram_flow_ends_with_its_node_port_whether_clients_stay_or_not(on: BackE
     }
 }
 
-/// Who answers each of some clients outside, all with the same port, by a node's port 30001.
-fn answered(scene: &Scene, node: &str) -> Vec<String> {
-    let outside = scene.outside();
-    let six = node.starts_with('[');
-    let clients = (100..140_u16).map(|host| {
-        if six {
-            format!("[fd30::{host}]:4000")
-        } else {
-            format!("172.30.0.{host}:4000")
-        }
-    });
-    let answers = clients.map(|client| {
-        let socket = outside.run(|| {
-            let socket = UdpSocket::bind(client).unwrap();
-            socket.connect(format!("{node}:30001")).unwrap();
-            socket
-        });
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        ask(&socket).unwrap().0
-    });
-    answers.collect()
-}
+/// The addresses of some clients outside.
+const CLIENTS: std::ops::Range<u16> = 100..140;
 
-fn every_node_chooses_the_same_endpoint_by_maglev_hashing(on: BackEnd) {
-    let mut scene = Scene::new(Routing::Direct, on);
-    scene.client.serve("c", 8080);
-    for host in 100..140 {
+fn add_clients(scene: &Scene) {
+    for host in CLIENTS {
         let addresses = format!(
             "ip address add 172.30.0.{host}/24 dev br0; ip address add fd30::{host}/64 dev br0 nodad"
         );
         scene.outside().command(&addresses);
     }
+}
+
+/// Who answers each of the clients outside, all with the same port, at an address.
+fn answered(scene: &Scene, protocol: Protocol, to: &str) -> Vec<String> {
+    let to: SocketAddr = to.parse().unwrap();
+    let clients = CLIENTS.map(|host| match to {
+        SocketAddr::V4(_) => format!("172.30.0.{host}:4000"),
+        SocketAddr::V6(_) => format!("[fd30::{host}]:4000"),
+    });
+    let by_tcp = |client: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+        // The same port again, at once.
+        socket.set_reuse_address(true).unwrap();
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+        socket.bind(&client.into()).unwrap();
+        socket.connect_timeout(&to.into(), PATIENCE).unwrap();
+        let mut talk = Talk(socket.into());
+        talk.ask()
+    };
+    let by_udp = |client: SocketAddr| {
+        let socket = UdpSocket::bind(client).unwrap();
+        socket.connect(to).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        ask(&socket).unwrap().0
+    };
+    let answers = clients.map(|client| {
+        let client = client.parse().unwrap();
+        scene.outside().run(|| match protocol {
+            Protocol::Tcp => by_tcp(client),
+            _ => by_udp(client),
+        })
+    });
+    answers.collect()
+}
+
+/// No flow is known any more: who is chosen is chosen by the hash.
+fn forget_flows(scene: &Scene) {
+    for node in &scene.lab.nodes {
+        node.command("conntrack -F 2>&1");
+    }
+}
+
+fn every_node_chooses_the_same_endpoint_by_maglev_hashing(on: BackEnd) {
+    let mut scene = Scene::new(Routing::Direct, on);
+    scene.client.serve("c", 8080);
+    add_clients(&scene);
     let all = [(0, 2), (1, 2), (0, 9)];
     for affinity in [Affinity::None, Affinity::ClientIp { seconds: 100 }] {
-        for nodes in [["172.30.0.11", "172.30.0.12"], ["[fd30::11]", "[fd30::12]"]] {
+        for nodes in [
+            ["172.30.0.11:30001", "172.30.0.12:30001"],
+            ["[fd30::11]:30001", "[fd30::12]:30001"],
+        ] {
             let maglev = |service: &mut Service| {
                 service.external.algorithm = Algorithm::Maglev;
                 service.affinity = affinity;
             };
             scene.expose(1, &all, maglev);
-            let [before, other] = nodes.map(|node| answered(&scene, node));
+            let [before, other] = nodes.map(|node| answered(&scene, Protocol::Udp, node));
             assert_eq!(before, other, "{affinity:?}");
             let seen: BTreeSet<String> = before.iter().cloned().collect();
             assert_eq!(seen, set(&["a", "b", "c"]), "{affinity:?}");
             // Whoever was with an endpoint that is still there is with it still, but for a few.
             scene.expose(1, &all[..2], maglev);
-            // By their hashes, not because their flows are known.
-            for node in &scene.lab.nodes {
-                node.command("conntrack -F 2>&1");
-            }
-            let [after, other] = nodes.map(|node| answered(&scene, node));
+            forget_flows(&scene);
+            let [after, other] = nodes.map(|node| answered(&scene, Protocol::Udp, node));
             assert_eq!(after, other, "{affinity:?}");
             assert!(!after.contains(&"c".to_owned()));
             let kept = before.iter().zip(&after).filter(|(before, _)| *before != "c");
@@ -524,6 +588,40 @@ fn every_node_chooses_the_same_endpoint_by_maglev_hashing(on: BackEnd) {
             assert!(moved <= 6, "{affinity:?}: {moved}: {before:?} {after:?}");
             scene.expose(1, &[], maglev);
         }
+    }
+}
+
+/// Node ports, external IPs and the load balancer's addresses.
+fn every_node_chooses_the_same_endpoint_for_a_connection_by_whichever_address_it_comes(on: BackEnd) {
+    let mut scene = Scene::new(Routing::Direct, on);
+    add_clients(&scene);
+    scene.expose(1, &BOTH, |service| {
+        service.external.algorithm = Algorithm::Maglev;
+        service.external.load_balancer = ["203.0.113.101", "2001:db8::101"].map(address).into();
+    });
+    let by_node = [("172.30.0.11", "fd30::11"), ("172.30.0.12", "fd30::12")].map(|(v4, v6)| {
+        let routes = format!(
+            "ip route replace 203.0.113.0/24 via {v4} proto 3; ip -6 route flush 2001:db8::/64; \
+             ip route add 2001:db8::/64 via {v6} proto 3"
+        );
+        scene.outside().command(&routes);
+        let ways = [
+            format!("{v4}:30001"),
+            format!("[{v6}]:30001"),
+            "203.0.113.1:80".into(),
+            "[2001:db8::1]:80".into(),
+            "203.0.113.101:80".into(),
+            "[2001:db8::101]:80".into(),
+        ];
+        ways.map(|to| {
+            forget_flows(&scene);
+            answered(&scene, Protocol::Tcp, &to)
+        })
+    });
+    assert_eq!(by_node[0], by_node[1]);
+    for answers in &by_node[0] {
+        let seen: BTreeSet<String> = answers.iter().cloned().collect();
+        assert_eq!(seen, set(&["a", "b"]));
     }
 }
 

@@ -162,10 +162,12 @@ impl Machine {
     /// Answers every TCP line and UDP datagram on a port with `name` and the caller's address, for as long as the test
     /// process lives.
     pub(crate) fn serve(&self, name: &str, port: u16) {
-        let (tcp, udp) = self.run(|| {
-            let any = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
-            (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())
-        });
+        self.serve_at(name, (std::net::Ipv6Addr::UNSPECIFIED, port).into());
+    }
+
+    /// The same at one address: a machine with several would answer datagrams from another.
+    pub(crate) fn serve_at(&self, name: &str, at: SocketAddr) {
+        let (tcp, udp) = self.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap()));
         let answer = |name: &str, client: SocketAddr| format!("{name} {}\n", client.ip().to_canonical());
         let tcp_name = name.to_owned();
         std::thread::spawn(move || {
@@ -237,6 +239,16 @@ impl Machine {
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket
         })
+    }
+
+    /// How many segments of TCP this machine has sent a second time.
+    pub(crate) fn tcp_segments_sent_again(&self) -> u64 {
+        let counters = self.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
+        let mut of_tcp = counters.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, figures) = (of_tcp.next().unwrap(), of_tcp.next().unwrap());
+        let mut all = names.split(' ').zip(figures.split(' '));
+        let (_, figure) = all.find(|(name, _)| *name == "RetransSegs").unwrap();
+        figure.parse().unwrap()
     }
 
     pub(crate) fn ping(&self, to: &str) -> bool {
