@@ -455,3 +455,39 @@ fn a_deployment_rolls_out() {
     plane.ok(["delete", "deploy", "web"]);
     plane.until(["get", "pods,rs", "-o", "name"], "");
 }
+
+#[test]
+fn node_ports_are_those_of_the_range_that_is_configured() {
+    let plane = ControlPlane::start_with(&["--service-node-port-range", "31000-31003"]);
+    let service = |name: &str, node_port: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
+             spec: {{type: NodePort, ports: [{{port: 80{node_port}}}]}}}}"
+        )
+    };
+    let create = ["create", "-f", "-"];
+    let mut given = std::collections::BTreeSet::new();
+    plane.ok_with(create, &service("asks", ", nodePort: 31002"));
+    for name in ["a", "b", "c"] {
+        plane.ok_with(create, &service(name, ""));
+    }
+    for name in ["asks", "a", "b", "c"] {
+        let path = "jsonpath={.spec.ports[0].nodePort}";
+        given.insert(plane.ok(["get", "service", name, "-o", path]));
+    }
+    let all = ["31000", "31001", "31002", "31003"].map(str::to_owned);
+    assert_eq!(given, all.into());
+    let refused = plane.refused(create, &service("late", ""));
+    assert!(refused.contains("31000-31003"), "{refused}");
+    for (node_port, why) in [
+        ("30500", "The range of valid ports is 31000-31003"),
+        ("31002", "provided port is already allocated"),
+    ] {
+        let refused = plane.refused(create, &service("late", &format!(", nodePort: {node_port}")));
+        assert!(refused.contains(why), "{refused}");
+    }
+    plane.ok(["delete", "service", "asks"]);
+    plane.ok_with(create, &service("late", ""));
+    let path = "jsonpath={.spec.ports[0].nodePort}";
+    assert_eq!(plane.ok(["get", "service", "late", "-o", path]), "31002");
+}

@@ -19,6 +19,7 @@ mod repairs;
 mod runtimes;
 mod sandbox;
 mod service_cidrs;
+mod service_kinds;
 mod services;
 mod streaming;
 mod support;

@@ -27,14 +27,6 @@ endpoints: [{addresses: [10.244.0.250]}]
 /// So many writers, none of which waits for the agent.
 const WRITERS: usize = 3;
 
-fn slices(lab: &Lab, runtime: &tokio::runtime::Runtime) -> Api<EndpointSlice> {
-    runtime.block_on(async {
-        let kubeconfig = kube::config::Kubeconfig::read_from(lab.kubeconfig()).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
-        Api::default_namespaced(kube::Client::try_from(config.unwrap()).unwrap())
-    })
-}
-
 /// Writes another port into the slice until it is enough.
 async fn write(slices: Api<EndpointSlice>, written: &AtomicU64, enough: &AtomicBool) {
     while !enough.load(Ordering::Relaxed) {
@@ -54,7 +46,7 @@ fn while_written<T>(lab: &Lab, work: impl FnOnce(&AtomicU64) -> T) -> T {
         .enable_all()
         .build()
         .unwrap();
-    let slices = slices(lab, &runtime);
+    let slices = Api::default_namespaced(lab.client(&runtime));
     let writers = (0..WRITERS).map(|_| runtime.spawn(write(slices.clone(), &WRITTEN, &ENOUGH)));
     let writers: Vec<_> = writers.collect();
     let done = work(&WRITTEN);

@@ -35,14 +35,14 @@ fn lab_with(name: &str, external_ip: &str, args: &[&str]) -> Lab {
     lab
 }
 
-fn address(lab: &Lab, node: &str) -> String {
+pub(crate) fn address(lab: &Lab, node: &str) -> String {
     let path = "-ojsonpath={.status.addresses[?(@.type=='InternalIP')].address}";
     let addresses = lab.kubectl_ok(&["get", "node", node, path]);
     addresses.split(' ').next().unwrap().to_owned()
 }
 
 /// Asks from a node's own network until an answer comes.
-fn curl(lab: &Lab, node: &str, url: &str) -> Value {
+pub(crate) fn curl(lab: &Lab, node: &str, url: &str) -> Value {
     lab.until(&format!("an answer from {url}"), || {
         let output = lab.node(node, &["curl", "-sS", "-g", "--max-time", "2", url]);
         serde_json::from_str(&stdout(&output)).ok()
@@ -50,7 +50,7 @@ fn curl(lab: &Lab, node: &str, url: &str) -> Value {
 }
 
 /// What a URL has between // and /.
-fn authority(address: &str, port: u64) -> String {
+pub(crate) fn authority(address: &str, port: u64) -> String {
     SocketAddr::new(address.parse().unwrap(), port.try_into().unwrap()).to_string()
 }
 

@@ -451,7 +451,10 @@ impl Allocations {
         };
         let found = upper.chain(first..first + band).find_map(free);
         let number = found.ok_or_else(|| {
-            ClaimError::Exhausted("failed to allocate a nodePort: range is full".to_owned())
+            ClaimError::Exhausted(format!(
+                "failed to allocate a nodePort: range is full: all ports of {first}-{last} are in use; give the API server \
+                 a larger --service-node-port-range"
+            ))
         })?;
         self.take(Item::Port(number));
         claim.taken.push(Item::Port(number));

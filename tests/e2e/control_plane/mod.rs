@@ -31,6 +31,11 @@ pub(crate) struct ControlPlane {
 impl ControlPlane {
     /// Starts an API server and waits until it is ready.
     pub(crate) fn start() -> ControlPlane {
+        ControlPlane::start_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub(crate) fn start_with(args: &[&str]) -> ControlPlane {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         let log = std::fs::File::create(path("apiserver.log")).unwrap();
@@ -40,6 +45,7 @@ impl ControlPlane {
                 "--write-kubeconfig",
                 &format!("{}=https://127.0.0.1:{{port}}", path("kubeconfig")),
             ])
+            .args(args)
             .stderr(log)
             .spawn()
             .unwrap();

@@ -127,6 +127,15 @@ impl Lab {
         self.podnet(&[&["lab", "exec", "--name", &self.name, pod, "--"], command].concat())
     }
 
+    /// A client of its API server.
+    pub(crate) fn client(&self, runtime: &tokio::runtime::Runtime) -> kube::Client {
+        runtime.block_on(async {
+            let kubeconfig = kube::config::Kubeconfig::read_from(self.kubeconfig()).unwrap();
+            let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await;
+            kube::Client::try_from(config.unwrap()).unwrap()
+        })
+    }
+
     /// A shell script in a pod that must succeed; what it printed.
     pub(crate) fn sh(&self, pod: &str, script: &str) -> String {
         let output = self.exec(pod, &["sh", "-c", script]);
