@@ -5,10 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod log;
-
-// musl's allocator has one lock for all threads.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+mod memory;
 
 /// The whole Kubernetes network in one binary.
 #[derive(Parser)]
@@ -55,6 +52,11 @@ enum Command {
 }
 
 impl Command {
+    /// Whether every node has one, beside all that a node is for.
+    fn is_on_every_node(&self) -> bool {
+        matches!(self, Command::Agent(_) | Command::Proxy(_))
+    }
+
     /// Whether it tells what it does; the others answer, or are silent.
     fn logs(&self) -> bool {
         matches!(
@@ -74,6 +76,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.command.logs() {
         log::start();
+    }
+    if cli.command.is_on_every_node() {
+        memory::keep_small();
     }
     let outcome = match cli.command {
         Command::Agent(args) => podnet_agent::cli::run(args),
