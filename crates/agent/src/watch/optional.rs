@@ -26,6 +26,8 @@ pub(super) struct Optional<T, U> {
     kind: fn() -> ApiResource,
     parse: fn(&DynamicObject) -> Option<Named<T>>,
     update: U,
+    /// Who may not read them does not take them for none, as long as the cluster knows the kind.
+    guards: bool,
 }
 
 type ToUpdate<T> = fn(Change<String, T>) -> Update;
@@ -34,18 +36,21 @@ pub(super) const IP_POOLS: Optional<IpPool, ToUpdate<IpPool>> = Optional {
     kind: || parse::own_kind("IPPool", "ippools"),
     parse: parse::pool,
     update: Update::Pools,
+    guards: false,
 };
 
 pub(super) const LOAD_BALANCER_POOLS: Optional<LoadBalancerPool, ToUpdate<LoadBalancerPool>> = Optional {
     kind: || parse::own_kind("LoadBalancerPool", "loadbalancerpools"),
     parse: parse::load_balancer_pool,
     update: Update::LoadBalancerPools,
+    guards: false,
 };
 
 pub(super) const SERVICE_CIDRS: Optional<ServiceCidr, ToUpdate<ServiceCidr>> = Optional {
     kind: parse::service_cidr_kind,
     parse: parse::service_cidr,
     update: Update::ServiceCidrs,
+    guards: false,
 };
 
 /// With these comes that pods are needed.
@@ -62,6 +67,7 @@ pub(super) fn cluster_network_policies(
             need(&needed, &change);
             Update::ClusterNetworkPolicies(change)
         },
+        guards: true,
     }
 }
 
@@ -91,17 +97,18 @@ pub(super) async fn follow<T>(
             }
             Err(error) if is_not_served(&error) => {
                 forbidden = is_forbidden(&error);
+                let waits = forbidden && !listed && optional.guards && is_known(&client, &kind).await;
                 if forbidden && !std::mem::replace(&mut told, true) {
                     let kind = &kind.kind;
-                    let what = if listed {
-                        "keeps those that are known; grant it again"
-                    } else {
-                        "goes without them; grant it if the cluster has any"
+                    let what = match (listed, waits) {
+                        (true, _) => "keeps those that are known; grant it again",
+                        (_, true) => "decides nothing without them; grant it",
+                        _ => "goes without them; grant it if the cluster has any",
                     };
                     tracing::warn!(%error, "may not read {kind}s, and {what}");
                 }
-                // Who may not look any more has not seen that there are none.
-                let none = !(forbidden && listed);
+                // Who may not look, or not any more, has not seen that there are none.
+                let none = !(waits || forbidden && listed);
                 listed &= forbidden;
                 if none && updates.send((optional.update)(Change::All(Vec::new()))).is_err() {
                     return;
@@ -119,6 +126,14 @@ pub(super) async fn follow<T>(
             () = tokio::time::sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
             () = installed(&client, &kind), if !forbidden => {}
         }
+    }
+}
+
+/// Whether the cluster has the kind, which everybody may ask; also where that cannot be told.
+async fn is_known(client: &kube::Client, kind: &ApiResource) -> bool {
+    match client.list_api_group_resources(&kind.api_version).await {
+        Ok(list) => list.resources.iter().any(|known| known.name == kind.plural),
+        Err(error) => !matches!(error, kube::Error::Api(status) if status.code == 404),
     }
 }
 
