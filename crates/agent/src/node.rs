@@ -289,6 +289,7 @@ impl NodeLoop {
                 self.fail(&state, &error);
             }
         }
+        self.tell_health(&state);
         self.say();
     }
 

@@ -66,18 +66,17 @@ fn parse(object: &api::EndpointSlice) -> Result<EndpointSlice, String> {
     EndpointSlice::new(service, family, ports, endpoints).map_err(|error| error.to_string())
 }
 
-/// Conditions that are not told: ready counts as true, serving as ready, terminating as false (the API's text).
+/// Conditions that are not told: ready and serving count as true, terminating as false (the API's text).
 fn endpoint(object: &api::Endpoint) -> Result<Endpoint, String> {
     let text = object.addresses.first().ok_or("endpoints: one has no address")?;
     let address: IpAddr = text
         .parse()
         .map_err(|_| format!("endpoints: {text:?} is no IP address"))?;
     let conditions = object.conditions.clone().unwrap_or_default();
-    let ready = conditions.ready.unwrap_or(true);
     Ok(Endpoint {
         address,
-        ready,
-        serving: conditions.serving.unwrap_or(ready),
+        ready: conditions.ready.unwrap_or(true),
+        serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node: object.node_name.clone().and_then(|name| NodeName::new(name).ok()),
         hostname: object

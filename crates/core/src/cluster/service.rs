@@ -91,9 +91,13 @@ pub struct External {
 
 impl External {
     /// Who may come to the load balancer's addresses of a family; everybody, where there is nothing. A list that has no
-    /// range of the family lets nobody of it in; only no list at all, or one with /0, lets everybody.
+    /// range of the family lets nobody of it in, unless all it has is /0, be it of one family only: that is no list.
     pub fn sources_of(&self, family: Family) -> Option<BTreeSet<IpNet>> {
-        let all = self.sources.as_ref()?.iter();
+        let listed = self.sources.as_ref()?;
+        if !listed.is_empty() && listed.iter().all(|range| range.prefix_len() == 0) {
+            return None;
+        }
+        let all = listed.iter();
         let ranges = all.filter(|range| Family::of(range.addr()) == family);
         let ranges: BTreeSet<IpNet> = ranges.map(IpNet::trunc).collect();
         ranges

@@ -219,6 +219,11 @@ fn is_inside(cluster: &Cluster, node: &NodeName, from: IpAddr) -> bool {
     for range in own.pod_ranges.iter() {
         inside |= range.contains(&from);
     }
+    for pool in cluster.valid_ip_pools() {
+        for block in &pool.blocks {
+            inside |= block.node == *node && block.range.contains(&from);
+        }
+    }
     inside
 }
 
@@ -237,7 +242,7 @@ fn behind(
     if asked == Asked::LoadBalancer
         && let Some(sources) = &service.external.sources
     {
-        let mut admitted = false;
+        let mut admitted = sources.iter().all(|range| range.prefix_len() == 0) && !sources.is_empty();
         let own = cluster.node(node).or(cluster.local.node.as_ref());
         for range in sources {
             admitted |= range.contains(&from);

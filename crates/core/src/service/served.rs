@@ -160,9 +160,8 @@ impl Served {
             }
         }
         for address in &external.load_balancer {
-            let of_family = |range: &IpNet| Family::of(range.addr()) == Family::of(*address);
-            let nobody = |sources: &BTreeSet<IpNet>| !sources.iter().any(of_family);
-            if external.sources.as_ref().is_some_and(nobody) {
+            let sources = external.sources_of(Family::of(*address));
+            if sources.is_some_and(|sources| sources.is_empty()) {
                 self.problems.push(format!(
                     "spec.loadBalancerSourceRanges has no range of the family of {address}: nobody can come to it"
                 ));

@@ -311,15 +311,23 @@ fn a_list_of_sources_that_has_none_of_a_family_lets_nobody_of_it_in_and_0_everyb
     let mut open = service("10.96.0.8", InternalPolicy::Cluster);
     open.external.load_balancer = vec!["198.51.100.8".parse().unwrap()];
     open.external.sources = Some(["0.0.0.0/0".parse().unwrap(), "192.0.2.0/24".parse().unwrap()].into());
-    insta::assert_snapshot!(show(&cluster_of(vec![("closed", closed), ("open", open)], Vec::new())), @r"
+    // Nothing but /0 is no list, for the other family neither.
+    let mut all = service("10.96.0.9", InternalPolicy::Cluster);
+    all.external.load_balancer = vec!["198.51.100.9".parse().unwrap()];
+    all.external.sources = Some(["::/0".parse().unwrap()].into());
+    let services = vec![("all", all), ("closed", closed), ("open", open)];
+    insta::assert_snapshot!(show(&cluster_of(services, Vec::new())), @r"
     service range 10.96.0.0/16
     inside 10.244.0.0/24
     cluster ip 10.96.0.7
     cluster ip 10.96.0.8
+    cluster ip 10.96.0.9
     service tcp 10.96.0.7:80 refuse; clients stay for 3600 s
     service tcp 10.96.0.8:80 refuse
+    service tcp 10.96.0.9:80 refuse
     service tcp 198.51.100.7:80 refuse; only from nobody; clients stay for 3600 s
     service tcp 198.51.100.8:80 refuse
+    service tcp 198.51.100.9:80 refuse
     service tcp 203.0.113.7:80 refuse; clients stay for 3600 s
     node port tcp 0.0.0.0:30080 refuse; clients stay for 3600 s
     problem Service default/closed: spec.loadBalancerSourceRanges has no range of the family of 198.51.100.7: nobody can come to it

@@ -132,6 +132,8 @@ pub(crate) struct Iptables {
     is_alone: bool,
     /// UDP frontends that changed, and whose stale flows have not been forgotten yet.
     touched: Touched,
+    /// What of the last state cannot be had here.
+    lacks: Vec<String>,
 }
 
 impl Iptables {
@@ -148,6 +150,7 @@ impl Iptables {
             last: LastStamp::default(),
             is_alone: false,
             touched: Touched::default(),
+            lacks: Vec::new(),
         })
     }
 
@@ -307,6 +310,7 @@ impl Iptables {
         let is_undisturbed = before.is_before(&after, transactions);
         self.put = Some(put);
         self.put_back += put_back;
+        self.lacks = render::lacks(&want.services);
         self.is_known = is_undisturbed;
         // The one from before is one that the sentinel does not find again.
         *last = Some(Last::new(variant, if is_undisturbed { after } else { before }));
@@ -395,6 +399,10 @@ impl ServiceBackend for Iptables {
         let changes = self.put(want)?;
         self.forget_flows(want)?;
         Ok(changes)
+    }
+
+    fn left_out(&self) -> &[String] {
+        &self.lacks
     }
 
     fn take_put_back(&mut self) -> usize {

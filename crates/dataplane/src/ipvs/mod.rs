@@ -355,7 +355,8 @@ impl ServiceBackend for Ipvs {
                  such an address; correct the EndpointSlice that has it"
             )
         });
-        self.left_out = left_out.chain(refused).collect();
+        let lacks = self.rules.left_out().iter().cloned();
+        self.left_out = left_out.chain(refused).chain(lacks).collect();
         self.rules.forget_flows(want)?;
         *there = Some(known);
         Ok(changes)

@@ -4,12 +4,13 @@ use std::io::ErrorKind;
 
 use podnet_core::cluster::{ObjectName, Protocol, Resolution, Routing, Service, ServicePort};
 
-use crate::common::{BackEnd, Machine, ask};
+use crate::common::{BackEnd, Lack, Machine, ask};
 use crate::services::{BOTH, Scene, address};
 
 on_every_back_end!(
     a_service_becomes_a_name_and_is_a_service_again,
     a_service_that_another_proxy_takes_is_left_to_it_and_comes_back,
+    a_service_that_another_proxy_takes_is_carried_by_that,
     two_services_swap_their_addresses,
     two_services_swap_what_the_outside_knows_them_by,
     a_node_port_keeps_its_number_and_changes_its_protocol,
@@ -86,7 +87,7 @@ fn refused(from: &[&Machine], to: &[&str], protocol: Protocol) {
 }
 
 fn a_service_becomes_a_name_and_is_a_service_again(on: BackEnd) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     scene.expose(2, &[B], |_| {});
     scene.lab.endpoints(1, &[A], &[]);
     // A name, ClusterIP, a name, NodePort, ClusterIP, NodePort, a name.
@@ -137,9 +138,56 @@ fn a_service_becomes_a_name_and_is_a_service_again(on: BackEnd) {
     }
 }
 
+/// Another proxy, which was there before us or came after us, carries the first service on the first node, to B.
+fn another_proxy(scene: &Scene) {
+    let rules: String = ["prerouting", "output"]
+        .map(|hook| {
+            format!(
+                "add chain inet theirs {hook} {{ type nat hook {hook} priority -100; }}; \
+                 add rule inet theirs {hook} ip daddr 10.96.0.1 tcp dport 80 dnat ip to 10.244.1.2:8080; \
+                 add rule inet theirs {hook} ip daddr 10.96.0.1 udp dport 80 dnat ip to 10.244.1.2:8080; \
+                 add rule inet theirs {hook} ip6 daddr fd00:10:96::1 tcp dport 80 dnat ip6 to [fd00:10:244:1::2]:8080; \
+                 add rule inet theirs {hook} ip6 daddr fd00:10:96::1 udp dport 80 dnat ip6 to [fd00:10:244:1::2]:8080; "
+            )
+        })
+        .concat();
+    scene.lab.nodes[0].command(&format!("nft 'add table inet theirs; {rules}'"));
+}
+
+fn no_other_proxy(scene: &Scene) {
+    scene.lab.nodes[0].command("nft delete table inet theirs");
+}
+
+fn a_service_that_another_proxy_takes_is_carried_by_that(on: BackEnd) {
+    let mut scene = Scene::followed(Routing::default(), on);
+    become_of(&mut scene, 1, Some(1), &ports(Some(30_001)));
+    scene.lab.endpoints(1, &[A], &[]);
+    for is_first in [true, false] {
+        if is_first {
+            another_proxy(&scene);
+        }
+        let service = scene.lab.cluster.services.get_mut(&name(1)).unwrap();
+        service.as_mut().unwrap().proxied_elsewhere = true;
+        scene.lab.apply_all();
+        if !is_first {
+            another_proxy(&scene);
+        }
+        let when = format!("the other is first: {is_first}");
+        answered(&[&scene.client], &CLUSTER_IPS, "b", &when);
+        if !on.lacks(Lack::OthersProxies) {
+            answered(&[&scene.lab.nodes[0]], &CLUSTER_IPS, "b", &when);
+        }
+        no_other_proxy(&scene);
+        let service = scene.lab.cluster.services.get_mut(&name(1)).unwrap();
+        service.as_mut().unwrap().proxied_elsewhere = false;
+        scene.lab.apply_all();
+        answered(&[&scene.client, &scene.lab.nodes[0]], &CLUSTER_IPS, "a", &when);
+    }
+}
+
 /// `service.kubernetes.io/service-proxy-name`, and `headless` likewise, come and go.
 fn a_service_that_another_proxy_takes_is_left_to_it_and_comes_back(on: BackEnd) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     scene.expose(2, &[B], |_| {});
     become_of(&mut scene, 1, Some(1), &ports(Some(30_001)));
     scene.lab.endpoints(1, &[A], &[]);
@@ -167,7 +215,7 @@ fn a_service_that_another_proxy_takes_is_left_to_it_and_comes_back(on: BackEnd) 
 }
 
 fn two_services_swap_their_addresses(on: BackEnd) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     scene.lab.service(1, &[A]);
     scene.lab.service(2, &[B]);
     scene.lab.apply_all();
@@ -194,7 +242,7 @@ fn two_services_swap_their_addresses(on: BackEnd) {
 
 /// Node ports, external IPs and load balancers' addresses.
 fn two_services_swap_what_the_outside_knows_them_by(on: BackEnd) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     let known_by = |host: u8| {
         [
             format!("172.30.0.11:{}", 30_000 + u16::from(host)),
@@ -239,7 +287,7 @@ fn two_services_swap_what_the_outside_knows_them_by(on: BackEnd) {
 }
 
 fn a_node_port_keeps_its_number_and_changes_its_protocol(on: BackEnd) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     scene.lab.service(1, &[A]);
     scene.lab.service(2, &[B]);
     let mut both = ports(Some(30_001));
@@ -281,7 +329,7 @@ fn a_node_port_keeps_its_number_and_changes_its_protocol(on: BackEnd) {
 }
 
 fn a_service_that_is_made_anew_under_its_name_is_the_new_one(on: BackEnd) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     scene.expose(1, &[A], |_| {});
     let inside = |scene: &Scene, to: &[&str], who: &str, when: &str| {
         answered(&[&scene.client, &scene.lab.nodes[0]], to, who, when);

@@ -41,7 +41,7 @@ fn publish(scene: &mut Scene, ready: &[(usize, u8)], terminating: &[(usize, u8)]
 
 /// A scene with one service of each external policy, both of which `a` serves.
 fn two_policies(on: BackEnd) -> (Scene, Machine) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     let other = scene.lab.pod(0, 3);
     other.serve("c", 8080);
     scene.expose(1, &[A], |_| {});
@@ -145,7 +145,7 @@ fn a_flow_follows_its_endpoint_to_another_target_port(on: BackEnd) {
 
 /// As the named target port of pods that give it different numbers is published.
 fn slices_of_one_service_have_their_own_target_ports(on: BackEnd) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     scene.b.serve("other", 9090);
     scene.expose(1, &[A], |_| {});
     // The slices of another service become the first one's, beside those that it has.
@@ -165,7 +165,7 @@ fn slices_of_one_service_have_their_own_target_ports(on: BackEnd) {
 }
 
 fn internal_policy_local_takes_this_nodes_endpoints_and_drops_where_none_is(on: BackEnd) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     let far = scene.lab.pod(1, 9);
     let internal = |service: &mut podnet_core::cluster::Service| {
         service.internal_policy = InternalPolicy::Local;

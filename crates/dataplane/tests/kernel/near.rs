@@ -64,7 +64,7 @@ fn get(scene: &Scene, expected: [&[&str]; 2], when: &str) {
 }
 
 fn hints_keep_clients_near_where_every_endpoint_has_one(on: BackEnd) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     scene.expose(1, &BOTH, |_| {});
     for (node, name) in ZONES.into_iter().enumerate() {
         zone(&mut scene, node, name);

@@ -28,6 +28,7 @@ const B: Pod = BOTH[1];
 #[derive(Clone, Copy)]
 struct Kind {
     ready: &'static [Pod],
+    unready: &'static [Pod],
     terminating: &'static [Pod],
     change: fn(&mut Service),
     /// What clients each endpoint is meant for, by the node it is on.
@@ -38,16 +39,20 @@ struct Kind {
     family: Option<Family>,
     /// A program of the nodes has its TCP node port.
     busy: bool,
+    /// It is not asked of who lacks that.
+    lack: Option<Lack>,
 }
 
 const PLAIN: Kind = Kind {
     ready: &BOTH,
+    unready: &[],
     terminating: &[],
     change: |_| {},
     hints: None,
     steady: false,
     family: None,
     busy: false,
+    lack: None,
 };
 
 const ZONES: [&str; 2] = ["east", "west"];
@@ -75,8 +80,14 @@ fn both_local(service: &mut Service) {
     local(service);
 }
 
+/// From outside, one node and its pods, in one family each; from the other node, and its pods in the other.
 fn guarded(service: &mut Service) {
-    let ranges = ["172.30.0.1/32", "10.244.1.0/24", "fd00:10:244::/64"];
+    let ranges = [
+        "172.30.0.1/32",
+        "10.244.1.0/24",
+        "fd00:10:244::/64",
+        "fd30::11/128",
+    ];
     service.external.sources = Some(ranges.map(|range| range.parse().unwrap()).into());
 }
 
@@ -97,6 +108,10 @@ fn kinds() -> Vec<Kind> {
     let steady = |change| Kind {
         steady: true,
         ..of(&BOTH, change)
+    };
+    let unready = |ready, unready, change| Kind {
+        unready,
+        ..of(ready, change)
     };
     let hinted = |hints: fn(usize) -> Hints, change| Kind {
         hints: Some(hints),
@@ -120,11 +135,18 @@ fn kinds() -> Vec<Kind> {
         ending(&[], &[B], both_local),
         of(&[], |_| {}),
         of(&[], both_local),
+        unready(&[A], &[B], |_| {}),
+        unready(&[], &BOTH, |_| {}),
+        unready(&[B], &[A], both_local),
         of(&BOTH, guarded),
         of(&[B], |service| {
             guarded(service);
             local(service);
         }),
+        Kind {
+            lack: Some(Lack::SilentRefusal),
+            ..of(&[], guarded)
+        },
         steady(stay),
         steady(|service| {
             stay(service);
@@ -172,7 +194,9 @@ fn put(scene: &mut Scene, host: u8, kind: Kind) {
         service.external.load_balancer = both(100 + host);
         (kind.change)(service);
     });
-    scene.lab.endpoints(host, kind.ready, kind.terminating);
+    scene
+        .lab
+        .endpoints(host, &[kind.ready, kind.unready].concat(), kind.terminating);
     for family in [Family::V4, Family::V6] {
         let port = NodePort {
             family,
@@ -185,17 +209,22 @@ fn put(scene: &mut Scene, host: u8, kind: Kind) {
             false => busy.remove(&port),
         };
     }
-    let Some(hints) = kind.hints else { return };
     for family in [Family::V4, Family::V6] {
         let name = slice_name(host, family);
         let slices = &mut scene.lab.cluster.slices;
         let old = slices[&name].clone().unwrap();
-        let hinted = old.endpoints().to_vec().into_iter().map(|endpoint| Endpoint {
-            hints: hints(usize::from(endpoint.node == Some(node_name(1)))),
-            ..endpoint
+        let endpoints = old.endpoints().iter().map(|endpoint| {
+            let node = usize::from(endpoint.node == Some(node_name(1)));
+            let is_ready = !kind.unready.iter().any(|(of, _)| *of == node);
+            Endpoint {
+                hints: kind.hints.map_or_else(Hints::default, |hints| hints(node)),
+                ready: endpoint.ready && is_ready,
+                serving: is_ready,
+                ..endpoint.clone()
+            }
         });
-        let (family, hinted) = (AddressFamily::Ip(family), hinted.collect());
-        let slice = EndpointSlice::new(old.service, family, old.ports, hinted).unwrap();
+        let (family, endpoints) = (AddressFamily::Ip(family), endpoints.collect());
+        let slice = EndpointSlice::new(old.service, family, old.ports, endpoints).unwrap();
         slices.insert(name, Ok(slice));
     }
 }
@@ -222,7 +251,6 @@ impl Asker<'_> {
         self.addresses[usize::from(to.is_ipv6())]
     }
 
-    /// A node's own datagrams are stopped, or refused, before they leave.
     fn is_node(&self) -> bool {
         self.addresses[0].to_string().starts_with("172.30.0.1") && self.node.is_some()
     }
@@ -253,9 +281,9 @@ enum Said {
 impl Question<'_> {
     fn ask(&self) -> io::Result<Said> {
         let (to, port) = (self.to.to_string(), self.asker.port());
-        let (answer, stopped) = match self.protocol {
-            Protocol::Tcp => (self.asker.machine.tcp_by(port, &to), false),
-            _ => (self.asker.machine.udp_by(port, &to), self.asker.is_node()),
+        let answer = match self.protocol {
+            Protocol::Tcp => self.asker.machine.tcp_by(port, &to),
+            _ => self.asker.machine.udp_by(port, &to),
         };
         let error = match answer {
             Ok((who, client)) => return Ok(Said::By(who, client)),
@@ -264,11 +292,6 @@ impl Question<'_> {
         match error.kind() {
             ErrorKind::ConnectionRefused => Ok(Said::Refused),
             ErrorKind::WouldBlock | ErrorKind::TimedOut => Ok(Said::Silence),
-            // One cannot be told from the other then.
-            ErrorKind::PermissionDenied if stopped => Ok(match self.fate {
-                Fate::Dropped => Said::Silence,
-                _ => Said::Refused,
-            }),
             _ => Err(error),
         }
     }
@@ -461,7 +484,7 @@ fn wrong(scene: &Scene, kinds: &[Kind], askers: &[Asker<'_>]) -> Vec<String> {
 }
 
 fn packets_meet_the_fate_the_oracle_says(on: BackEnd) {
-    let mut scene = Scene::new(Routing::default(), on);
+    let mut scene = Scene::followed(Routing::default(), on);
     let far = scene.lab.pod(1, 9);
     for node in &scene.lab.nodes {
         // Everything is refused in the same second here.
@@ -476,6 +499,8 @@ fn packets_meet_the_fate_the_oracle_says(on: BackEnd) {
     for (rotated, first_port, client_ports) in [(0, 32_768, "32768 44999"), (7, 45_000, "45000 60999")] {
         let mut kinds = kinds();
         kinds.rotate_left(rotated);
+        let lacked = |kind: &&mut Kind| kind.lack.is_some_and(|lack| on.lacks(lack));
+        kinds.iter_mut().filter(lacked).for_each(|kind| *kind = PLAIN);
         let some = ["172.30.0.0/24", "fd30::11/128"].map(|range| range.parse().unwrap());
         scene.lab.cluster.config.node_port_addresses = (rotated > 0).then(|| some.into());
         for (host, kind) in hosts().zip(&kinds) {

@@ -44,7 +44,7 @@ pub(crate) fn address(text: &str) -> IpAddr {
 }
 
 /// Two nodes, a pod `a` on the first and `b` on the second, and the outside, which has routes to 203.0.113.0/24 and
-/// 2001:db8::/64 by the first node.
+/// 2001:db8::/64 by the first node. What leaves for a cluster IP that nobody has, 10.96.0.99 or fd00:10:96::99, it answers.
 pub(crate) struct Scene {
     pub(crate) lab: Lab,
     pub(crate) a: Machine,
@@ -67,7 +67,20 @@ impl Scene {
                 netlink.request(route.add()).unwrap();
             }
         });
+        // Who has a cluster IP that nobody has: a packet that leaves its node is answered.
+        let leak = "ip address add 10.96.0.99/32 dev lo; ip address add fd00:10:96::99/128 dev lo nodad";
+        lab.underlay.command(leak);
+        lab.underlay.serve("leak", 80);
         Scene { lab, a, b, client }
+    }
+
+    /// The same with agents that stay, and follow the cluster from state to state.
+    pub(crate) fn followed(routing: Routing, on: BackEnd) -> Scene {
+        let scene = Scene::new(routing, on);
+        Scene {
+            lab: scene.lab.followed(),
+            ..scene
+        }
     }
 
     pub(crate) fn outside(&self) -> &Machine {

@@ -1,18 +1,20 @@
 //! Endpoints that somebody wrote by hand, and ports with names of their own.
 
+use std::io::ErrorKind;
 use std::num::NonZeroU16;
 
 use podnet_core::cluster::{
-    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Protocol, Routing, Service,
-    ServicePort,
+    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, PodRanges, Protocol, Routing,
+    Service, ServicePort,
 };
 
 use crate::common::{BackEnd, answerers, node_name};
-use crate::services::{Scene, address, set};
+use crate::services::{Scene, address, local, set};
 
 on_every_back_end!(
     endpoints_may_be_nodes_and_hosts_outside_over_vxlan,
     endpoints_may_be_nodes_and_hosts_outside_over_direct_routes,
+    who_has_no_pods_takes_all_others_for_outside,
     ports_of_one_protocol_lead_to_their_own_targets_which_differ_by_endpoint,
 );
 
@@ -101,6 +103,51 @@ fn endpoints_may_be_nodes_and_hosts_outside_over_vxlan(on: BackEnd) {
 
 fn endpoints_may_be_nodes_and_hosts_outside_over_direct_routes(on: BackEnd) {
     endpoints_may_be_nodes_and_hosts_outside(Routing::Direct, on);
+}
+
+/// A node that has no range for pods of either family, or of one.
+fn who_has_no_pods_takes_all_others_for_outside(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
+    let [v4, v6] = ["172.30.0.12", "fd30::12"];
+    for at in [v4, v6] {
+        scene.lab.nodes[1].serve_at("there", (address(at), 8080).into());
+    }
+    // For pods alone it would not forward.
+    scene.lab.nodes[0].command("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    let ports = [("tcp", Protocol::Tcp, 8080), ("udp", Protocol::Udp, 8080)];
+    let ways = [
+        "172.30.0.11:30001",
+        "[fd30::11]:30001",
+        "203.0.113.1:80",
+        "[2001:db8::1]:80",
+    ];
+    for ranges in [&[][..], &["10.244.0.0/24"]] {
+        let node = scene.lab.cluster.nodes.get_mut(&node_name(0)).unwrap();
+        let ranges = ranges.iter().map(|range| range.parse().unwrap());
+        node.as_mut().unwrap().pod_ranges = PodRanges::new(ranges).unwrap();
+        for is_local in [false, true] {
+            scene.expose(1, &[], |service| {
+                if is_local {
+                    local(service);
+                }
+            });
+            slice(&mut scene, "written4", &[(v4, Some(1))], &ports);
+            slice(&mut scene, "written6", &[(v6, Some(1))], &ports);
+            scene.lab.apply_all();
+            std::thread::scope(|scope| {
+                for to in ways {
+                    let scene = &scene;
+                    scope.spawn(move || match (scene.outside().tcp(to), is_local) {
+                        (Ok((who, _)), false) => assert_eq!(who, "there", "{to}"),
+                        (Err(error), true) => assert_ne!(error.kind(), ErrorKind::ConnectionRefused, "{to}"),
+                        (answer, _) => panic!("{to}, local: {is_local}: {answer:?}"),
+                    });
+                }
+            });
+            // The node itself is not outside.
+            assert_eq!(scene.lab.nodes[0].tcp("172.30.0.11:30001").unwrap().0, "there");
+        }
+    }
 }
 
 fn ports_of_one_protocol_lead_to_their_own_targets_which_differ_by_endpoint(on: BackEnd) {

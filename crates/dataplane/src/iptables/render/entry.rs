@@ -33,7 +33,7 @@ pub(super) fn addresses(
             ports_clause(frontend.protocol, frontend.port),
         ];
         let by_ipvs = given.of_ipvs(entry);
-        lead(given, family, own.into(), (entry, by_ipvs), |side| {
+        lead(family, own.into(), (entry, by_ipvs), |side| {
             names::of_frontend(frontend, side)
         })
     };
@@ -64,7 +64,7 @@ pub(super) fn ports(
         |(node_port, entry)| {
             let own = vec![ports_clause(protocol, node_port.port)];
             let by_ipvs = given.port_of_ipvs(entry);
-            lead(given, family, own, (entry, by_ipvs), |side| {
+            lead(family, own, (entry, by_ipvs), |side| {
                 names::of_node_port(node_port, side)
             })
         },
@@ -94,13 +94,11 @@ fn chooses(by_ipvs: Option<Audience>, side: Side) -> bool {
 
 /// The rules that lead what is for an entry to its chains. What is refused, dropped or IPVS' leaves nat untranslated.
 fn lead(
-    given: &Given,
     family: Family,
     own: Vec<Clause>,
     (entry, by_ipvs): (&Entry, Option<Audience>),
     chain: impl Fn(Side) -> String,
 ) -> Vec<Rule> {
-    let knows_pods = !given.services.pods.is_empty();
     let target = |backend: &Backend, side| match backend {
         Backend::Balance { .. } if chooses(by_ipvs, side) => Target::Goto(chain(side)),
         Backend::Balance { .. } | Backend::Refuse | Backend::Drop => Target::Accept,
@@ -110,7 +108,7 @@ fn lead(
         admitted.push(Clause::In(Asked::FrontendAndSource, set("ADMIT", family)));
     }
     let mut rules = Vec::new();
-    if let Some(outside) = entry.outside.as_ref().filter(|_| knows_pods) {
+    if let Some(outside) = &entry.outside {
         let clauses = || admitted.iter().cloned().chain(from_outside(family));
         if by_ipvs.is_some() {
             // IPVS knows a mark as a whole.
@@ -230,7 +228,7 @@ fn choices(
             list.extend(staying(entry, endpoints));
         }
         match entry.algorithm {
-            Algorithm::Maglev if endpoints.len() > 1 => {
+            Algorithm::Maglev if (2..=MOST_HASHED).contains(&endpoints.len()) => {
                 list.extend(by_client(rules, (family, protocol), entry, &chain, endpoints));
             }
             Algorithm::Maglev | Algorithm::Random => {
@@ -256,6 +254,22 @@ fn by_lot<'a>(
 
 /// So many slots lead to endpoints; the last few hashes share the first few slots.
 const SLOTS: usize = 251;
+/// Among more of them some would have no slot, or half of what others have.
+const MOST_HASHED: usize = SLOTS / 2;
+
+/// What an entry asks for that is not to be had.
+pub(super) fn lack(entry: &Entry) -> Option<String> {
+    let sides = [&entry.inside, entry.outside()];
+    let most = sides.map(|backend| backend.endpoints().len()).into_iter().max()?;
+    let is_lacking = entry.algorithm == Algorithm::Maglev && most > MOST_HASHED;
+    is_lacking.then(|| {
+        format!(
+            "{}: with {most} endpoints they are chosen by lot and not by Maglev hashing, which iptables has for \
+             {MOST_HASHED} at most; --dataplane nftables has it for any number",
+            entry.port
+        )
+    })
+}
 /// So many hashes are told apart by one rule of the chain, and then by one of another.
 const STEP: u32 = 16;
 

@@ -107,30 +107,25 @@ fn mangle(rules: &mut Rules, services: &ServiceState, family: Family) {
         ],
         Target::Drop,
     );
-    // A node that does not know who its pods are takes everybody for one.
-    let outside = || Some(from_outside(family)).filter(|_| !services.pods.is_empty());
-    let carried = |outside: Option<[Clause; 2]>, what: &str| {
+    let carried = |clauses: Vec<Clause>, what: &str| {
         let given = Clause::In(Asked::Frontend, set(what, family));
-        let clauses = outside.into_iter().flatten().chain([given]);
-        Rule::new(clauses, Target::Goto(IPVS_CARRY.to_owned()))
+        Rule::new(
+            clauses.into_iter().chain([given]),
+            Target::Goto(IPVS_CARRY.to_owned()),
+        )
     };
-    let marked = |outside: Option<[Clause; 2]>, what: &str| {
-        Rule::new(outside.into_iter().flatten(), Target::MarkBy(set(what, family)))
-    };
-    let by_address = outside().map(|outside| carried(Some(outside), "IPVS-OUT"));
+    let marked = |clauses: Vec<Clause>, what: &str| Rule::new(clauses, Target::MarkBy(set(what, family)));
+    let outside = || from_outside(family).to_vec();
     let by_port = own_addresses(services, family).map(|clauses| jump(clauses, IPVS_PORTS));
-    let list = [forbidden, carried(None, "IPVS")]
-        .into_iter()
-        .chain(by_address)
-        .chain(by_port);
+    let by_address = [carried(Vec::new(), "IPVS"), carried(outside(), "IPVS-OUT")];
+    let list = [forbidden].into_iter().chain(by_address).chain(by_port);
     rules.chain(at, IPVS_NEW, list.collect());
-    let by_port = outside().map(|outside| marked(Some(outside), "IPVS-PORT-OUT"));
-    let carry = Rule::new([Clause::Delivered], Target::Carry);
-    let list = [marked(None, "IPVS-PORT")]
-        .into_iter()
-        .chain(by_port)
-        .chain([carry]);
-    rules.chain(at, IPVS_PORTS, list.collect());
+    let list = vec![
+        marked(Vec::new(), "IPVS-PORT"),
+        marked(outside(), "IPVS-PORT-OUT"),
+        Rule::new([Clause::Delivered], Target::Carry),
+    ];
+    rules.chain(at, IPVS_PORTS, list);
     rules.chain(at, IPVS_CARRY, vec![Rule::new([], Target::Carry)]);
     rules.chain(at, IPVS_OWN, own(services, family));
     let hooks = &mut rules.table(family, TableName::Mangle).hooks;
@@ -266,8 +261,7 @@ fn sources(state: &NodeState, family: Family) -> Vec<Rule> {
     let hairpins = local_endpoints(services, family).root();
     let hairpins = hairpins.map(|root| to(of_loops(family, &root)));
     let pods = services.pods.iter();
-    let mut pods = pods.filter(|range| Family::of(range.addr()) == family).peekable();
-    let knows_pods = pods.peek().is_some();
+    let pods = pods.filter(|range| Family::of(range.addr()) == family);
     let stays = |clause| Rule::new([clause], Target::Return);
     let pods = pods.flat_map(|range| halves(*range));
     let pods = pods.flat_map(|range| [Clause::Source(range), Clause::Destination(range)].map(stays));
@@ -275,13 +269,9 @@ fn sources(state: &NodeState, family: Family) -> Vec<Rule> {
     let node = node.filter(|address| Family::of(**address) == family);
     let node = node.map(|address| stays(Clause::Source(IpNet::from(*address))));
     let passing = pods.chain(node).chain([Rule::new([], Target::Masquerade)]);
-    let passing = passing.filter(|_| knows_pods);
-    let mut all: Vec<Rule> = hairpins.into_iter().chain(passing).collect();
-    if !all.is_empty() {
-        // What encloses the packet in a tunnel would carry the mark on.
-        all.insert(0, Rule::new([], Target::Unmark));
-    }
-    all
+    // What encloses the packet in a tunnel would carry the mark on.
+    let unmark = [Rule::new([], Target::Unmark)];
+    unmark.into_iter().chain(hairpins).chain(passing).collect()
 }
 
 /// For what still has a service's address: no endpoint, or no such port, or no such service.
@@ -296,7 +286,7 @@ fn filter(rules: &mut Rules, given: &Given, family: Family) {
         Rule::new([], Target::PortUnreachable(family)),
     ];
     rules.chain(at, REFUSE, refuse);
-    rules.chain(at, PORT_GUARD, fates(services, family, "PORT-"));
+    rules.chain(at, PORT_GUARD, fates(family, "PORT-"));
     let forbidden = [
         Clause::In(Asked::Frontend, set("GUARD", family)),
         Clause::NotIn(Asked::FrontendAndSource, set("ADMIT", family)),
@@ -308,7 +298,7 @@ fn filter(rules: &mut Rules, given: &Given, family: Family) {
     let unused = unused.map(|range| Rule::new([Clause::Destination(*range)], Target::Drop));
     let guard = [Rule::new(forbidden, Target::Drop)]
         .into_iter()
-        .chain(fates(services, family, ""))
+        .chain(fates(family, ""))
         .chain(ports)
         .chain([Rule::new([used], Target::Goto(REFUSE.to_owned()))])
         .chain(unused);
@@ -326,7 +316,7 @@ fn filter(rules: &mut Rules, given: &Given, family: Family) {
 }
 
 /// Those outside first, where they get something else.
-fn fates(services: &ServiceState, family: Family, what: &str) -> Vec<Rule> {
+fn fates(family: Family, what: &str) -> Vec<Rule> {
     let rule = |side: &str, fate: &str, target| {
         let outside = from_outside(family).into_iter().filter(|_| !side.is_empty());
         let name = set(&format!("{what}{fate}{side}"), family);
@@ -338,7 +328,5 @@ fn fates(services: &ServiceState, family: Family, what: &str) -> Vec<Rule> {
             rule(side, "REFUSE", Target::Goto(REFUSE.to_owned())),
         ]
     };
-    // A node that does not know who its pods are takes everybody for one.
-    let outside = Some(both("-OUT")).filter(|_| !services.pods.is_empty());
-    outside.into_iter().flatten().chain(both("")).collect()
+    both("-OUT").into_iter().chain(both("")).collect()
 }

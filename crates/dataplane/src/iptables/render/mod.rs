@@ -125,12 +125,17 @@ impl Given {
         Some(audience)
     }
 
-    /// Whether what is said of one entry alone is the same for another state: who is outside, and who has node ports.
+    /// Whether what is said of one entry alone is the same for another state: who has node ports.
     fn is_alike(&self, services: &ServiceState) -> bool {
-        let own = &self.services;
-        own.pods.is_empty() == services.pods.is_empty()
-            && own.has_node_ports_on_loopback() == services.has_node_ports_on_loopback()
+        self.services.has_node_ports_on_loopback() == services.has_node_ports_on_loopback()
     }
+}
+
+/// What services ask for that is not to be had here, each once.
+pub(super) fn lacks(services: &ServiceState) -> Vec<String> {
+    let entries = services.frontends.values().chain(services.node_ports.values());
+    let lacks: BTreeSet<String> = entries.filter_map(|entry| entry::lack(entry)).collect();
+    lacks.into_iter().collect()
 }
 
 fn follow<K: Ord + Clone>(map: &mut SharedMap<K, Arc<Entry>>, key: &K, entry: Option<&Arc<Entry>>) {

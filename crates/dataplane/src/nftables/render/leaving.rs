@@ -77,14 +77,10 @@ pub(super) fn passing_chain(family: Family) -> &'static str {
 }
 
 /// A client outside whose endpoint is on another node: the answer would go past this node, untranslated. So it would
-/// where the node itself asked from an address that others know another way to, such as a load balancer's. Nothing for a
-/// node that does not know who its pods are.
+/// where the node itself asked from an address that others know another way to, such as a load balancer's.
 pub(super) fn pass(state: &NodeState, family: Family) -> Vec<Rule> {
     let pods = state.services.pods.iter();
-    let mut pods = pods.filter(|range| Family::of(range.addr()) == family).peekable();
-    if pods.peek().is_none() {
-        return Vec::new();
-    }
+    let pods = pods.filter(|range| Family::of(range.addr()) == family);
     let stays = |clause| rule([clause, leave()]);
     let pods =
         pods.flat_map(|range| [Clause::SourceWithin(*range), Clause::DestinationWithin(*range)].map(stays));

@@ -75,6 +75,8 @@ pub(crate) fn names(family: Family) -> Names {
 pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// NF_IP_PRI_NAT_DST: where destinations are translated.
 const DSTNAT: i32 = -100;
+/// When all have had their turn that translate destinations at the usual priority, or close to it.
+const AFTER_DSTNAT: i32 = DSTNAT + 10;
 /// NF_IP_PRI_NAT_SRC: where sources are translated.
 pub(super) const SRCNAT: i32 = 100;
 /// When our table translates, among all that translate at the same hook.
@@ -328,7 +330,6 @@ fn chains(table: &mut Table, state: &NodeState, turn: Turn) {
             mark(Clause::Mark),
             outside,
             Some(rule([jump("services")])),
-            Some(rule([jump("guard")])),
             mark(Clause::Unmark),
         ];
         all.into_iter().flatten().collect::<Vec<_>>()
@@ -341,6 +342,13 @@ fn chains(table: &mut Table, state: &NodeState, turn: Turn) {
         judge(from_outside()),
     );
     base("output", "nat", Hook::Output, turn.after(DSTNAT), judge(None));
+    // What others translate, such as another proxy's services, does not come by here any more.
+    for (name, hook) in [
+        ("prerouting-guard", Hook::Prerouting),
+        ("output-guard", Hook::Output),
+    ] {
+        base(name, "nat", hook, AFTER_DSTNAT, vec![rule([jump("guard")])]);
+    }
     base(
         "postrouting",
         "nat",
@@ -387,8 +395,7 @@ fn outside(services: &ServiceState) -> Vec<Rule> {
         by_address.into_iter().chain(by_port.into_iter().flatten())
     });
     let lookups: Vec<Rule> = lookups.collect();
-    // A node that does not know who its pods are takes everybody for one.
-    if lookups.is_empty() || services.pods.is_empty() {
+    if lookups.is_empty() {
         return Vec::new();
     }
     let inside = services.pods.iter();

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -272,7 +272,11 @@ fn any(of: SocketAddr, port: u16) -> SocketAddr {
 }
 
 pub(crate) fn ask(socket: &UdpSocket) -> std::io::Result<(String, IpAddr)> {
-    socket.send(b"?")?;
+    match socket.send(b"?") {
+        // A rule stopped it before it left: whether that was a refusal, the socket hears next.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+        sent => drop(sent?),
+    }
     let mut buffer = [0; 2048];
     let length = socket.recv(&mut buffer)?;
     parse(std::str::from_utf8(&buffer[..length]).unwrap())
@@ -330,9 +334,10 @@ impl BackEnd {
                 Lack::ClientsAddress,
                 Lack::Sctp,
                 Lack::LateRefusal,
+                Lack::SilentRefusal,
                 Lack::OtherLoopbackAddresses,
             ],
-            BackEnd::Ipvs => &[Lack::PortsUsedAgain],
+            BackEnd::Ipvs => &[Lack::PortsUsedAgain, Lack::OthersProxies],
             BackEnd::Nftables | BackEnd::IptablesLegacy | BackEnd::IptablesNft => &[],
         }
     }
@@ -357,6 +362,11 @@ pub(crate) enum Lack {
     Sctp,
     /// A client is refused by the endpoint that refuses it: a proxy has accepted it by then, and resets it.
     LateRefusal,
+    /// Who may not come is not answered where there is no endpoint either: nobody listens for a proxy there, and the kernel
+    /// refuses.
+    SilentRefusal,
+    /// The node itself reaches services that another proxy carries.
+    OthersProxies,
     /// A client's port leads to the same endpoint by two ways within minutes.
     PortsUsedAgain,
     /// Node ports are on every address of 127.0.0.0/8 where they are on loopback: a proxy has those that the node has.
@@ -370,6 +380,8 @@ pub(crate) struct Lab {
     pub(crate) underlay: Machine,
     pub(crate) nodes: Vec<Machine>,
     pub(crate) cluster: Cluster,
+    /// The data planes of the nodes, where they stay.
+    agents: Option<Vec<Mutex<Option<Kernel>>>>,
 }
 
 const NAMED: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
@@ -435,6 +447,7 @@ impl Lab {
             underlay,
             nodes: Vec::new(),
             cluster: Cluster::new(config),
+            agents: None,
         };
         for index in 0..nodes {
             lab.add_node(index, primary, mtu);
@@ -447,6 +460,15 @@ impl Lab {
         self.nodes.iter().for_each(|node| on.prime(node));
         IS_SLOW.fetch_or(on == BackEnd::Ipvs, Ordering::Relaxed);
         Lab { on, ..self }
+    }
+
+    /// The same with agents that stay, and follow the cluster from state to state.
+    pub(crate) fn followed(self) -> Lab {
+        let agents = self.nodes.iter().map(|_| Mutex::new(None)).collect();
+        Lab {
+            agents: Some(agents),
+            ..self
+        }
     }
 
     fn add_node(&mut self, index: usize, primary: Family, mtu: u32) {
@@ -656,11 +678,20 @@ impl Lab {
         self.cluster.slices.insert(name, Ok(slice));
     }
 
-    /// A new data plane applies the cluster's state on a node.
+    /// A new data plane applies the cluster's state on a node, or the one that stays there goes on to it.
     pub(crate) fn apply(&self, node: usize) -> Applied {
         let state = compute(&self.cluster, &node_name(node));
+        let agent = self.agents.as_ref().map(|agents| &agents[node]);
         let node = &self.nodes[node];
-        node.run(|| node.kernel(self.on.name()).apply(&state).unwrap())
+        let open = || node.kernel(self.on.name());
+        node.run(|| match agent.map(|agent| agent.lock().unwrap()) {
+            None => open().apply(&state),
+            Some(mut agent) => match &mut *agent {
+                Some(kernel) => kernel.follow(&state),
+                none => none.insert(open()).apply(&state),
+            },
+        })
+        .unwrap()
     }
 
     pub(crate) fn apply_all(&self) {
