@@ -1,6 +1,7 @@
 //! What a Service's object may say, as clients of it find it: through the API, the controllers, the agents and the kernel.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, Patch, PatchParams};
@@ -93,9 +94,13 @@ spec:
     )
 }
 
-/// The pods that answer, asked often enough to hear two.
-fn pods(lab: &Lab, url: &str) -> BTreeSet<String> {
-    let answer = |_| curl(lab, "node1", url)["pod"].as_str().unwrap().to_owned();
+/// The pods that answer, and by which ports of theirs; asked often enough to hear two.
+fn answered(lab: &Lab, url: &str) -> BTreeSet<(String, u16)> {
+    let answer = |_| {
+        let answer = curl(lab, "node1", url);
+        let server: SocketAddr = answer["server"].as_str().unwrap().parse().unwrap();
+        (answer["pod"].as_str().unwrap().to_owned(), server.port())
+    };
     (0..30).map(answer).collect()
 }
 
@@ -136,6 +141,7 @@ fn a_service_is_what_its_object_says(dataplane: &str) {
     families(&lab);
     load_balancers(&lab);
     targets(&lab);
+    headless(&lab);
     labels(&lab);
     types(&lab);
     lab.down();
@@ -229,24 +235,13 @@ fn targets(lab: &Lab) {
         "pod/second",
         "--timeout=60s",
     ]);
-    let both = BTreeSet::from(["first", "second"].map(str::to_owned));
     let web = urls(lab, "named").remove(0);
     let admin = web.replace(":80/", ":81/");
-    for (url, ports) in [(&web, [8080, 8181]), (&admin, [9090, 9191])] {
+    for (url, first, second) in [(&web, 8080, 8181), (&admin, 9090, 9191)] {
+        let both = [("first".to_owned(), first), ("second".to_owned(), second)].into();
         lab.until(&format!("both pods behind {url}"), || {
-            (pods(lab, url) == both).then_some(())
+            (answered(lab, url) == both).then_some(())
         });
-        // Not with the number of the other.
-        let slices = ["get", "endpointslices", "-l", "kubernetes.io/service-name=named"];
-        let slices = lab.kubectl_json(&[&slices[..], &["-ojson"]].concat());
-        let found: BTreeSet<u64> = slices["items"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .flat_map(|slice| slice["ports"].as_array().unwrap().clone())
-            .map(|port| port["port"].as_u64().unwrap())
-            .collect();
-        assert!(ports.iter().all(|port| found.contains(port)), "{found:?}");
     }
     let written = urls(lab, "written").remove(0);
     fails(lab, &written, &[7]);
@@ -267,6 +262,52 @@ fn targets(lab: &Lab) {
     );
     lab.apply(&endpoints);
     assert_eq!(curl(lab, "node1", &written)["pod"], "first", "it is mirrored");
+}
+
+/// `clusterIP: None`: there is no address of its own, and its slices name the pods, which are reached as they are.
+fn headless(lab: &Lab) {
+    lab.apply(
+        "{kind: Service, apiVersion: v1, metadata: {name: headless}, \
+         spec: {clusterIP: None, selector: {app: named}, ports: [{port: 80, targetPort: web}]}}",
+    );
+    assert_eq!(spec(lab, "headless")["clusterIPs"], json!(["None"]));
+    let slices = lab.until("slices of the headless service", || {
+        let slices = [
+            "get",
+            "endpointslices",
+            "-l",
+            "kubernetes.io/service-name=headless",
+        ];
+        let slices = lab.kubectl_json(&[&slices[..], &["-ojson"]].concat());
+        let slices = slices["items"].as_array()?.clone();
+        let endpoints = slices
+            .iter()
+            .map(|slice| slice["endpoints"].as_array().map_or(0, Vec::len));
+        (endpoints.sum::<usize>() == 2).then_some(slices)
+    });
+    let mut found = BTreeSet::new();
+    for slice in slices {
+        for endpoint in slice["endpoints"].as_array().unwrap() {
+            let at = endpoint["addresses"][0].as_str().unwrap();
+            let url = format!(
+                "http://{}/",
+                authority(at, slice["ports"][0]["port"].as_u64().unwrap())
+            );
+            found.insert(curl(lab, "node1", &url)["pod"].as_str().unwrap().to_owned());
+        }
+    }
+    assert_eq!(found, ["first", "second"].map(str::to_owned).into());
+    let explained = lab.podnet(&[
+        "service",
+        "explain",
+        "headless",
+        "--kubeconfig",
+        &lab.kubeconfig(),
+    ]);
+    assert!(
+        explained.status.code().is_some_and(|code| code < 2),
+        "{explained:?}"
+    );
 }
 
 /// The labels by which a service is another proxy's, and nobody's.

@@ -220,6 +220,8 @@ fn services_in_user_space_go_on_without_an_agent_and_come_back_when_their_proxy_
     for way in &ways {
         curl(&lab, "node1", way);
     }
+    lab.node_sh("node1", "nft delete table inet podnet");
+    put_back(&lab);
     lab.down();
 }
 
@@ -277,6 +279,11 @@ fn a_node_that_cannot_apply_says_so_to_load_balancers_and_catches_up() {
         let answer = curl(&lab, "node2", &check);
         (answer["serviceProxyHealthy"] == false).then_some(answer)
     });
+    let status = lab.node(
+        "node2",
+        &["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", &check],
+    );
+    assert_eq!(stdout(&status), "503");
     assert_eq!(
         answer["localEndpoints"].as_u64().map(|count| count > 0),
         Some(true),
@@ -335,8 +342,15 @@ mod linux_6_12 {
 
 #[test]
 fn pods_prefer_the_endpoints_of_their_zone_where_the_service_asks_for_it() {
-    let lab = Lab::up("zones", &["--nodes", "2", "--zones", "2", "-f", DEMO]);
-    lab.kubectl_ok(&["scale", "deployment/echo", "--replicas", "4"]);
+    // The first and the third node are in one zone.
+    let lab = Lab::up("zones", &["--nodes", "3", "--zones", "2", "-f", DEMO]);
+    let zone = |node: &str| {
+        let path = r"-ojsonpath={.metadata.labels.topology\.kubernetes\.io/zone}";
+        lab.kubectl_ok(&["get", "node", node, path])
+    };
+    assert_eq!(zone("node1"), zone("node3"));
+    assert_ne!(zone("node1"), zone("node2"));
+    lab.kubectl_ok(&["scale", "deployment/echo", "--replicas", "6"]);
     lab.kubectl_ok(&["rollout", "status", "deployment/echo", "--timeout=60s"]);
     let url = url(&lab, "echo");
     let nodes_of = |from: &str, asked: usize| -> std::collections::BTreeSet<String> {
@@ -349,10 +363,11 @@ fn pods_prefer_the_endpoints_of_their_zone_where_the_service_asks_for_it() {
             found.iter().eq(expected.iter()).then_some(())
         });
     };
+    const ALL: &[&str] = &["node1", "node2", "node3"];
     for (distribution, expected) in [
-        ("null", [["node1", "node2"].as_slice(), &["node1", "node2"]]),
-        ("\"PreferSameZone\"", [&["node1"], &["node2"]]),
-        ("null", [&["node1", "node2"], &["node1", "node2"]]),
+        ("null", [ALL, ALL]),
+        ("\"PreferSameZone\"", [&["node1", "node3"], &["node2"]]),
+        ("null", [ALL, ALL]),
         ("\"PreferSameNode\"", [&["node1"], &["node2"]]),
     ] {
         let patch = format!("{{\"spec\":{{\"trafficDistribution\":{distribution}}}}}");
@@ -371,7 +386,7 @@ fn pods_prefer_the_endpoints_of_their_zone_where_the_service_asks_for_it() {
         "--field-selector",
         "spec.nodeName=node2",
     ]);
-    until("node2", "the other zone's", &["node1"]);
+    until("node2", "the other zone's", &["node1", "node3"]);
     lab.down();
 }
 

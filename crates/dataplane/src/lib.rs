@@ -9,6 +9,8 @@ pub mod delta;
 mod existing;
 pub mod iptables;
 pub mod ipvs;
+#[cfg(test)]
+mod judge;
 pub mod monitor;
 pub mod nftables;
 mod own;

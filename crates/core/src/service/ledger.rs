@@ -32,6 +32,7 @@ struct Terms {
     zone: Option<String>,
     addresses: BTreeSet<IpAddr>,
     ranges: BTreeSet<IpNet>,
+    pods: BTreeSet<IpNet>,
     node_port_addresses: Option<BTreeSet<IpNet>>,
 }
 
@@ -77,6 +78,7 @@ impl Ledger {
             zone: place.zone.map(str::to_owned),
             addresses: place.addresses().collect(),
             ranges,
+            pods: pods.clone(),
             node_port_addresses: cluster.config.node_port_addresses.as_deref().map(truncated),
         };
         let changed = match changes {
@@ -105,7 +107,7 @@ impl Ledger {
         self.opened = opened;
         self.find_owners(cluster, &mut claims);
         self.settle(claims, me);
-        self.rest(cluster, pods, me);
+        self.rest(cluster, me);
         Arc::clone(&self.state)
     }
 
@@ -126,6 +128,7 @@ impl Ledger {
     fn under(terms: Terms) -> Self {
         let state = ServiceState {
             ranges: terms.ranges.clone(),
+            pods: terms.pods.clone(),
             node_port_addresses: terms.node_port_addresses.clone(),
             ..ServiceState::default()
         };
@@ -171,7 +174,7 @@ impl Ledger {
             return;
         };
         let slices: Vec<_> = cluster.slices.of(&name).collect();
-        let served = Served::of(&name, service, &slices, place);
+        let served = Served::of(&name, service, &slices, place, &self.terms.pods);
         for claim in claims_of(&served) {
             touched.insert(claim);
             let claimants = self.claims.entry(claim).or_default();
@@ -254,7 +257,7 @@ impl Ledger {
     }
 
     /// What does not come from services alone. A host port on a cluster IP is nowhere: the address is the service's.
-    fn rest(&mut self, cluster: &Cluster, pods: &BTreeSet<IpNet>, me: &NodeName) {
+    fn rest(&mut self, cluster: &Cluster, me: &NodeName) {
         let state = &self.state;
         let owner = |host_port: &HostPort| {
             let frontend = host_port.frontend()?;
@@ -280,11 +283,10 @@ impl Ledger {
         let mut local: BTreeSet<IpAddr> = self.local.keys().copied().collect();
         local.extend(host_ports.values().map(SocketAddr::ip));
         let state = &self.state;
-        if state.pods == *pods && state.host_ports == host_ports && state.local_endpoints == local {
+        if state.host_ports == host_ports && state.local_endpoints == local {
             return;
         }
         let state = Arc::make_mut(&mut self.state);
-        state.pods.clone_from(pods);
         state.host_ports = host_ports;
         state.local_endpoints = local;
     }

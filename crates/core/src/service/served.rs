@@ -38,6 +38,7 @@ impl Served {
         service: &Service,
         slices: &[&EndpointSlice],
         place: Place<'_>,
+        pods: &BTreeSet<IpNet>,
     ) -> Self {
         let mut served = Served {
             cluster_ips: service.cluster_ips().to_vec(),
@@ -57,7 +58,7 @@ impl Served {
                 let backends = Backends::of(&candidates, service, place);
                 ready_here.extend(candidates.ready_on(place.node));
                 for backend in backends.all() {
-                    served.local.extend(candidates.local(place.node, backend));
+                    served.local.extend(candidates.local(place.node, pods, backend));
                 }
                 let name = Arc::new(PortName {
                     service: name.clone(),

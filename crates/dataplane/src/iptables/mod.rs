@@ -32,6 +32,8 @@ pub use rule::{Asked, Clause, ForeignRule, Rule, Target};
 use crate::services::share::Audience;
 use crate::services::{Sentinel, ServiceBackend, ServiceError, Services, Touched};
 use render::Given;
+#[cfg(test)]
+pub(crate) use rule::HASHES;
 use watch::{Guard, Last, LastStamp, Stamp};
 
 /// How the names of all our chains and sets begin.

@@ -14,6 +14,7 @@ use crate::services::{Scene, address, local, set};
 on_every_back_end!(
     endpoints_may_be_nodes_and_hosts_outside_over_vxlan,
     endpoints_may_be_nodes_and_hosts_outside_over_direct_routes,
+    a_pod_that_is_named_without_its_node_reaches_itself,
     who_has_no_pods_takes_all_others_for_outside,
     ports_of_one_protocol_lead_to_their_own_targets_which_differ_by_endpoint,
 );
@@ -103,6 +104,26 @@ fn endpoints_may_be_nodes_and_hosts_outside_over_vxlan(on: BackEnd) {
 
 fn endpoints_may_be_nodes_and_hosts_outside_over_direct_routes(on: BackEnd) {
     endpoints_may_be_nodes_and_hosts_outside(Routing::Direct, on);
+}
+
+fn a_pod_that_is_named_without_its_node_reaches_itself(on: BackEnd) {
+    let mut scene = Scene::new(Routing::default(), on);
+    scene.expose(1, &[], |_| {});
+    let ports = [("tcp", Protocol::Tcp, 8080), ("udp", Protocol::Udp, 8080)];
+    slice(&mut scene, "written4", &[("10.244.0.2", None)], &ports);
+    slice(&mut scene, "written6", &[("fd00:10:244:0::2", None)], &ports);
+    scene.lab.apply_all();
+    for to in [
+        "10.96.0.1:80",
+        "[fd00:10:96::1]:80",
+        "203.0.113.1:80",
+        "[2001:db8::1]:80",
+    ] {
+        for from in [&scene.a, &scene.client, &scene.b] {
+            assert_eq!(from.tcp(to).unwrap().0, "a", "{to}");
+            assert_eq!(from.udp(to).unwrap().0, "a", "{to}");
+        }
+    }
 }
 
 /// A node that has no range for pods of either family, or of one.
