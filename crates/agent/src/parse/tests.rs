@@ -253,7 +253,7 @@ fn conditions_that_are_not_told_are_as_the_api_says() {
         .collect();
     assert_eq!(
         read,
-        [(true, true, false), (false, false, false), (false, true, true)]
+        [(true, true, false), (false, true, false), (false, true, true)]
     );
     assert_eq!(parsed.ports[1].port, None);
     let hostnames: Vec<_> = parsed.endpoints().iter().map(|e| e.hostname.as_deref()).collect();

@@ -243,11 +243,24 @@ impl Machine {
 
     /// How many segments of TCP this machine has sent a second time.
     pub(crate) fn tcp_segments_sent_again(&self) -> u64 {
+        self.counted("Tcp: ", "RetransSegs")
+    }
+
+    /// How often this machine was told that what it sent cannot be delivered, in either family.
+    pub(crate) fn told_unreachable(&self) -> u64 {
+        let counters = self.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap());
+        let mut lines = counters.lines();
+        let six = lines.find_map(|line| line.strip_prefix("Icmp6InDestUnreachs"));
+        self.counted("Icmp: ", "InDestUnreachs") + six.unwrap().trim().parse::<u64>().unwrap()
+    }
+
+    /// A figure of one of the kernel's protocols.
+    fn counted(&self, protocol: &str, what: &str) -> u64 {
         let counters = self.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
-        let mut of_tcp = counters.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-        let (names, figures) = (of_tcp.next().unwrap(), of_tcp.next().unwrap());
+        let mut of_protocol = counters.lines().filter_map(|line| line.strip_prefix(protocol));
+        let (names, figures) = (of_protocol.next().unwrap(), of_protocol.next().unwrap());
         let mut all = names.split(' ').zip(figures.split(' '));
-        let (_, figure) = all.find(|(name, _)| *name == "RetransSegs").unwrap();
+        let (_, figure) = all.find(|(name, _)| *name == what).unwrap();
         figure.parse().unwrap()
     }
 
