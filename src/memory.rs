@@ -9,8 +9,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// `mi_option_purge_delay` of mimalloc.h: for how many milliseconds what is free is kept. The binding does not name it.
 const PURGE_DELAY: mi_option_t = 15;
 
-/// Takes no more of the node's memory than is in use: an agent needs half as much again while it lists all objects, and
-/// two thirds of what it kept were pages of 2 MiB of which it used little. To be called before there are threads.
+/// Takes no more of the node's memory than is in use: an agent needs more while it lists all objects, and most of what it
+/// kept were pages of 2 MiB of which it used little. To be called before there are threads.
 pub(crate) fn keep_small() {
     // A kernel that knows no such pages refuses, and gives none.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
