@@ -10,7 +10,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const PURGE_DELAY: mi_option_t = 15;
 
 /// Takes no more of the node's memory than is in use: an agent needs more while it lists all objects, and most of what it
-/// kept were pages of 2 MiB of which it used little. To be called before there are threads.
+/// kept were pages of 2 MiB of which it used little. What it starts has none of these pages either. To be called before there
+/// are threads.
 pub(crate) fn keep_small() {
     // A kernel that knows no such pages refuses, and gives none.
     let _ = rustix::thread::disable_transparent_huge_pages(true);

@@ -290,6 +290,7 @@ impl NodeLoop {
             }
         }
         self.tell_health(&state);
+        self.announce(&state);
         self.say();
     }
 

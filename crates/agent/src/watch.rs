@@ -37,6 +37,8 @@ pub enum Change<K, T> {
     Set(K, Box<Parsed<T>>),
     /// One went.
     Gone(K),
+    /// There may be others than are known.
+    Unknown,
 }
 
 /// A change to the cluster.
@@ -172,6 +174,7 @@ impl<K: Ord, T> Change<K, T> {
         match self {
             Change::All(all) => all.len(),
             Change::Set(..) | Change::Gone(_) => 1,
+            Change::Unknown => 0,
         }
     }
 
@@ -180,7 +183,7 @@ impl<K: Ord, T> Change<K, T> {
         match self {
             Change::All(all) => !all.is_empty(),
             Change::Set(..) => true,
-            Change::Gone(_) => false,
+            Change::Gone(_) | Change::Unknown => false,
         }
     }
 
@@ -199,6 +202,7 @@ impl<K: Ord, T> Change<K, T> {
                 }
             }
             Change::Gone(key) => _ = objects.remove(&key),
+            Change::Unknown => {}
         }
     }
 
@@ -210,6 +214,7 @@ impl<K: Ord, T> Change<K, T> {
             }
             Change::Set(key, object) => objects.set(key, *object),
             Change::Gone(key) => objects.remove(&key),
+            Change::Unknown => *listed = false,
         }
     }
 }

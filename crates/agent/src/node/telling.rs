@@ -1,4 +1,5 @@
-//! What the loop says: to the node's owners by log, Events, status and figures, to the plugin, and to load balancers.
+//! What the loop says: to the node's owners by log, Events, status and figures, to load balancers, and to the plugin, which
+//! it puts in place once it can be served.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

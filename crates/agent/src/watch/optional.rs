@@ -86,19 +86,21 @@ pub(super) async fn follow<T>(
     let kind = (optional.kind)();
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
     let mut wait = Duration::from_secs(1);
-    let (mut told, mut listed, mut away) = (false, false, false);
+    let (mut listed, mut away) = (false, false);
+    // Whether those were told to wait who may not read, once it was said that they may not.
+    let mut told = None;
     while !updates.is_closed() {
         let mut forbidden = false;
         match api.list_metadata(&ListParams::default().limit(1)).await {
             Ok(_) => {
-                (told, listed, away) = (false, true, false);
+                (told, listed, away) = (None, true, false);
                 follow_while_there(&api, &kind, &optional, &updates).await;
                 wait = Duration::from_secs(1);
             }
             Err(error) if is_not_served(&error) => {
                 forbidden = is_forbidden(&error);
                 let waits = forbidden && !listed && optional.guards && is_known(&client, &kind).await;
-                if forbidden && !std::mem::replace(&mut told, true) {
+                if forbidden && told.replace(waits) != Some(waits) {
                     let kind = &kind.kind;
                     let what = match (listed, waits) {
                         (true, _) => "keeps those that are known; grant it again",
@@ -108,9 +110,14 @@ pub(super) async fn follow<T>(
                     tracing::warn!(%error, "may not read {kind}s, and {what}");
                 }
                 // Who may not look, or not any more, has not seen that there are none.
-                let none = !(waits || forbidden && listed);
+                let change = match (waits, forbidden && listed) {
+                    (true, _) => Some(Change::Unknown),
+                    (_, true) => None,
+                    _ => Some(Change::All(Vec::new())),
+                };
                 listed &= forbidden;
-                if none && updates.send((optional.update)(Change::All(Vec::new()))).is_err() {
+                let change = change.map(&optional.update);
+                if change.is_some_and(|change| updates.send(change).is_err()) {
                     return;
                 }
             }

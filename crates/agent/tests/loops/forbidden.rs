@@ -144,4 +144,14 @@ async fn policies_that_may_not_be_read_are_none_where_the_cluster_does_not_know_
         none
     })
     .await;
+    // Somebody installs them, and nobody says that they may be read: from then on it is not known whether there are any.
+    server.answer(GROUP, 200, group());
+    let mut unknown = false;
+    until(|| {
+        while let Ok(update) = told.try_recv() {
+            unknown |= matches!(update, Update::ClusterNetworkPolicies(Change::Unknown));
+        }
+        unknown
+    })
+    .await;
 }

@@ -1,4 +1,5 @@
-//! The node's loop, from updates to the kernel: real kernels in namespaces of the tests, and of an API server no more than a stub.
+//! The node's loop, from updates to the kernel: real kernels in namespaces of the tests, and of an API server no more
+//! than a stub.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agent;

@@ -85,4 +85,9 @@ fn what_the_api_server_has_not_listed_is_named_as_long_as_it_is_waited_for() {
     agent.tell([Update::Pods(Change::All(Vec::new()))]);
     agent.until("in force again", |status| status.waiting.is_none());
     agent.until("told no more", |_| agent.problems.borrow().is_empty());
+    // What was known to be none may become unknown.
+    agent.tell([Update::ClusterNetworkPolicies(Change::Unknown)]);
+    waits_for("clusternetworkpolicies");
+    agent.tell([Update::ClusterNetworkPolicies(Change::All(Vec::new()))]);
+    agent.until("in force once more", |status| status.waiting.is_none());
 }

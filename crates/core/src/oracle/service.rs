@@ -212,19 +212,21 @@ fn has_family(service: &Service, address: IpAddr) -> bool {
 
 /// Whether a source is one of the node's own pods, or the node.
 fn is_inside(cluster: &Cluster, node: &NodeName, from: IpAddr) -> bool {
-    let Some(own) = cluster.node(node) else {
-        return false;
-    };
-    let mut inside = own.all_addresses.contains(&from);
-    for range in own.pod_ranges.iter() {
-        inside |= range.contains(&from);
+    let mut ranges = Vec::new();
+    let mut inside = false;
+    if let Some(own) = cluster.node(node).or(cluster.local.node.as_ref()) {
+        inside = own.all_addresses.contains(&from);
+        ranges.extend(own.pod_ranges.iter());
     }
     for pool in cluster.valid_ip_pools() {
         for block in &pool.blocks {
-            inside |= block.node == *node && block.range.contains(&from);
+            if block.node == *node {
+                ranges.push(block.range);
+            }
         }
     }
-    inside
+    // Whoever has none may have had some, and cannot tell its pods from others.
+    inside || ranges.is_empty() || ranges.iter().any(|range| range.contains(&from))
 }
 
 #[expect(clippy::too_many_arguments, reason = "the facts of one question")]

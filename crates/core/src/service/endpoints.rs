@@ -1,10 +1,7 @@
 //! Which of a service port's endpoints a client may get, and why not the others.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-
-use ipnet::IpNet;
 
 use super::Backend;
 use crate::cluster::{AddressFamily, Cluster, Endpoint, EndpointSlice, Family, Node, NodeName, ServicePort};
@@ -180,20 +177,14 @@ impl<'a> Candidates<'a> {
         Backend::Balance { endpoints, draining }
     }
 
-    /// The endpoints on a node that `backend` may send something to. Where none is named, as in slices that somebody wrote
-    /// by hand, those among the node's pods.
-    pub(super) fn local(
-        &self,
-        node: &NodeName,
-        pods: &BTreeSet<IpNet>,
-        backend: &Backend,
-    ) -> impl Iterator<Item = IpAddr> {
-        let is_here = move |endpoint: &Endpoint| match &endpoint.node {
-            Some(on) => on == node,
-            None => pods.iter().any(|range| range.contains(&endpoint.address)),
-        };
-        let here = self.0.iter().filter(move |(_, endpoint)| is_here(endpoint));
-        here.filter(|(address, _)| backend.keeps(*address))
+    /// The endpoints on a node, or on none in particular, that `backend` may send something to.
+    pub(super) fn on(&self, node: Option<&NodeName>, backend: &Backend) -> impl Iterator<Item = IpAddr> {
+        let there = self
+            .0
+            .iter()
+            .filter(move |(_, endpoint)| endpoint.node.as_ref() == node);
+        there
+            .filter(|(address, _)| backend.keeps(*address))
             .map(|(address, _)| address.ip())
     }
 

@@ -32,7 +32,6 @@ struct Terms {
     zone: Option<String>,
     addresses: BTreeSet<IpAddr>,
     ranges: BTreeSet<IpNet>,
-    pods: BTreeSet<IpNet>,
     node_port_addresses: Option<BTreeSet<IpNet>>,
 }
 
@@ -49,6 +48,8 @@ pub(crate) struct Ledger {
     owners: BTreeMap<IpAddr, Owner>,
     /// How many services have an endpoint on this node.
     local: BTreeMap<IpAddr, usize>,
+    /// The same of endpoints that are on no node in particular.
+    unplaced: BTreeMap<IpAddr, usize>,
     /// The services of which something cannot be, whoever else there is.
     ailing: BTreeSet<Arc<ObjectName>>,
     /// Ports of this node that are somebody else's: programs' that listen on them, and pods'.
@@ -78,7 +79,6 @@ impl Ledger {
             zone: place.zone.map(str::to_owned),
             addresses: place.addresses().collect(),
             ranges,
-            pods: pods.clone(),
             node_port_addresses: cluster.config.node_port_addresses.as_deref().map(truncated),
         };
         let changed = match changes {
@@ -107,7 +107,7 @@ impl Ledger {
         self.opened = opened;
         self.find_owners(cluster, &mut claims);
         self.settle(claims, me);
-        self.rest(cluster, me);
+        self.rest(cluster, pods, me);
         Arc::clone(&self.state)
     }
 
@@ -128,7 +128,6 @@ impl Ledger {
     fn under(terms: Terms) -> Self {
         let state = ServiceState {
             ranges: terms.ranges.clone(),
-            pods: terms.pods.clone(),
             node_port_addresses: terms.node_port_addresses.clone(),
             ..ServiceState::default()
         };
@@ -156,15 +155,8 @@ impl Ledger {
                     claimants.retain(|claimant| *claimant != name);
                 }
             }
-            for address in &old.local {
-                let left = self.local.get_mut(address).map_or(0, |count| {
-                    *count -= 1;
-                    *count
-                });
-                if left == 0 {
-                    self.local.remove(address);
-                }
-            }
+            take(&mut self.local, &old.local);
+            take(&mut self.unplaced, &old.unplaced);
         }
         let service = cluster
             .services
@@ -174,7 +166,7 @@ impl Ledger {
             return;
         };
         let slices: Vec<_> = cluster.slices.of(&name).collect();
-        let served = Served::of(&name, service, &slices, place, &self.terms.pods);
+        let served = Served::of(&name, service, &slices, place);
         for claim in claims_of(&served) {
             touched.insert(claim);
             let claimants = self.claims.entry(claim).or_default();
@@ -182,9 +174,8 @@ impl Ledger {
                 claimants.insert(at, Arc::clone(&name));
             }
         }
-        for address in &served.local {
-            *self.local.entry(*address).or_default() += 1;
-        }
+        add(&mut self.local, &served.local);
+        add(&mut self.unplaced, &served.unplaced);
         if !served.problems.is_empty() {
             self.ailing.insert(Arc::clone(&name));
         }
@@ -257,7 +248,7 @@ impl Ledger {
     }
 
     /// What does not come from services alone. A host port on a cluster IP is nowhere: the address is the service's.
-    fn rest(&mut self, cluster: &Cluster, me: &NodeName) {
+    fn rest(&mut self, cluster: &Cluster, pods: &BTreeSet<IpNet>, me: &NodeName) {
         let state = &self.state;
         let owner = |host_port: &HostPort| {
             let frontend = host_port.frontend()?;
@@ -282,13 +273,38 @@ impl Ledger {
             open.map(|(port, target)| (*port, *target)).collect();
         let mut local: BTreeSet<IpAddr> = self.local.keys().copied().collect();
         local.extend(host_ports.values().map(SocketAddr::ip));
+        for range in pods {
+            let here = self.unplaced.range(range.network()..=range.broadcast());
+            local.extend(here.map(|(address, _)| *address));
+        }
         let state = &self.state;
-        if state.host_ports == host_ports && state.local_endpoints == local {
+        if state.pods == *pods && state.host_ports == host_ports && state.local_endpoints == local {
             return;
         }
         let state = Arc::make_mut(&mut self.state);
+        state.pods.clone_from(pods);
         state.host_ports = host_ports;
         state.local_endpoints = local;
+    }
+}
+
+/// Counts addresses.
+fn add(counts: &mut BTreeMap<IpAddr, usize>, addresses: &BTreeSet<IpAddr>) {
+    for address in addresses {
+        *counts.entry(*address).or_default() += 1;
+    }
+}
+
+/// Counts them no more.
+fn take(counts: &mut BTreeMap<IpAddr, usize>, addresses: &BTreeSet<IpAddr>) {
+    for address in addresses {
+        let left = counts.get_mut(address).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        if left == 0 {
+            counts.remove(address);
+        }
     }
 }
 

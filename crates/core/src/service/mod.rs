@@ -23,7 +23,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::cluster::{Affinity, Algorithm};
 use crate::shared_map::{SharedMap, SharedSet};
@@ -51,7 +51,7 @@ pub struct ServiceState {
     pub borrowed: BTreeMap<IpAddr, Owner>,
     /// The ranges services' addresses are from: an address in them that is not in use is dropped.
     pub ranges: BTreeSet<IpNet>,
-    /// Where this node's pods have their addresses from: who comes from there is inside.
+    /// Where this node's pods have their addresses from. See [`ServiceState::inside`].
     pub pods: BTreeSet<IpNet>,
     /// Ports of this node that lead into its pods.
     pub host_ports: BTreeMap<HostPort, SocketAddr>,
@@ -154,6 +154,15 @@ impl Entry {
 }
 
 impl ServiceState {
+    /// The ranges in which clients are inside: those of this node's pods. A node that knows none, as one that starts while
+    /// its object is away, cannot tell its pods from others, and takes everybody for one.
+    pub fn inside(&self) -> BTreeSet<IpNet> {
+        if self.pods.is_empty() {
+            return [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())].into();
+        }
+        self.pods.clone()
+    }
+
     /// All addresses of services that are nobody else's: the ranges, and the cluster IPs that are in none of them.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpNet> {
         let within = |address: &IpAddr| self.ranges.iter().any(|range| range.contains(address));

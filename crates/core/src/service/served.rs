@@ -26,6 +26,8 @@ pub(super) struct Served {
     pub(super) node_ports: Vec<(NodePort, Arc<Entry>)>,
     /// Its endpoints on this node.
     pub(super) local: BTreeSet<IpAddr>,
+    /// Its endpoints of which it is not said where they are, as in slices that somebody wrote by hand.
+    pub(super) unplaced: BTreeSet<IpAddr>,
     /// What its load balancer is told.
     pub(super) health_check: Option<(NonZeroU16, HealthCheck)>,
     /// What of it cannot be.
@@ -38,7 +40,6 @@ impl Served {
         service: &Service,
         slices: &[&EndpointSlice],
         place: Place<'_>,
-        pods: &BTreeSet<IpNet>,
     ) -> Self {
         let mut served = Served {
             cluster_ips: service.cluster_ips().to_vec(),
@@ -46,6 +47,7 @@ impl Served {
             external: Vec::new(),
             node_ports: Vec::new(),
             local: BTreeSet::new(),
+            unplaced: BTreeSet::new(),
             health_check: None,
             problems: service.external.unread.clone(),
         };
@@ -58,7 +60,8 @@ impl Served {
                 let backends = Backends::of(&candidates, service, place);
                 ready_here.extend(candidates.ready_on(place.node));
                 for backend in backends.all() {
-                    served.local.extend(candidates.local(place.node, pods, backend));
+                    served.local.extend(candidates.on(Some(place.node), backend));
+                    served.unplaced.extend(candidates.on(None, backend));
                 }
                 let name = Arc::new(PortName {
                     service: name.clone(),

@@ -31,7 +31,7 @@ pub use rule::{Asked, Clause, ForeignRule, Rule, Target};
 
 use crate::services::share::Audience;
 use crate::services::{Sentinel, ServiceBackend, ServiceError, Services, Touched};
-use render::Given;
+use render::{Given, Lacks};
 #[cfg(test)]
 pub(crate) use rule::HASHES;
 use watch::{Guard, Last, LastStamp, Stamp};
@@ -134,8 +134,9 @@ pub(crate) struct Iptables {
     is_alone: bool,
     /// UDP frontends that changed, and whose stale flows have not been forgotten yet.
     touched: Touched,
+    lacks: Lacks,
     /// What of the last state cannot be had here.
-    lacks: Vec<String>,
+    left_out: Vec<String>,
 }
 
 impl Iptables {
@@ -152,7 +153,8 @@ impl Iptables {
             last: LastStamp::default(),
             is_alone: false,
             touched: Touched::default(),
-            lacks: Vec::new(),
+            lacks: Lacks::default(),
+            left_out: Vec::new(),
         })
     }
 
@@ -312,7 +314,8 @@ impl Iptables {
         let is_undisturbed = before.is_before(&after, transactions);
         self.put = Some(put);
         self.put_back += put_back;
-        self.lacks = render::lacks(&want.services);
+        self.lacks.follow(&want.services);
+        self.left_out = self.lacks.all();
         self.is_known = is_undisturbed;
         // The one from before is one that the sentinel does not find again.
         *last = Some(Last::new(variant, if is_undisturbed { after } else { before }));
@@ -404,7 +407,7 @@ impl ServiceBackend for Iptables {
     }
 
     fn left_out(&self) -> &[String] {
-        &self.lacks
+        &self.left_out
     }
 
     fn take_put_back(&mut self) -> usize {

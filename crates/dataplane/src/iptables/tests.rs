@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::services::any::{any_state, entry, everything, frontend, services_of, state};
-use podnet_core::cluster::Protocol;
+use crate::services::any::{any_state, backend, entry, everything, frontend, services_of, state};
+use podnet_core::cluster::{Algorithm, Protocol};
 use podnet_core::service::{Backend, NodePort};
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -291,5 +291,36 @@ proptest! {
         let left = run(&Change::between(&render::lingering(), &lingering), rules.clone());
         let left = run(&Change::between(&Rules::default(), &whole), left);
         prop_assert_eq!(left, render::lingering());
+    }
+}
+
+#[test]
+fn among_more_endpoints_than_hashes_can_tell_apart_it_is_by_lot_and_told() {
+    let of = |count: u16| {
+        let endpoints: Vec<String> = (1..=count).map(|port| format!("10.244.1.2:{port}")).collect();
+        let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+        let mut state = state(&[]);
+        for address in ["TCP 203.0.113.7:80", "TCP 203.0.113.8:80"] {
+            let frontend = frontend(address);
+            let mut entry = entry(&frontend, backend(Some(&endpoints)));
+            entry.algorithm = Algorithm::Maglev;
+            // Of one service port, whichever the address.
+            entry.port = self::entry(&self::frontend("TCP 10.96.0.1:80"), backend(None)).port;
+            services_of(&mut state).frontends.insert(frontend, entry.into());
+        }
+        state
+    };
+    let by_hash = |state: &NodeState| render(state).to_string().contains("HMARK");
+    let mut lacks = Lacks::default();
+    for (count, hashed) in [(2, true), (125, true), (126, false), (300, false), (125, true)] {
+        let state = of(count);
+        assert_eq!(by_hash(&state), hashed, "{count}");
+        lacks.follow(&state.services);
+        let told = lacks.all();
+        assert_eq!(told.len(), usize::from(!hashed), "{count}: {told:?}");
+        assert!(
+            told.iter()
+                .all(|lack| lack.contains(&format!("with {count} endpoints")))
+        );
     }
 }

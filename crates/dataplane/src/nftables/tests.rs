@@ -107,14 +107,15 @@ fn clients_outside_are_all_but_the_node_and_its_pods() {
         let rules = render(state).chains[name].rules.clone();
         rules.iter().map(|rule| format!("{rule}\n")).collect::<String>()
     };
-    // Who has no range has no pods.
+    // Who does not know its pods takes everybody for one.
     assert_eq!(
         chain_of(&state, "outside"),
-        "ip daddr . meta l4proto . th dport vmap @outside4\n"
+        "ip saddr 0.0.0.0/0 return\nip6 saddr ::/0 return\nip daddr . meta l4proto . th dport vmap @outside4\n"
     );
     assert_eq!(
         chain_of(&state, "passing4"),
-        "meta mark set meta mark & 0xffffbfff\nip saddr 172.30.0.11/32 return\nmasquerade\n"
+        "meta mark set meta mark & 0xffffbfff\nip saddr 0.0.0.0/0 return\nip daddr 0.0.0.0/0 return\n\
+         ip saddr 172.30.0.11/32 return\nmasquerade\n"
     );
     services_of(&mut state).pods = ["10.244.0.0/24".parse().unwrap()].into();
     let chain = |name: &str| chain_of(&state, name);

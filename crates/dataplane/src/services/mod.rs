@@ -183,6 +183,8 @@ pub(crate) fn without_services(state: &NodeState) -> NodeState {
         services: Arc::new(ServiceState {
             host_ports: services.host_ports.clone(),
             local_endpoints: targets,
+            // Whose address a host port's pod sees.
+            pods: services.pods.clone(),
             // Node ports on loopback addresses need the table's guard.
             node_port_addresses: services.node_port_addresses.clone(),
             ..ServiceState::default()

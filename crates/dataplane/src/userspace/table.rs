@@ -87,7 +87,7 @@ impl Table {
         let services = &state.services;
         Table {
             ground: Ground {
-                pods: services.pods.clone(),
+                pods: services.inside(),
                 node: state.routing.node_addresses.iter().copied().collect(),
                 node_ports_on: services.node_port_addresses.clone(),
             },

@@ -259,8 +259,11 @@ const MOST_HASHED: usize = SLOTS / 2;
 
 /// What an entry asks for that is not to be had.
 pub(super) fn lack(entry: &Entry) -> Option<String> {
-    let sides = [&entry.inside, entry.outside()];
-    let most = sides.map(|backend| backend.endpoints().len()).into_iter().max()?;
+    let most = entry
+        .inside
+        .endpoints()
+        .len()
+        .max(entry.outside().endpoints().len());
     let is_lacking = entry.algorithm == Algorithm::Maglev && most > MOST_HASHED;
     is_lacking.then(|| {
         format!(
@@ -270,6 +273,7 @@ pub(super) fn lack(entry: &Entry) -> Option<String> {
         )
     })
 }
+
 /// So many hashes are told apart by one rule of the chain, and then by one of another.
 const STEP: u32 = 16;
 

@@ -168,9 +168,9 @@ fn declare(rules: &mut Rules, scope: Scope, family: Family, services: &ServiceSt
             marks: what.starts_with("IPVS-PORT"),
         };
         let elements = if what == "PODS" {
-            let pods = services.pods.iter();
+            let pods = services.inside().into_iter();
             let pods = pods.filter(|range| Family::of(range.addr()) == family);
-            pods.flat_map(|range| halves(*range)).map(Element::new).collect()
+            pods.flat_map(halves).map(Element::new).collect()
         } else {
             BTreeSet::new()
         };
@@ -208,21 +208,19 @@ fn nat(rules: &mut Rules, state: &NodeState, given: &Given, family: Family) {
     }
     let has_services = rules.chain(at, SERVICES, all);
     let mut sources = sources(state, family);
-    if beside && !sources.is_empty() {
+    if beside {
         // What IPVS translated is not known as that to nat, but by the connection's mark.
         let others = [Clause::NotMarked, Clause::NotCarried];
         sources.insert(0, Rule::new(others, Target::Return));
     }
-    let has_sources = rules.chain(at, POSTROUTING, sources);
+    rules.chain(at, POSTROUTING, sources);
     let hooks = &mut rules.table(family, TableName::Nat).hooks;
     if has_services {
         hooks.insert("PREROUTING", jump([], SERVICES));
         hooks.insert("OUTPUT", jump([], SERVICES));
     }
-    if has_sources {
-        let ours = (!beside).then_some(Clause::Marked);
-        hooks.insert("POSTROUTING", jump(ours, POSTROUTING));
-    }
+    let ours = (!beside).then_some(Clause::Marked);
+    hooks.insert("POSTROUTING", jump(ours, POSTROUTING));
 }
 
 /// The node's addresses that have node ports, as the conditions of a rule each.
@@ -260,10 +258,10 @@ fn sources(state: &NodeState, family: Family) -> Vec<Rule> {
     let services = &state.services;
     let hairpins = local_endpoints(services, family).root();
     let hairpins = hairpins.map(|root| to(of_loops(family, &root)));
-    let pods = services.pods.iter();
+    let pods = services.inside().into_iter();
     let pods = pods.filter(|range| Family::of(range.addr()) == family);
     let stays = |clause| Rule::new([clause], Target::Return);
-    let pods = pods.flat_map(|range| halves(*range));
+    let pods = pods.flat_map(halves);
     let pods = pods.flat_map(|range| [Clause::Source(range), Clause::Destination(range)].map(stays));
     let node = state.routing.node_addresses.iter();
     let node = node.filter(|address| Family::of(**address) == family);

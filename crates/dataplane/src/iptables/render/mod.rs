@@ -10,7 +10,7 @@ mod entry;
 mod frame;
 mod names;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -131,11 +131,49 @@ impl Given {
     }
 }
 
-/// What services ask for that is not to be had here, each once.
-pub(super) fn lacks(services: &ServiceState) -> Vec<String> {
-    let entries = services.frontends.values().chain(services.node_ports.values());
-    let lacks: BTreeSet<String> = entries.filter_map(|entry| entry::lack(entry)).collect();
-    lacks.into_iter().collect()
+/// What services ask for that is not to be had here, by whichever of their addresses. It follows states at the cost of
+/// what differs.
+#[derive(Debug, Default)]
+pub(super) struct Lacks {
+    of: Arc<ServiceState>,
+    by_address: BTreeMap<Frontend, String>,
+    by_port: BTreeMap<NodePort, String>,
+}
+
+impl Lacks {
+    pub(super) fn follow(&mut self, services: &Arc<ServiceState>) {
+        let changed = Delta::between_shared(&services.frontends, &self.of.frontends);
+        for frontend in changed.keys() {
+            let lack = services
+                .frontends
+                .get(frontend)
+                .and_then(|entry| entry::lack(entry));
+            note(&mut self.by_address, frontend, lack);
+        }
+        let changed = Delta::between_shared(&services.node_ports, &self.of.node_ports);
+        for node_port in changed.keys() {
+            let lack = services
+                .node_ports
+                .get(node_port)
+                .and_then(|entry| entry::lack(entry));
+            note(&mut self.by_port, node_port, lack);
+        }
+        drop(changed);
+        self.of = Arc::clone(services);
+    }
+
+    /// Each once.
+    pub(super) fn all(&self) -> Vec<String> {
+        let all: BTreeSet<&String> = self.by_address.values().chain(self.by_port.values()).collect();
+        all.into_iter().cloned().collect()
+    }
+}
+
+fn note<K: Ord + Clone>(lacks: &mut BTreeMap<K, String>, key: &K, lack: Option<String>) {
+    match lack {
+        Some(lack) => _ = lacks.insert(key.clone(), lack),
+        None => _ = lacks.remove(key),
+    }
 }
 
 fn follow<K: Ord + Clone>(map: &mut SharedMap<K, Arc<Entry>>, key: &K, entry: Option<&Arc<Entry>>) {

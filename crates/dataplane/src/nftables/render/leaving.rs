@@ -47,10 +47,7 @@ pub(super) fn sources(state: &NodeState, turn: Turn) -> Vec<Rule> {
             Clause::Masquerade,
         ])
     });
-    let passing = FAMILIES
-        .into_iter()
-        .filter(|family| !pass(state, *family).is_empty());
-    let passing = passing.map(|family| {
+    let passing = FAMILIES.map(|family| {
         rule([
             Clause::Family(family),
             Clause::Marked,
@@ -79,11 +76,11 @@ pub(super) fn passing_chain(family: Family) -> &'static str {
 /// A client outside whose endpoint is on another node: the answer would go past this node, untranslated. So it would
 /// where the node itself asked from an address that others know another way to, such as a load balancer's.
 pub(super) fn pass(state: &NodeState, family: Family) -> Vec<Rule> {
-    let pods = state.services.pods.iter();
+    let pods = state.services.inside().into_iter();
     let pods = pods.filter(|range| Family::of(range.addr()) == family);
     let stays = |clause| rule([clause, leave()]);
     let pods =
-        pods.flat_map(|range| [Clause::SourceWithin(*range), Clause::DestinationWithin(*range)].map(stays));
+        pods.flat_map(|range| [Clause::SourceWithin(range), Clause::DestinationWithin(range)].map(stays));
     let node = state.routing.node_addresses.iter();
     let node = node.filter(|address| Family::of(**address) == family);
     let node = node.map(|address| stays(Clause::SourceWithin(IpNet::from(*address))));

@@ -321,18 +321,10 @@ fn chains(table: &mut Table, state: &NodeState, turn: Turn) {
     let outside = outside(services);
     let from_outside = || (!outside.is_empty()).then(|| rule([jump("outside")]));
     // Whose source is to change is known where it changes; that it was us who translated, only here.
-    let passes = FAMILIES
-        .into_iter()
-        .any(|family| !leaving::pass(state, family).is_empty());
-    let mark = |clause| passes.then(|| rule([clause]));
     let judge = |outside: Option<Rule>| {
-        let all = [
-            mark(Clause::Mark),
-            outside,
-            Some(rule([jump("services")])),
-            mark(Clause::Unmark),
-        ];
-        all.into_iter().flatten().collect::<Vec<_>>()
+        let begin = [rule([Clause::Mark])].into_iter().chain(outside);
+        let end = [rule([jump("services")]), rule([Clause::Unmark])];
+        begin.chain(end).collect::<Vec<_>>()
     };
     base(
         "prerouting",
@@ -398,8 +390,8 @@ fn outside(services: &ServiceState) -> Vec<Rule> {
     if lookups.is_empty() {
         return Vec::new();
     }
-    let inside = services.pods.iter();
-    let inside = inside.map(|range| rule([Clause::SourceWithin(*range), leave()]));
+    let inside = services.inside().into_iter();
+    let inside = inside.map(|range| rule([Clause::SourceWithin(range), leave()]));
     inside.chain(lookups).collect()
 }
 
