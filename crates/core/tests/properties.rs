@@ -68,7 +68,7 @@ fn fate(state: &NodeState, own: &[IpAddr], from: IpAddr, protocol: Protocol, to:
     };
     let node_port = services.node_ports.get(&node_port);
     let node_port = node_port.filter(|_| own.contains(&to.ip()) && services.has_node_ports_on(to.ip()));
-    let inside = own.contains(&from) || services.pods.iter().any(|range| range.contains(&from));
+    let inside = own.contains(&from) || services.inside().iter().any(|range| range.contains(&from));
     match services.frontends.get(&frontend).or(node_port) {
         Some(entry) if !entry.admits(from) => Fate::Dropped,
         Some(entry) => match &**if inside { &entry.inside } else { entry.outside() } {

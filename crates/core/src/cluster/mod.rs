@@ -49,7 +49,7 @@ pub use service_cidr::ServiceCidr;
 pub use slice::{AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, SliceError};
 pub use table::{Changes, Index, OfService, Services, Slices, Table};
 
-use crate::service::HostPort;
+use crate::service::{Frontend, HostPort};
 
 /// One value per IP family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -240,6 +240,25 @@ impl Cluster {
         let api = ObjectName::new("default", "kubernetes");
         let endpoints = self.slices.of(&api).flat_map(|slice| slice.endpoints());
         endpoints.map(|endpoint| endpoint.address)
+    }
+
+    /// The same with the ports, and in words of services.
+    pub fn api_server_frontends(&self) -> impl Iterator<Item = Frontend> {
+        let api = ObjectName::new("default", "kubernetes");
+        self.slices.of(&api).flat_map(|slice| {
+            let ports = slice
+                .ports
+                .iter()
+                .filter_map(|port| Some((port.protocol, port.port?)));
+            ports.flat_map(move |(protocol, port)| {
+                let endpoints = slice.endpoints().iter();
+                endpoints.map(move |endpoint| Frontend {
+                    address: endpoint.address,
+                    protocol,
+                    port,
+                })
+            })
+        })
     }
 
     /// The pools of load balancers' addresses, by name.

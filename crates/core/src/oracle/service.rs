@@ -96,8 +96,10 @@ pub fn connect(cluster: &Cluster, node: &NodeName, from: IpAddr, protocol: Proto
         }
         busy |= among_node_ports;
     }
+    // Nor does anybody take the API server's own port away.
+    let is_api_server = is_api_server(cluster, protocol, to);
     for (name, service) in carried(cluster) {
-        if !has_family(service, to.ip()) {
+        if is_api_server || !has_family(service, to.ip()) {
             continue;
         }
         for port in service.ports() {
@@ -174,6 +176,24 @@ fn carried(cluster: &Cluster) -> Vec<(&ObjectName, &Service)> {
         }
     }
     carried
+}
+
+/// Whether the API server listens there.
+fn is_api_server(cluster: &Cluster, protocol: Protocol, to: SocketAddr) -> bool {
+    let mut found = false;
+    for slice in cluster.valid_slices() {
+        if slice.service != Some(ObjectName::new("default", "kubernetes")) {
+            continue;
+        }
+        for port in &slice.ports {
+            for endpoint in slice.endpoints() {
+                found |= port.protocol == protocol
+                    && port.port.map(|port| port.get()) == Some(to.port())
+                    && endpoint.address == to.ip();
+            }
+        }
+    }
+    found
 }
 
 /// Whether a node, a pod or the API server may have an address.

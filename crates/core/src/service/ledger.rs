@@ -56,6 +56,8 @@ pub(crate) struct Ledger {
     busy: BTreeSet<NodePort>,
     /// The same of pods, with each address on which they have a port.
     opened: BTreeSet<Frontend>,
+    /// Where the API server is: no service takes that away.
+    api_server: BTreeSet<Frontend>,
     /// Host ports that cannot be.
     closed: Vec<Problem>,
     /// What cannot be because another has it.
@@ -105,6 +107,10 @@ impl Ledger {
         let moved = self.opened.symmetric_difference(&opened);
         claims.extend(moved.map(|place| Claim::Address(place.address)));
         self.opened = opened;
+        let api_server = cluster.api_server_frontends().collect();
+        let moved = self.api_server.symmetric_difference(&api_server);
+        claims.extend(moved.map(|place| Claim::Address(place.address)));
+        self.api_server = api_server;
         self.find_owners(cluster, &mut claims);
         self.settle(claims, me);
         self.rest(cluster, pods, me);
@@ -221,6 +227,7 @@ impl Ledger {
                         me,
                         owner: self.owners.get(&address),
                         opened: &self.opened,
+                        api_server: &self.api_server,
                     };
                     settle_address(changed, address, &others, &claimants)
                 }

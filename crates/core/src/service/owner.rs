@@ -203,6 +203,41 @@ mod tests {
     }
 
     #[test]
+    fn the_api_servers_own_port_is_no_services_as_long_as_it_is_there() {
+        let mut cluster = cluster("10.96.0.1", "10.50.0.5");
+        let (web, api) = (
+            ObjectName::new("default", "web"),
+            ObjectName::new("default", "kubernetes"),
+        );
+        let old = cluster.services[&web].clone().unwrap();
+        // Where its slice has the API server.
+        let ports = vec![ServicePort::new(
+            "http",
+            Protocol::Tcp,
+            NonZeroU16::new(8080).unwrap(),
+        )];
+        let mut service = Service::new(old.cluster_ips().to_vec(), ports).unwrap();
+        service.external = old.external;
+        cluster.services.insert(web, Ok(service));
+        let mut follows = Incremental::new(cluster, me());
+        let asked = |state: &NodeState| {
+            let frontends = state.services.frontends.keys();
+            frontends.map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let state = follows.compute();
+        assert_eq!(asked(&state), ["tcp 10.96.0.1:8080"]);
+        let why = "Service default/web: tcp 10.50.0.5:8080 is the API server's; it is not served";
+        assert_eq!(told(&state), [why]);
+        follows
+            .cluster
+            .slices
+            .insert(api.clone(), Ok(slice(&api, "10.50.0.6")));
+        let state = follows.compute();
+        assert_eq!(asked(&state), ["tcp 10.50.0.5:8080", "tcp 10.96.0.1:8080"]);
+        assert_eq!(told(&state), [""; 0]);
+    }
+
+    #[test]
     fn an_external_address_that_is_anothers_is_served_and_marked_as_borrowed_while_it_is() {
         for (address, whose) in OTHERS {
             let cluster = cluster("10.96.0.1", address);

@@ -29,10 +29,13 @@ pub(super) struct Others<'a> {
     pub(super) owner: Option<&'a Owner>,
     /// The host ports.
     pub(super) opened: &'a BTreeSet<Frontend>,
+    /// Where the API server is.
+    pub(super) api_server: &'a BTreeSet<Frontend>,
 }
 
 /// No other address of a service can take a cluster IP away, nor can a pod's host port; but it cannot be one that is
-/// somebody else's: all that is sent to it stays on the node. What a pod has opened on another address stays its own.
+/// somebody else's: all that is sent to it stays on the node. What a pod or the API server has opened on another address
+/// stays its own.
 pub(super) fn settle_address(
     state: &mut ServiceState,
     address: IpAddr,
@@ -74,6 +77,9 @@ pub(super) fn settle_address(
             format!(
                 "its address {address} is in the range {range}, which is for cluster IPs; it is not served"
             )
+        } else if others.api_server.contains(frontend) {
+            // Whoever took it could not hear of its own end.
+            format!("{frontend} is the API server's; it is not served")
         } else if others.opened.contains(frontend) {
             lost.push(Problem {
                 object: ObjectRef::node(others.me),

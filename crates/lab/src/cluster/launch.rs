@@ -62,8 +62,6 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
             outcome = raise(&dir, &request, &manifests, wait) => outcome,
         }
     });
-    // A thread may still wait for init to say something; it ends with init.
-    runtime.shutdown_background();
     match raised {
         Ok(()) => Ok(Raised {
             dir,
@@ -71,13 +69,23 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
         }),
         Err(Failure::Keep(report)) => Err(report),
         Err(Failure::Undo(report)) => {
-            teardown::remove(&dir)
-                .into_diagnostic()
-                .wrap_err("removing the lab that did not come up")?;
+            let remove = || {
+                teardown::remove(&dir)
+                    .into_diagnostic()
+                    .wrap_err("removing the lab that did not come up")
+            };
+            remove()?;
+            // The thread that starts init, or waits for it to say something, ends with it; until then it may make anew
+            // what was removed just now.
+            runtime.shutdown_timeout(STARTER);
+            remove()?;
             Err(report)
         }
     }
 }
+
+/// How long who starts init may take to see that it is gone.
+const STARTER: Duration = Duration::from_secs(5);
 
 enum Failure {
     /// The lab cannot be; remove what there is.
