@@ -2,7 +2,7 @@
 
 mod linux_6_12 {
     use std::collections::BTreeSet;
-    use std::io::{BufRead, BufReader, ErrorKind, Write};
+    use std::io::{BufRead, BufReader, Write};
     use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
     use std::time::Duration;
 
@@ -34,11 +34,7 @@ mod linux_6_12 {
     }
 
     fn ask(client: &Machine, to: &str) -> std::io::Result<(String, IpAddr)> {
-        match ask_for(PATIENCE, client, to) {
-            // In the emulated machine one association of some hundreds is aborted.
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => ask_for(PATIENCE, client, to),
-            answer => answer,
-        }
+        ask_for(PATIENCE, client, to)
     }
 
     /// Whether it is refused: a socket of SCTP goes on asking, but the message that nobody is there has come.
