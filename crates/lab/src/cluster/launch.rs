@@ -69,16 +69,12 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
         }),
         Err(Failure::Keep(report)) => Err(report),
         Err(Failure::Undo(report)) => {
-            let remove = || {
-                teardown::remove(&dir)
-                    .into_diagnostic()
-                    .wrap_err("removing the lab that did not come up")
-            };
-            remove()?;
-            // The thread that starts init, or waits for it to say something, ends with it; until then it may make anew
-            // what was removed just now.
+            let failed = "removing the lab that did not come up";
+            // The thread that starts init, or waits for it to say something, ends with it. Until then it may start another
+            // and write files, so that nothing is removed from under it.
+            teardown::end(&dir).into_diagnostic().wrap_err(failed)?;
             runtime.shutdown_timeout(STARTER);
-            remove()?;
+            teardown::remove(&dir).into_diagnostic().wrap_err(failed)?;
             Err(report)
         }
     }

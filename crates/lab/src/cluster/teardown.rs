@@ -26,20 +26,28 @@ pub fn remove(dir: &LabDir) -> io::Result<Removed> {
     if !dir.exists() {
         return Ok(Removed::Nothing);
     }
-    let mut removed = Removed::Remains;
-    for init in inits(dir)? {
-        if init.is_alive() {
-            removed = Removed::Running;
-        }
-        // With init, the kernel ends every process of the lab before the wait returns.
-        init.kill_and_wait()?;
-    }
+    let removed = if end(dir)? {
+        Removed::Running
+    } else {
+        Removed::Remains
+    };
     remove_tree(dir.root())?;
     if let Some(base) = dir.root().parent() {
         // Gone with its last lab; another lab in it is no error.
         let _ = fs::remove_dir(base);
     }
     Ok(removed)
+}
+
+/// Ends what runs of the lab in `dir`; says whether there was anything.
+pub fn end(dir: &LabDir) -> io::Result<bool> {
+    let mut was_running = false;
+    for init in inits(dir)? {
+        was_running |= init.is_alive();
+        // With init, the kernel ends every process of the lab before the wait returns.
+        init.kill_and_wait()?;
+    }
+    Ok(was_running)
 }
 
 /// The processes to end. Not only the recorded one: `up` may have been killed before it wrote the record, and a
