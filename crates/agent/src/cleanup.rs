@@ -168,6 +168,7 @@ impl Sweep {
         let swept = Kernel::open(None, DataplaneName::default()).and_then(|kernel| {
             let mut kernel = kernel.with_proxy(proxy::site(&paths.run_dir))?;
             kernel.keep_settings_in(&paths.state_dir.join(SETTINGS))?;
+            kernel.take_turns_in(&paths.run_dir)?;
             if dry_run { kernel.present() } else { kernel.clean() }
         });
         match &swept {

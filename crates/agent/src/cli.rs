@@ -306,6 +306,10 @@ async fn agent(args: Args) -> miette::Result<()> {
         .keep_settings_in(&args.paths.state_dir.join(crate::cleanup::SETTINGS))
         .into_diagnostic()
         .wrap_err("the node's settings could not be put back later")?;
+    std::fs::create_dir_all(&args.paths.run_dir)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot make {}", args.paths.run_dir.display()))?;
+    kernel.take_turns_in(&args.paths.run_dir).into_diagnostic()?;
     let cni = CniServerConfig {
         socket: args.paths.socket(),
         state_dir: args.paths.state_dir.clone(),

@@ -32,6 +32,7 @@ use podnet_core::route::RoutingState;
 use podnet_core::service::NodePort;
 use podnet_linux::netfilter::NetfilterError;
 
+use iptables::Turns;
 use monitor::Monitor;
 use nftables::Nftables;
 pub use repair::Repair;
@@ -164,6 +165,13 @@ impl Kernel {
     /// Writes down in `file` what settings of the node were before they are changed, so that cleaning can put them back.
     pub fn keep_settings_in(&mut self, file: &Path) -> Result<(), ApplyError> {
         self.setup.settings = Settings::kept_in(file).map_err(ApplyError::Settings)?;
+        self.open_again()
+    }
+
+    /// Waits, before it has iptables' programs change anything, for those that agents before it have started and that
+    /// outlived them. All agents of a node name the same directory.
+    pub fn take_turns_in(&mut self, directory: &Path) -> Result<(), ApplyError> {
+        self.setup.turns = Turns::within(directory);
         self.open_again()
     }
 

@@ -208,7 +208,7 @@ fn qemu() -> Command {
     let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|path| root.join(path));
     let mut command = Command::new("nice");
     command
-        .args(["-n", "10", "timeout", "--kill-after=10", PATIENCE])
+        .args(["-n", "10", "timeout", "--foreground", "--kill-after=10", PATIENCE])
         .arg(root.join("usr/bin/qemu-system-x86_64"))
         .env(
             "LD_LIBRARY_PATH",

@@ -11,6 +11,7 @@ mod program;
 mod render;
 mod rule;
 mod tree;
+mod turn;
 mod watch;
 
 use std::thread;
@@ -28,12 +29,15 @@ pub use found::{Found, FoundTable};
 pub use model::{Rules, Set, Table, TableName};
 pub use program::Variant;
 pub use rule::{Asked, Clause, ForeignRule, Rule, Target};
+pub use turn::TurnError;
+pub(crate) use turn::Turns;
 
 use crate::services::share::Audience;
 use crate::services::{Sentinel, ServiceBackend, ServiceError, Services, Touched};
 use render::{Given, Lacks};
 #[cfg(test)]
 pub(crate) use rule::HASHES;
+use turn::Turn;
 use watch::{Guard, Last, LastStamp, Stamp};
 
 /// How the names of all our chains and sets begin.
@@ -119,6 +123,7 @@ struct Task {
 #[derive(Debug)]
 pub(crate) struct Iptables {
     scope: Scope,
+    turns: Turns,
     socket: Netfilter,
     /// The variant, once it was needed.
     variant: Option<Variant>,
@@ -141,9 +146,10 @@ pub(crate) struct Iptables {
 
 impl Iptables {
     /// For the network namespace of the calling thread.
-    pub(crate) fn open(scope: Scope) -> Result<Self, ServiceError> {
+    pub(crate) fn open(scope: Scope, turns: Turns) -> Result<Self, ServiceError> {
         Ok(Iptables {
             scope,
+            turns,
             socket: Netfilter::open()?,
             variant: None,
             xtables: None,
@@ -192,7 +198,7 @@ impl Iptables {
     }
 
     /// What makes `want` of what there is. Until that is through nobody knows what there is.
-    fn difference(&mut self, variant: Variant, want: &NodeState) -> Result<Task, ServiceError> {
+    fn difference(&mut self, variant: Variant, want: &NodeState, turn: &Turn) -> Result<Task, ServiceError> {
         let before = self.put.take();
         if let Some(Put(old_frame, old)) = before.as_ref().filter(|_| self.is_known) {
             self.touched.note_change(&old.services, &want.services);
@@ -214,7 +220,7 @@ impl Iptables {
             self.touched.note_change(&ServiceState::default(), &want.services);
         }
         if found.has_other_sets(&rules) {
-            self.remove()?;
+            self.remove(turn)?;
             found = Found::default();
         }
         Ok(Task {
@@ -226,7 +232,7 @@ impl Iptables {
 
     /// Every moment in between is safe: nothing leads to a set that is not there, and what a set refuses or drops was not
     /// translated.
-    fn run(&mut self, variant: Variant, change: &Change) -> Result<(), ServiceError> {
+    fn run(&mut self, variant: Variant, change: &Change, turn: &Turn) -> Result<(), ServiceError> {
         for (name, spec) in &change.create {
             self.socket.create_set(name, spec)?;
         }
@@ -234,7 +240,7 @@ impl Iptables {
             self.socket.add_to_set(name, elements)?;
         }
         for family in FAMILIES {
-            variant.restore(family, &change.script(family))?;
+            variant.restore(family, &change.script(family), turn)?;
         }
         // What IPVS gets by one set is guarded by others, whose names come before: GUARD and ADMIT.
         for (name, elements) in change.remove.iter().rev() {
@@ -254,22 +260,22 @@ impl Iptables {
     }
 
     /// Removes what is in the variant that this machine does not use (any more).
-    fn leave_other(&mut self, variant: Variant) -> Result<(), ServiceError> {
+    fn leave_other(&mut self, variant: Variant, turn: &Turn) -> Result<(), ServiceError> {
         if self.is_alone {
             return Ok(());
         }
         for other in Variant::ALL.into_iter().filter(|other| *other != variant) {
-            self.remove_rules(other)?;
+            self.remove_rules(other, turn)?;
         }
         self.is_alone = true;
         Ok(())
     }
 
     /// Removes all of it from both variants; says what that was.
-    fn remove(&mut self) -> Result<Vec<String>, ServiceError> {
+    fn remove(&mut self, turn: &Turn) -> Result<Vec<String>, ServiceError> {
         let mut removed = Vec::new();
         for variant in Variant::ALL {
-            removed.extend(self.remove_rules(variant)?);
+            removed.extend(self.remove_rules(variant, turn)?);
         }
         let sets = self.sets()?;
         sets.iter().try_for_each(|name| self.destroy(name))?;
@@ -277,11 +283,11 @@ impl Iptables {
         Ok(removed)
     }
 
-    fn remove_rules(&self, variant: Variant) -> Result<Option<String>, ServiceError> {
+    fn remove_rules(&self, variant: Variant, turn: &Turn) -> Result<Option<String>, ServiceError> {
         let found = self.read_rules(variant)?;
         let change = Change::between(&Rules::default(), &found);
         for family in FAMILIES {
-            variant.restore(family, &change.script(family))?;
+            variant.restore(family, &change.script(family), turn)?;
         }
         Ok(chains(variant, &found))
     }
@@ -294,6 +300,7 @@ impl Iptables {
 
     /// Has the kernel carry `want` out. Flows of UDP stay until [`Iptables::forget_flows`].
     pub(crate) fn put(&mut self, want: &NodeState) -> Result<usize, ServiceError> {
+        let turn = self.turns.take()?;
         let shared = self.last.clone();
         let mut last = shared.hold();
         let variant = self.variant()?;
@@ -306,9 +313,9 @@ impl Iptables {
             change,
             put,
             put_back,
-        } = self.difference(variant, want)?;
-        self.run(variant, &change)?;
-        self.leave_other(variant)?;
+        } = self.difference(variant, want, &turn)?;
+        self.run(variant, &change, &turn)?;
+        self.leave_other(variant, &turn)?;
         let after = self.stamp(variant)?;
         let transactions = FAMILIES.iter().map(|family| change.tables_of(*family)).sum();
         let is_undisturbed = before.is_before(&after, transactions);
@@ -349,9 +356,10 @@ impl Iptables {
             Err(ServiceError::NoProgram) => return Ok(()),
             variant => variant?,
         };
+        let turn = self.turns.take()?;
         let found = self.read(variant)?;
         let change = Change::between(&render::lingering(), &found).only(families());
-        self.run(variant, &change)
+        self.run(variant, &change, &turn)
     }
 }
 
@@ -433,11 +441,12 @@ impl ServiceBackend for Iptables {
     }
 
     fn clean(&mut self) -> Result<Vec<String>, ServiceError> {
+        let turn = self.turns.take()?;
         let shared = self.last.clone();
         let mut last = shared.hold();
         *last = None;
         self.put = None;
-        self.remove()
+        self.remove(&turn)
     }
 
     fn table_changed(&mut self, from: u32, to: u32) {

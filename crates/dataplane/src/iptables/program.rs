@@ -8,6 +8,7 @@ use podnet_core::cluster::Family;
 use podnet_linux::netfilter::xtables;
 
 use super::model::program;
+use super::turn::Turn;
 use super::{PREFIX, families};
 use crate::services::ServiceError;
 
@@ -106,8 +107,9 @@ impl Variant {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Does what a script says, in as many steps as it has tables. What it does not name stays.
-    pub fn restore(self, family: Family, script: &str) -> Result<(), ServiceError> {
+    /// Does what a script says, in as many steps as it has tables. What it does not name stays. The turn goes on until the
+    /// program ends, even if that is later than the end of this one.
+    pub(super) fn restore(self, family: Family, script: &str, turn: &Turn) -> Result<(), ServiceError> {
         if script.is_empty() {
             return Ok(());
         }
@@ -119,7 +121,7 @@ impl Variant {
         let mut child = Command::new(&program)
             .args(["--noflush", "-w", WAIT])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(turn.stdout().map_err(failed)?)
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;

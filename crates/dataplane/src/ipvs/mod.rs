@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use podnet_core::NodeState;
-use podnet_core::cluster::IpvsScheduler;
 use podnet_core::service::ServiceState;
 use podnet_linux::ipvs::{Ipvs as Socket, IpvsError, Scheduling, Virtual};
 use podnet_linux::netlink::Netlink;
@@ -28,7 +27,7 @@ pub use render::{VirtualService, VirtualServices, render};
 
 use crate::delta::Delta;
 use crate::iptables::{Iptables, Scope};
-use crate::services::{Retired, Sentinel, ServiceBackend, ServiceError, Services};
+use crate::services::{Retired, Sentinel, ServiceBackend, ServiceError, Services, Setup};
 use crate::settings::Settings;
 use watch::{Guard, Known, Shared};
 
@@ -69,11 +68,11 @@ enum Outcome {
 
 impl Ipvs {
     /// For the network namespace of the calling thread.
-    pub(crate) fn open(scheduler: IpvsScheduler, settings: Settings) -> Result<Self, ServiceError> {
+    pub(crate) fn open(setup: &Setup) -> Result<Self, ServiceError> {
         Ok(Ipvs {
-            scheduling: render::scheduling(scheduler),
-            settings,
-            rules: Iptables::open(Scope::Beside)?,
+            scheduling: render::scheduling(setup.scheduler),
+            settings: setup.settings.clone(),
+            rules: Iptables::open(Scope::Beside, setup.turns.clone())?,
             socket: None,
             netlink: Netlink::open()?,
             shared: Shared::default(),

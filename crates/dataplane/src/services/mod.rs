@@ -21,7 +21,7 @@ use podnet_linux::ipvs::IpvsError;
 use podnet_linux::netfilter::NetfilterError;
 use podnet_linux::netlink::NetlinkError;
 
-use crate::iptables::{Iptables, Scope};
+use crate::iptables::{Iptables, Scope, TurnError, Turns};
 use crate::ipvs::Ipvs;
 use crate::settings::{SettingError, Settings};
 use crate::userspace::{ProxyError, Site, Userspace};
@@ -86,6 +86,8 @@ pub(crate) struct Setup {
     pub(crate) scheduler: IpvsScheduler,
     /// The node's settings.
     pub(crate) settings: Settings,
+    /// Where those that run iptables' programs wait for each other.
+    pub(crate) turns: Turns,
 }
 
 /// Looks now and then whether somebody else changed what is a back end's, where nothing announces it.
@@ -118,6 +120,9 @@ pub enum ServiceError {
     /// The node's settings for a back end.
     #[error(transparent)]
     Settings(#[from] SettingError),
+    /// Programs of iptables that somebody else's turn it is to run.
+    #[error(transparent)]
+    Turn(#[from] TurnError),
     /// A program that is needed.
     #[error("{program}: {why}")]
     Program {
@@ -141,8 +146,8 @@ pub(crate) fn open(
 ) -> Result<Option<Box<dyn ServiceBackend>>, ServiceError> {
     Ok(match name {
         DataplaneName::Nftables => None,
-        DataplaneName::Ipvs => Some(Box::new(Ipvs::open(setup.scheduler, setup.settings.clone())?)),
-        DataplaneName::Iptables => Some(Box::new(Iptables::open(Scope::Whole)?)),
+        DataplaneName::Ipvs => Some(Box::new(Ipvs::open(setup)?)),
+        DataplaneName::Iptables => Some(Box::new(Iptables::open(Scope::Whole, setup.turns.clone())?)),
         DataplaneName::Userspace => Some(Box::new(Userspace::new(setup.proxy.clone()))),
     })
 }

@@ -1,9 +1,10 @@
 //! An agent that is killed while it puts thousands of services in: what is served goes on, and the next one completes it.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,9 +26,9 @@ use crate::states::talk;
 on_every_back_end!(an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_completes_it);
 
 const SERVICES: u16 = 2000;
-/// What the child is told: the back end's name, and where the proxy's socket is.
+/// What the child is told: the back end's name, and where agents of the node meet.
 const NAME: &str = "PODNET_TEST_DATAPLANE";
-const PROXY: &str = "PODNET_TEST_PROXY";
+const RUN_DIR: &str = "PODNET_TEST_RUN_DIR";
 
 /// A node with the service that is asked.
 fn lab() -> Lab {
@@ -64,7 +65,7 @@ fn crowd(lab: &mut Lab) {
 #[test]
 #[ignore = "it is the agent that the others start and kill"]
 fn agent() {
-    let (Ok(name), Ok(socket)) = (std::env::var(NAME), std::env::var(PROXY)) else {
+    let (Ok(name), Ok(run_dir)) = (std::env::var(NAME), std::env::var(RUN_DIR)) else {
         return;
     };
     let mut lab = lab();
@@ -72,11 +73,12 @@ fn agent() {
     let state = compute(&lab.cluster, &node_name(0));
     let name: DataplaneName = name.parse().unwrap();
     let site = Site {
-        socket: PathBuf::from(socket),
+        socket: Path::new(&run_dir).join(SOCKET),
         identity: Arc::new(|| "this".to_owned()),
         start: Arc::new(|_| Err(std::io::Error::other("the proxy is there already"))),
     };
     let mut kernel = Kernel::open(None, name).unwrap().with_proxy(site).unwrap();
+    kernel.take_turns_in(Path::new(&run_dir)).unwrap();
     println!("begin");
     kernel.apply(&state).unwrap();
     println!("done");
@@ -90,12 +92,11 @@ struct Agent {
 
 impl Agent {
     fn begin(node: &Machine, on: BackEnd) -> Agent {
-        let socket: &Path = &node.run_dir.path().join(SOCKET);
         let start = || {
             Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "killed::agent", "--ignored", "--nocapture"])
                 .env(NAME, on.name().to_string())
-                .env(PROXY, socket)
+                .env(RUN_DIR, node.run_dir.path())
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap()
@@ -186,6 +187,49 @@ fn an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_
     });
     assert!(killed >= 2, "only {killed} were at work when they were killed");
     assert!(asked.into_inner() > 20);
+}
+
+mod programs_of_the_killed {
+    use crate::common::BackEnd;
+
+    #[test]
+    fn of_iptables_legacy_are_waited_for() {
+        super::what_a_killed_agent_started_is_waited_for(BackEnd::IptablesLegacy);
+    }
+
+    #[test]
+    fn of_iptables_nft_are_waited_for() {
+        super::what_a_killed_agent_started_is_waited_for(BackEnd::IptablesNft);
+    }
+}
+
+/// A program that its agent did not outlive does what it was told when the next agent has begun.
+fn what_a_killed_agent_started_is_waited_for(on: BackEnd) {
+    let lab = lab().carried_by(on);
+    lab.apply_all();
+    let state = compute(&lab.cluster, &node_name(0));
+    let node = &lab.nodes[0];
+    let lock = File::create(node.run_dir.path().join("iptables.lock")).unwrap();
+    lock.lock().unwrap();
+    let script = format!(
+        "sleep 1; printf '*nat\\n:PODNET-LATE -\\nCOMMIT\\n' | {}-restore --noflush >/dev/null",
+        on.iptables().unwrap()
+    );
+    let start = || {
+        Command::new("sh")
+            .args(["-c", &script])
+            .stdout(lock)
+            .spawn()
+            .unwrap()
+    };
+    let mut late = node.run(start);
+    converge(node, on, &state);
+    assert!(late.wait().unwrap().success());
+    let rules = node.command(&format!("{}-save", on.iptables().unwrap()));
+    assert!(
+        !rules.contains("PODNET-LATE") && rules.contains("PODNET-"),
+        "{rules}"
+    );
 }
 
 /// Tells those who ask to stop.

@@ -132,7 +132,9 @@ impl Machine {
                 Ok(())
             }),
         };
-        Kernel::open(None, name).unwrap().with_proxy(site).unwrap()
+        let mut kernel = Kernel::open(None, name).unwrap().with_proxy(site).unwrap();
+        kernel.take_turns_in(self.run_dir.path()).unwrap();
+        kernel
     }
 
     /// Runs a command, which must succeed; returns what it printed.
