@@ -1,5 +1,6 @@
 //! IPVS, the kernel's load balancer for connections, over generic netlink (include/uapi/linux/ip_vs.h).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -8,6 +9,9 @@ use std::time::Duration;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_GENERIC};
 
 use crate::netfilter::wire::{self, Attributes, HEADER, Reader, Received};
+
+/// How often virtual services are listed at most until a list has what those before it have together.
+const LISTS: usize = 32;
 
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
@@ -228,8 +232,26 @@ impl Ipvs {
     }
 
     /// All virtual services, and how they choose.
-    pub fn services(&mut self) -> Result<Vec<(Virtual, Scheduling)>, IpvsError> {
-        let mut services = Vec::new();
+    pub fn services(&mut self) -> Result<BTreeMap<Virtual, Scheduling>, IpvsError> {
+        let mut services = self.glance()?;
+        for _ in 0..LISTS {
+            let again = self.glance()?;
+            // One that misses some may miss the same ones as the list before.
+            let is_whole = again.len() == services.len();
+            let before = services.len();
+            services.extend(again);
+            if is_whole && services.len() == before {
+                break;
+            }
+        }
+        Ok(services)
+    }
+
+    /// The same, but some may be missing. The kernel lists the virtual services of all network namespaces by their number
+    /// and goes on at a number (ip_vs_genl_dump_services): what another namespace adds or removes meanwhile makes it list
+    /// some twice or none of some, and nothing tells of it.
+    pub fn glance(&mut self) -> Result<BTreeMap<Virtual, Scheduling>, IpvsError> {
+        let mut services = BTreeMap::new();
         let all = Attributes::new();
         self.exchange(GET_SERVICE, DUMP, &all, "list virtual services", |message| {
             let service = attributes(&message).nested(SERVICE);

@@ -6,6 +6,7 @@ mod linux_6_12 {
     use std::io::{ErrorKind, Read, Write};
     use std::net::{SocketAddr, TcpListener, TcpStream};
     use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use podnet_linux::ipvs::{Ipvs, Scheduling, Virtual};
@@ -110,7 +111,37 @@ mod linux_6_12 {
         }
         let again = ipvs.delete_service(*made.keys().next().unwrap()).unwrap_err();
         assert!(again.is_not_found(), "{again}");
-        assert_eq!(ipvs.services().unwrap(), []);
+        assert!(ipvs.services().unwrap().is_empty());
+    }
+
+    #[test]
+    #[ignore = "needs Linux 6.12: cargo xtask vm"]
+    fn what_another_namespace_changes_hides_no_virtual_service() {
+        const COUNT: usize = 2000;
+        let service = |port: usize| address(&format!("10.96.0.1:{port}"), TCP);
+        let [here, there] = [(); 2].map(|()| Namespace::create(Kind::Net).unwrap());
+        let mut ipvs = here.run(|| Ipvs::open().unwrap()).unwrap();
+        let mut others = there.run(|| Ipvs::open().unwrap()).unwrap();
+        for port in 1..=COUNT {
+            ipvs.add_service(service(port), &scheduling("rr")).unwrap();
+        }
+        let is_over = AtomicBool::new(false);
+        let lists: Vec<(usize, usize)> = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    (1..100).for_each(|port| others.add_service(service(port), &scheduling("rr")).unwrap());
+                    (1..100).for_each(|port| others.delete_service(service(port)).unwrap());
+                }
+            });
+            let mut count = || Some((ipvs.glance().ok()?.len(), ipvs.services().ok()?.len()));
+            let lists = (0..50).map_while(|_| count()).collect();
+            is_over.store(true, Ordering::Relaxed);
+            lists
+        });
+        assert_eq!(lists.len(), 50);
+        assert!(lists.iter().all(|(_, all)| *all == COUNT), "{lists:?}");
+        let short = lists.iter().filter(|(glance, _)| *glance < COUNT).count();
+        println!("{short} of 50 single lists were short");
     }
 
     /// A namespace with the link `name` to `peer`, which has `theirs`; here is `ours`.

@@ -1,6 +1,6 @@
 //! What nothing tells of: that somebody else changed IPVS, and that the last connection of a destination has ended.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,16 +83,12 @@ impl Guard {
     }
 
     fn is_service_changed(&mut self, known: &Known) -> Result<bool, IpvsError> {
-        let found = self.socket.services()?;
-        let mut ours = found.iter().filter(|(_, scheduling)| is_ours(scheduling));
-        // One that waits for the end of its connections may choose as was wanted before: it chooses no more.
-        let as_left = ours.clone().all(|(key, found)| {
-            let held = known.holding.get(key);
-            held.is_some_and(|held| held.is_scheduled == (*found == self.scheduling))
-        });
-        let is_foreign = |key: &Virtual| found.iter().any(|(found, _)| found == key);
-        let as_theirs = known.foreign.iter().all(is_foreign);
-        Ok(!as_left || !as_theirs || ours.by_ref().count() != known.holding.len())
+        // Listing takes long where there are many, and once is enough where nothing is missing.
+        let found = self.socket.glance()?;
+        if !differs(known, &found, &self.scheduling) {
+            return Ok(false);
+        }
+        Ok(differs(known, &self.socket.services()?, &self.scheduling))
     }
 
     /// All of them would be too much for one look.
@@ -110,6 +106,18 @@ impl Guard {
         }
         Ok(false)
     }
+}
+
+/// Whether virtual services are not as they were left.
+fn differs(known: &Known, found: &BTreeMap<Virtual, Scheduling>, scheduling: &Scheduling) -> bool {
+    let ours = found.iter().filter(|(_, scheduling)| is_ours(scheduling));
+    // One that waits for the end of its connections may choose as was wanted before: it chooses no more.
+    let as_left = ours.clone().all(|(key, found)| {
+        let held = known.holding.get(key);
+        held.is_some_and(|held| held.is_scheduled == (found == scheduling))
+    });
+    let as_theirs = known.foreign.iter().all(|key| found.contains_key(key));
+    !as_left || !as_theirs || ours.count() != known.holding.len()
 }
 
 impl Sentinel for Guard {
