@@ -101,6 +101,18 @@ async fn until(mut holds: impl FnMut() -> bool) {
         .unwrap();
 }
 
+/// Waits for an update of which that is so.
+async fn until_told(told: &mut mpsc::UnboundedReceiver<Update>, is: impl Fn(&Update) -> bool) {
+    let mut found = false;
+    until(|| {
+        while let Ok(update) = told.try_recv() {
+            found |= is(&update);
+        }
+        found
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn policies_that_may_not_be_read_are_not_none_where_the_cluster_knows_them() {
     let server = Server::start();
@@ -119,14 +131,7 @@ async fn policies_that_may_not_be_read_are_not_none_where_the_cluster_knows_them
         "metadata": { "resourceVersion": "1" }, "items": [],
     });
     server.answer(POLICIES, 200, list);
-    let mut none = false;
-    until(|| {
-        while let Ok(update) = told.try_recv() {
-            none |= all_policies(&update) == Some(0);
-        }
-        none
-    })
-    .await;
+    until_told(&mut told, |update| all_policies(update) == Some(0)).await;
 }
 
 #[tokio::test]
@@ -136,22 +141,9 @@ async fn policies_that_may_not_be_read_are_none_where_the_cluster_does_not_know_
     let (updates, mut told) = mpsc::unbounded_channel();
     let mut tasks = JoinSet::new();
     watch::start(&server.client(), updates, &mut tasks);
-    let mut none = false;
-    until(|| {
-        while let Ok(update) = told.try_recv() {
-            none |= all_policies(&update) == Some(0);
-        }
-        none
-    })
-    .await;
+    until_told(&mut told, |update| all_policies(update) == Some(0)).await;
     // Somebody installs them, and nobody says that they may be read: from then on it is not known whether there are any.
     server.answer(GROUP, 200, group());
-    let mut unknown = false;
-    until(|| {
-        while let Ok(update) = told.try_recv() {
-            unknown |= matches!(update, Update::ClusterNetworkPolicies(Change::Unknown));
-        }
-        unknown
-    })
-    .await;
+    let is_unknown = |update: &Update| matches!(update, Update::ClusterNetworkPolicies(Change::Unknown));
+    until_told(&mut told, is_unknown).await;
 }

@@ -116,7 +116,10 @@ impl<'a> Book<'a> {
         if !claim.families.contains(&Family::of(address)) {
             return Err(Lack::OtherFamily(address));
         }
-        let Some((pool, spec)) = self.pools.of(address).filter(|_| !self.is_node(address)) else {
+        if self.is_node(address) {
+            return Err(Lack::OfNode(address));
+        }
+        let Some((pool, spec)) = self.pools.of(address) else {
             return Err(Lack::Unknown(address));
         };
         let named = claim.wish.as_ref().ok().and_then(|wish| wish.pool.as_deref());

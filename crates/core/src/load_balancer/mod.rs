@@ -115,6 +115,8 @@ pub enum Lack {
     OtherFamily(IpAddr),
     /// It asks for an address that is in no pool in force.
     Unknown(IpAddr),
+    /// It asks for a node's own address.
+    OfNode(IpAddr),
     /// It asks for an address of a pool that is not for it.
     NotForIt(IpAddr, String),
     /// It asks for an address of a pool out of which nothing is given any more.
@@ -165,7 +167,7 @@ impl Lack {
     pub fn reason(&self) -> &'static str {
         match self {
             Lack::Unreadable(_) | Lack::OtherFamily(_) => "InvalidRequest",
-            Lack::Unknown(_) | Lack::NotForIt(..) | Lack::Closed(..) => "AddressNotInPool",
+            Lack::Unknown(_) | Lack::OfNode(_) | Lack::NotForIt(..) | Lack::Closed(..) => "AddressNotInPool",
             Lack::Taken(..) => "AddressInUse",
             Lack::NoSuchPool(_) | Lack::NoPool | Lack::NoFamily(_) => "NoPool",
             Lack::Exhausted(..) => "PoolExhausted",
@@ -202,6 +204,10 @@ impl fmt::Display for Lack {
             Lack::Unknown(address) => write!(
                 f,
                 "{address} is in no LoadBalancerPool that is in force; add it to spec.ranges of one, or ask for another"
+            ),
+            Lack::OfNode(address) => write!(
+                f,
+                "{address} is a node's own address, which no service gets; ask for another, or use a node port"
             ),
             Lack::NotForIt(address, pool) => write!(
                 f,

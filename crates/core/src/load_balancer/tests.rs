@@ -299,9 +299,12 @@ fn ranges_that_are_somebody_elses_are_not_in_force() {
     assert!(standing("pods").contains("overlaps 10.244.0.0/16, the cluster's range"));
     // A node's own address is given to nobody.
     assert_eq!(assignment.pools["nodes"].v4.available, 1);
+    let assigned = assignment.services.values().next().unwrap();
+    assert_eq!(assigned.addresses, Vec::<IpAddr>::new());
+    let told: Vec<String> = assigned.lacks.iter().map(ToString::to_string).collect();
     assert_eq!(
-        assignment.services.values().next().unwrap().addresses,
-        Vec::<IpAddr>::new()
+        told,
+        ["198.51.100.1 is a node's own address, which no service gets; ask for another, or use a node port"]
     );
 }
 

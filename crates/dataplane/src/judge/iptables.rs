@@ -9,7 +9,7 @@ use podnet_core::cluster::Family;
 use podnet_linux::ipvs::Virtual;
 use podnet_linux::netfilter::ipset::Element;
 
-use super::{Judge, Node, Outcome, Packet};
+use super::{End, Judge, Node, Outcome, Packet};
 use crate::iptables::{self, Asked, Clause, HASHES, Rule, Rules, TableName, Target};
 use crate::ipvs::{self, VirtualServices};
 use crate::services::OURS;
@@ -29,16 +29,7 @@ struct Moving {
     carried: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// It came to the end of a chain, or was sent back.
-    Through,
-    /// The table is over.
-    Accepted,
-    Refused,
-    Dropped,
-}
-
+/// All the ways that chance may send it.
 type Ways = Vec<(End, Moving)>;
 
 struct Evaluation<'a> {

@@ -39,6 +39,17 @@ enum Outcome {
     Dropped,
 }
 
+/// How a chain ended for a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It came to its end, or was sent back.
+    Through,
+    /// The base chain or table is over.
+    Accepted,
+    Refused,
+    Dropped,
+}
+
 /// A node, as far as its kernel looks at it.
 struct Node<'a> {
     state: &'a NodeState,

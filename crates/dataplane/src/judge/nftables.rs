@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
 
-use super::{Judge, Node, Outcome, Packet};
+use super::{End, Judge, Node, Outcome, Packet};
 use crate::nftables::{Asked, Clause, Hook, Rule, Table, Value, Verdict, render};
 use crate::services::OURS;
 
@@ -20,17 +20,6 @@ struct Moving {
     translated: bool,
     masqueraded: bool,
     mark: u32,
-}
-
-/// How a chain ended for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// It came to its end, or was sent back.
-    Through,
-    /// The base chain is over.
-    Accepted,
-    Refused,
-    Dropped,
 }
 
 /// All the ways that chance may send it.

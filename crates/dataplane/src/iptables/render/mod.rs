@@ -142,23 +142,8 @@ pub(super) struct Lacks {
 
 impl Lacks {
     pub(super) fn follow(&mut self, services: &Arc<ServiceState>) {
-        let changed = Delta::between_shared(&services.frontends, &self.of.frontends);
-        for frontend in changed.keys() {
-            let lack = services
-                .frontends
-                .get(frontend)
-                .and_then(|entry| entry::lack(entry));
-            note(&mut self.by_address, frontend, lack);
-        }
-        let changed = Delta::between_shared(&services.node_ports, &self.of.node_ports);
-        for node_port in changed.keys() {
-            let lack = services
-                .node_ports
-                .get(node_port)
-                .and_then(|entry| entry::lack(entry));
-            note(&mut self.by_port, node_port, lack);
-        }
-        drop(changed);
+        note(&mut self.by_address, &self.of.frontends, &services.frontends);
+        note(&mut self.by_port, &self.of.node_ports, &services.node_ports);
         self.of = Arc::clone(services);
     }
 
@@ -169,10 +154,16 @@ impl Lacks {
     }
 }
 
-fn note<K: Ord + Clone>(lacks: &mut BTreeMap<K, String>, key: &K, lack: Option<String>) {
-    match lack {
-        Some(lack) => _ = lacks.insert(key.clone(), lack),
-        None => _ = lacks.remove(key),
+fn note<K: Ord + Clone>(
+    lacks: &mut BTreeMap<K, String>,
+    old: &SharedMap<K, Arc<Entry>>,
+    new: &SharedMap<K, Arc<Entry>>,
+) {
+    for key in Delta::between_shared(new, old).keys() {
+        match new.get(key).and_then(|entry| entry::lack(entry)) {
+            Some(lack) => _ = lacks.insert(key.clone(), lack),
+            None => _ = lacks.remove(key),
+        }
     }
 }
 
