@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop")]
 
 #[path = "../tests/kernel/common/mod.rs"]
-#[expect(dead_code, reason = "most of it is for tests")]
+#[expect(dead_code, unused_imports, reason = "most of it is for tests")]
 mod common;
 
 use std::time::{Duration, Instant};
