@@ -1,36 +1,56 @@
 //! SCTP, in a kernel that has it: sockets of one association each, which are read and written like TCP's.
+//!
+//! They are bound to one address each. One that is not tells its peer all addresses of its machine, which the peer then
+//! probes (RFC 9260 section 5.4) past the service: who gets such a probe knows of no association with a pod's port, and its
+//! ABORT ends the one there is. Address translation cannot mend that, whoever does it.
 
 mod linux_6_12 {
     use std::collections::BTreeSet;
     use std::io::{BufRead, BufReader, Write};
-    use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+    use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
     use std::time::Duration;
 
     use podnet_core::cluster::{ExternalPolicy, Family, InternalPolicy, ObjectName, Protocol, Routing};
+    use rustix::fd::OwnedFd;
     use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
 
-    use crate::common::{BackEnd, Lab, Machine, PATIENCE, answerers};
+    use crate::common::{BackEnd, Lab, Machine, PATIENCE, answerers, any};
 
-    fn socket(family: AddressFamily) -> rustix::fd::OwnedFd {
-        rustix::net::socket(family, SocketType::STREAM, Some(ipproto::SCTP)).unwrap()
+    fn bound(to: SocketAddr) -> OwnedFd {
+        let family = match to {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let socket = rustix::net::socket(family, SocketType::STREAM, Some(ipproto::SCTP)).unwrap();
+        rustix::net::bind(&socket, &to).unwrap();
+        socket
+    }
+
+    /// The address that packets to another one come from.
+    fn source(to: SocketAddr) -> SocketAddr {
+        let socket = UdpSocket::bind(any(to, 0)).unwrap();
+        socket.connect(to).unwrap();
+        SocketAddr::new(socket.local_addr().unwrap().ip(), 0)
     }
 
     /// Tells every client who answers, and whom it sees.
-    fn serve(pod: &Machine, name: &'static str) {
-        let listener = pod.run(|| {
-            let socket = socket(AddressFamily::INET6);
-            let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080));
-            rustix::net::bind(&socket, &any).unwrap();
-            rustix::net::listen(&socket, 16).unwrap();
-            TcpListener::from(socket)
-        });
-        std::thread::spawn(move || {
-            while let Ok((mut stream, client)) = listener.accept() {
-                let client = client.ip().to_canonical();
-                // A client that is gone needs no answer.
-                let _ = stream.write_all(format!("{name} {client}\n").as_bytes());
-            }
-        });
+    fn serve(pod: &Machine, (node, host): (usize, u8), name: &'static str) {
+        for address in [
+            format!("10.244.{node}.{host}:8080"),
+            format!("[fd00:10:244:{node}::{host}]:8080"),
+        ] {
+            let listener = pod.run(|| {
+                let socket = bound(address.parse().unwrap());
+                rustix::net::listen(&socket, 16).unwrap();
+                TcpListener::from(socket)
+            });
+            std::thread::spawn(move || {
+                while let Ok((mut stream, client)) = listener.accept() {
+                    // A client that is gone needs no answer.
+                    let _ = stream.write_all(format!("{name} {}\n", client.ip()).as_bytes());
+                }
+            });
+        }
     }
 
     fn ask(client: &Machine, to: &str) -> std::io::Result<(String, IpAddr)> {
@@ -47,11 +67,7 @@ mod linux_6_12 {
     fn ask_for(patience: Duration, client: &Machine, to: &str) -> std::io::Result<(String, IpAddr)> {
         let to: SocketAddr = to.parse().unwrap();
         client.run(|| {
-            let family = match to {
-                SocketAddr::V4(_) => AddressFamily::INET,
-                SocketAddr::V6(_) => AddressFamily::INET6,
-            };
-            let socket = socket(family);
+            let socket = bound(source(to));
             // It limits connecting, too.
             sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(patience))?;
             sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(patience))?;
@@ -64,9 +80,9 @@ mod linux_6_12 {
 
     fn associations_reach_every_endpoint_from_inside_and_outside(on: BackEnd) {
         let mut lab = Lab::new(2, Routing::default(), Family::V4, 1500).carried_by(on);
-        let pods = [lab.pod(0, 2), lab.pod(1, 3)];
-        for (pod, name) in pods.iter().zip(["a", "b"]) {
-            serve(pod, name);
+        let pods = [(0, 2), (1, 3)].map(|at| (lab.pod(at.0, at.1), at));
+        for ((pod, at), name) in pods.iter().zip(["a", "b"]) {
+            serve(pod, *at, name);
         }
         let client = lab.pod(0, 9);
         lab.exposed_by(Protocol::Sctp, 1, &[(0, 2), (1, 3)]);
@@ -87,9 +103,9 @@ mod linux_6_12 {
 
     fn who_has_no_endpoint_or_no_such_port_refuses_and_nobody_far_is_asked(on: BackEnd) {
         let mut lab = Lab::new(2, Routing::default(), Family::V4, 1500).carried_by(on);
-        let pods = [lab.pod(0, 2), lab.pod(1, 3)];
-        for (pod, name) in pods.iter().zip(["a", "b"]) {
-            serve(pod, name);
+        let pods = [(0, 2), (1, 3)].map(|at| (lab.pod(at.0, at.1), at));
+        for ((pod, at), name) in pods.iter().zip(["a", "b"]) {
+            serve(pod, *at, name);
         }
         let client = lab.pod(0, 9);
         let local = |lab: &mut Lab, host: u8| {
