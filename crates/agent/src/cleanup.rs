@@ -44,9 +44,9 @@ pub fn run(args: Args) -> miette::Result<()> {
     sweep.bridge();
     let put_back = sweep.kernel(&args.paths);
     sweep.drop_ins(&args.paths.host_etc);
-    sweep.directory(&args.paths.run_dir);
-    // What settings were before is kept for as long as they are not put back.
+    // Until all of that is done, what settings were before is kept, and the lock that programs of iptables may have still.
     if put_back {
+        sweep.directory(&args.paths.run_dir);
         sweep.directory(&args.paths.state_dir);
     }
     if sweep.removed == 0 && sweep.failures.is_empty() {

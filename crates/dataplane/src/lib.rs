@@ -11,6 +11,7 @@ pub mod iptables;
 pub mod ipvs;
 #[cfg(test)]
 mod judge;
+mod lock;
 pub mod monitor;
 pub mod nftables;
 mod own;
@@ -112,6 +113,8 @@ pub struct Kernel {
     services: Option<Box<dyn ServiceBackend>>,
     /// Whoever opens a back end opens it with this.
     setup: Setup,
+    /// The back end has had services once, so that the table has none: policies need not wait when it fails.
+    is_carried: bool,
     /// What other back ends left has been looked for.
     is_alone: bool,
     /// Those that made way and still have connections.
@@ -134,6 +137,7 @@ impl Kernel {
             name,
             services: services::open(name, &Setup::default())?,
             setup: Setup::default(),
+            is_carried: false,
             is_alone: false,
             lingering: Vec::new(),
             routed: None,
@@ -173,6 +177,11 @@ impl Kernel {
     pub fn take_turns_in(&mut self, directory: &Path) -> Result<(), ApplyError> {
         self.setup.turns = Turns::within(directory);
         self.open_again()
+    }
+
+    /// What carries services.
+    pub fn name(&self) -> DataplaneName {
+        self.name
     }
 
     /// The node's settings, for others that have to change some of them.
@@ -289,8 +298,10 @@ impl Kernel {
         let Some(services) = &mut self.services else {
             return Ok((table_of(&mut self.table)?.apply(want)?.changes(), Vec::new()));
         };
-        let changed = services.apply(want)?;
-        let mut left_out = services.left_out().to_vec();
+        let applied = match services.apply(want) {
+            Err(error) if !self.is_carried => return Err(error.into()),
+            applied => applied,
+        };
         let of_table = table_of(&mut self.table).and_then(|table| {
             let transaction = table.apply_without_services(want);
             if let Some((from, to)) = table.take_step() {
@@ -298,6 +309,9 @@ impl Kernel {
             }
             transaction
         });
+        let changed = applied?;
+        self.is_carried = true;
+        let mut left_out = services.left_out().to_vec();
         let of_table = match of_table {
             Ok(transaction) => transaction.changes(),
             // The proxy is for kernels without nftables, too. But policies are in force there or nowhere.

@@ -4,30 +4,29 @@
 //! read what there is. So whoever reads in order to change has a locked file, which its programs inherit and keep until
 //! they end: the next waits for all of them.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::lock::LockFile;
+
 /// The file's name in the directory that agents of one node share.
 const FILE: &str = "iptables.lock";
-/// After so long those before are given up: it is longer than iptables' programs wait for each other and then work, at
-/// ten thousand services.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// After so long others get a turn, too: whoever asked tries again.
+const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Why one has no turn.
 #[derive(Debug, thiserror::Error)]
 pub enum TurnError {
-    /// Those before do not end.
+    /// It is somebody else's, and stays so.
     #[error(
-        "programs of iptables that an agent before this one has started are still at work after {} s: `fuser -v {}` \
-         names them",
-        PATIENCE.as_secs(),
-        file.display()
+        "somebody else has {} for {} s already: another agent, or programs of iptables that one before has started and \
+         that are still at work (`fuser -v` names them)",
+        file.display(),
+        PATIENCE.as_secs()
     )]
     Busy {
         /// What they hold.
@@ -63,70 +62,28 @@ impl Turns {
         };
         let end = Instant::now() + PATIENCE;
         loop {
-            let file = match open(path) {
+            match LockFile::take(path) {
+                Ok(Some(lock)) => return Ok(Turn(Some(lock))),
+                Ok(None) if Instant::now() > end => return Err(TurnError::Busy { file: path.clone() }),
+                Ok(None) => thread::sleep(PAUSE),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Turn(None)),
-                other => other.map_err(failed)?,
-            };
-            match file.try_lock() {
-                // Else it was removed by the one before, and the next has another of that name.
-                Ok(()) if is_at(&file, path).map_err(failed)? => {
-                    let path = path.clone();
-                    return Ok(Turn(Some(Held { file, path })));
-                }
-                Ok(()) => {}
-                Err(TryLockError::Error(source)) => return Err(failed(source)),
-                Err(TryLockError::WouldBlock) if Instant::now() > end => {
-                    return Err(TurnError::Busy { file: path.clone() });
-                }
-                Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
+                Err(error) => return Err(failed(error)),
             }
         }
     }
 }
 
-/// Nobody else may lock it: who can open it could keep services from being changed.
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-}
-
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    let of = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    match path.metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        other => Ok(of(other?) == of(file.metadata()?)),
-    }
-}
-
 /// A turn, for as long as it lives and programs that have its [`Turn::stdout`].
 #[derive(Debug)]
-pub(crate) struct Turn(Option<Held>);
-
-#[derive(Debug)]
-struct Held {
-    file: File,
-    path: PathBuf,
-}
+pub(crate) struct Turn(Option<LockFile>);
 
 impl Turn {
     /// For a program that prints nothing there.
     pub(crate) fn stdout(&self) -> io::Result<Stdio> {
         Ok(match &self.0 {
-            Some(held) => held.file.try_clone()?.into(),
+            Some(lock) => lock.share()?.into(),
             None => Stdio::null(),
         })
-    }
-}
-
-impl Drop for Held {
-    /// Leaves nothing. The lock is still held, so that nobody else's file goes.
-    fn drop(&mut self) {
-        // A file that stays is locked by the next like any other.
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

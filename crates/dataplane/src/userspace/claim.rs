@@ -2,53 +2,32 @@
 //!
 //! A socket's file says nothing of who is behind it: one that is ending would remove the file of the one that follows.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+
+use crate::lock::{Identity, LockFile, at};
 
 /// The right to serve a socket. It ends with the process that has it, and leaves no file behind when it is let go.
 #[derive(Debug)]
 pub(super) struct Claim {
     socket: PathBuf,
-    lock: PathBuf,
-    /// Device and inode of the file that is locked.
-    locked: (u64, u64),
-    /// The same of one's own socket.
-    bound: Option<(u64, u64)>,
-    /// Locked for as long as it is open.
-    _file: File,
+    /// One's own socket.
+    bound: Option<Identity>,
+    /// Let go after the socket.
+    _lock: LockFile,
 }
 
 impl Claim {
     /// Takes the right to serve `socket`; nothing while somebody else has it.
     pub(super) fn take(socket: &Path) -> io::Result<Option<Claim>> {
-        let lock = socket.with_extension("lock");
-        loop {
-            let file = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(&lock)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(error),
-            }
-            let locked = identity(&file.metadata()?);
-            // Else whoever had it before removed it meanwhile, and somebody may have made another.
-            if at(&lock)? == Some(locked) {
-                return Ok(Some(Claim {
-                    socket: socket.to_owned(),
-                    lock,
-                    locked,
-                    bound: None,
-                    _file: file,
-                }));
-            }
-        }
+        let lock = LockFile::take(&socket.with_extension("lock"))?;
+        Ok(lock.map(|lock| Claim {
+            socket: socket.to_owned(),
+            bound: None,
+            _lock: lock,
+        }))
     }
 
     /// Serves the socket.
@@ -74,22 +53,6 @@ impl Drop for Claim {
     fn drop(&mut self) {
         // A file that stays is in nobody's way.
         let _ = self.unbind();
-        if at(&self.lock).is_ok_and(|there| there == Some(self.locked)) {
-            let _ = remove(&self.lock);
-        }
-    }
-}
-
-fn identity(metadata: &std::fs::Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
-
-/// What file is there.
-fn at(path: &Path) -> io::Result<Option<(u64, u64)>> {
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) => Ok(Some(identity(&metadata))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }
 

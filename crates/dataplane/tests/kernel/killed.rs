@@ -1,26 +1,29 @@
 //! An agent that is killed while it puts thousands of services in: what is served goes on, and the next one completes it.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use podnet_core::cluster::{
     AddressFamily, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Protocol,
     Routing, Service, ServicePort,
 };
 use podnet_core::compute;
+use podnet_core::service::{HostAddress, HostPort};
 use podnet_core::state::NodeState;
 use podnet_dataplane::services::Services;
 use podnet_dataplane::userspace::{SOCKET, Site};
 use podnet_dataplane::{Dataplane, Kernel};
+use tempfile::TempDir;
 
-use crate::common::{BackEnd, Lab, Machine, node_name};
+use crate::common::{BackEnd, Lab, Machine, eventually, node_name};
 use crate::states::talk;
 
 on_every_back_end!(an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_completes_it);
@@ -92,8 +95,14 @@ struct Agent {
 
 impl Agent {
     fn begin(node: &Machine, on: BackEnd) -> Agent {
+        Agent::begin_with(node, on, |_| ())
+    }
+
+    fn begin_with(node: &Machine, on: BackEnd, change: impl FnOnce(&mut Command) + Send) -> Agent {
         let start = || {
-            Command::new(std::env::current_exe().unwrap())
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            change(&mut command);
+            command
                 .args(["--exact", "killed::agent", "--ignored", "--nocapture"])
                 .env(NAME, on.name().to_string())
                 .env(RUN_DIR, node.run_dir.path())
@@ -205,31 +214,94 @@ mod programs_of_the_killed {
 
 /// A program that its agent did not outlive does what it was told when the next agent has begun.
 fn what_a_killed_agent_started_is_waited_for(on: BackEnd) {
-    let lab = lab().carried_by(on);
+    let mut lab = lab().carried_by(on);
     lab.apply_all();
+    let few = compute(&lab.cluster, &node_name(0));
+    crowd(&mut lab);
+    let node = &lab.nodes[0];
+    let slow = Slow::new(on);
+    let agent = Agent::begin_with(node, on, |command| _ = command.env("PATH", slow.path()));
+    eventually("the program has all it is told", || slow.has_begun());
+    assert!(agent.kill(), "it was at work");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(1500));
+            slow.go_on();
+        });
+        converge(node, on, &few);
+    });
+    assert!(slow.has_ended(), "it was waited for");
+    let rules = node.command(&format!("{}-save", on.iptables().unwrap()));
+    assert!(
+        !rules.contains("10.96.1.") && rules.contains("PODNET-"),
+        "{rules}"
+    );
+}
+
+/// An `iptables-restore` that waits when it has all that it is told.
+struct Slow(TempDir);
+
+impl Slow {
+    fn new(on: BackEnd) -> Slow {
+        let directory = tempfile::tempdir().unwrap();
+        let program = format!("{}-restore", on.iptables().unwrap());
+        let at = directory.path().display();
+        let script = format!(
+            "#!/bin/sh\ncat > {at}/told && mv {at}/told {at}/begun\n\
+             until [ -e {at}/on ]; do sleep 0.02; done\n\
+             /usr/sbin/{program} \"$@\" < {at}/begun\n\
+             mv {at}/begun {at}/ended\n"
+        );
+        let file = directory.path().join(program);
+        std::fs::write(&file, script).unwrap();
+        std::fs::set_permissions(&file, Permissions::from_mode(0o755)).unwrap();
+        Slow(directory)
+    }
+
+    /// Where programs are looked for: this one first.
+    fn path(&self) -> String {
+        let others = std::env::var("PATH").unwrap();
+        format!("{}:{others}", self.0.path().display())
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.path().join("begun").exists()
+    }
+
+    fn go_on(&self) {
+        File::create(self.0.path().join("on")).unwrap();
+    }
+
+    fn has_ended(&self) -> bool {
+        self.0.path().join("ended").exists()
+    }
+}
+
+/// What cannot be changed for services keeps nothing else from being in force.
+#[test]
+fn host_ports_and_policies_do_not_wait_for_programs_of_iptables() {
+    let mut lab = lab().carried_by(BackEnd::IptablesNft);
+    let node = &lab.nodes[0];
+    let mut kernel = node.run(|| node.kernel(BackEnd::IptablesNft.name()));
+    let state = compute(&lab.cluster, &node_name(0));
+    node.run(|| kernel.apply(&state).unwrap());
+    let host_port = HostPort {
+        address: HostAddress::Any(Family::V4),
+        protocol: Protocol::Tcp,
+        port: 4711.try_into().unwrap(),
+    };
+    let target = "10.244.0.2:8080".parse().unwrap();
+    lab.cluster.host_ports.insert(host_port, target);
     let state = compute(&lab.cluster, &node_name(0));
     let node = &lab.nodes[0];
     let lock = File::create(node.run_dir.path().join("iptables.lock")).unwrap();
     lock.lock().unwrap();
-    let script = format!(
-        "sleep 1; printf '*nat\\n:PODNET-LATE -\\nCOMMIT\\n' | {}-restore --noflush >/dev/null",
-        on.iptables().unwrap()
-    );
-    let start = || {
-        Command::new("sh")
-            .args(["-c", &script])
-            .stdout(lock)
-            .spawn()
-            .unwrap()
-    };
-    let mut late = node.run(start);
-    converge(node, on, &state);
-    assert!(late.wait().unwrap().success());
-    let rules = node.command(&format!("{}-save", on.iptables().unwrap()));
-    assert!(
-        !rules.contains("PODNET-LATE") && rules.contains("PODNET-"),
-        "{rules}"
-    );
+    let error = node.run(|| kernel.follow(&state).unwrap_err().to_string());
+    assert!(error.contains("iptables.lock"), "{error}");
+    assert!(node.nft().contains("4711"), "{}", node.nft());
+    drop(lock);
+    let applied = node.run(|| kernel.apply(&state).unwrap());
+    assert_eq!(applied.refused, Vec::<String>::new());
 }
 
 /// Tells those who ask to stop.
