@@ -1,6 +1,6 @@
 //! IPVS, the kernel's load balancer for connections, over generic netlink (include/uapi/linux/ip_vs.h).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -10,8 +10,8 @@ use netlink_sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_GENER
 
 use crate::netfilter::wire::{self, Attributes, HEADER, Reader, Received};
 
-/// How often virtual services are listed at most until a list has what those before it have together.
-const LISTS: usize = 32;
+/// How often virtual services are listed at most until two lists agree.
+const LISTS: usize = 16;
 
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
@@ -231,20 +231,43 @@ impl Ipvs {
         }
     }
 
-    /// All virtual services, and how they choose.
+    /// All virtual services, and how they choose: lists of them are taken until two agree, and what another list had is
+    /// asked for by itself.
     pub fn services(&mut self) -> Result<BTreeMap<Virtual, Scheduling>, IpvsError> {
         let mut services = self.glance()?;
+        let mut doubtful = BTreeSet::new();
         for _ in 0..LISTS {
             let again = self.glance()?;
-            // One that misses some may miss the same ones as the list before.
-            let is_whole = again.len() == services.len();
-            let before = services.len();
-            services.extend(again);
-            if is_whole && services.len() == before {
+            let is_same = again == services;
+            let missing = services.keys().filter(|key| !again.contains_key(key));
+            doubtful.extend(missing.copied());
+            services = again;
+            if is_same {
                 break;
             }
         }
+        for key in doubtful {
+            if !services.contains_key(&key)
+                && let Some(scheduling) = self.service(key)?
+            {
+                services.insert(key, scheduling);
+            }
+        }
         Ok(services)
+    }
+
+    /// How one chooses; nothing where it is not there.
+    pub fn service(&mut self, service: Virtual) -> Result<Option<Scheduling>, IpvsError> {
+        let mut found = None;
+        let of = Attributes::new().nest(SERVICE, key(service));
+        let asked = self.exchange(GET_SERVICE, ACK, &of, "ask for a virtual service", |message| {
+            let service = attributes(&message).nested(SERVICE);
+            found = service.and_then(read_service).map(|(_, scheduling)| scheduling);
+        });
+        match asked {
+            Err(error) if error.is_not_found() => Ok(None),
+            asked => asked.map(|()| found),
+        }
     }
 
     /// The same, but some may be missing. The kernel lists the virtual services of all network namespaces by their number

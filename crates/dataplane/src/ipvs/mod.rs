@@ -36,6 +36,8 @@ const SETTINGS: &str = "net/ipv4/vs/";
 /// Connections are tracked, so that they can get another source; and a destination that goes takes along what leads to
 /// it, so that the next datagram chooses anew.
 const NEEDED: [&str; 2] = ["conntrack", "expire_nodest_conn"];
+/// How often what there is is read at most, where some of it was missed.
+const READS: usize = 3;
 /// After how many seconds of idleness IPVS forgets an established connection if nobody says otherwise.
 const USUAL_TIMEOUT: u32 = 900;
 /// As connection tracking does.
@@ -163,6 +165,14 @@ impl Ipvs {
                     return Ok(Outcome::Mistaken);
                 }
                 Err(error) if error.is_there() && matches!(step, Step::Add(_)) => {
+                    // One of ours that was not among those listed.
+                    if self
+                        .socket()?
+                        .service(step.key())?
+                        .is_some_and(|found| render::is_ours(&found))
+                    {
+                        return Ok(Outcome::Mistaken);
+                    }
                     known.foreign.insert(step.key());
                 }
                 Err(error)
@@ -330,9 +340,12 @@ impl ServiceBackend for Ipvs {
             }
         }
         let mut put_back = 0;
-        if done.is_none() {
+        for _ in 0..READS {
+            if done.is_some() {
+                break;
+            }
             let (begun, mut known) = self.begin()?;
-            put_back = self.damage(begun, &known);
+            put_back += self.damage(begun, &known);
             if let Outcome::Done(changes) = self.go(&mut known, want, true)? {
                 done = Some((begun + changes, known));
             }
