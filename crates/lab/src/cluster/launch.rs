@@ -69,13 +69,14 @@ pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result
         }),
         Err(Failure::Keep(report)) => Err(report),
         Err(Failure::Undo(report)) => {
-            let failed = "removing the lab that did not come up";
             // The thread that starts init, or waits for it to say something, ends with it. Until then it may start another
-            // and write files, so that nothing is removed from under it.
-            teardown::end(&dir).into_diagnostic().wrap_err(failed)?;
+            // and write files, so that nothing is removed from under it. What cannot be ended is told by the removal.
+            let _ = teardown::end(&dir);
             runtime.shutdown_timeout(STARTER);
-            teardown::remove(&dir).into_diagnostic().wrap_err(failed)?;
-            Err(report)
+            match teardown::remove(&dir) {
+                Ok(_) => Err(report),
+                Err(error) => Err(report.wrap_err(format!("the lab could not be removed: {error}"))),
+            }
         }
     }
 }
