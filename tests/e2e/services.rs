@@ -158,13 +158,17 @@ fn service_explain_says_which_endpoints_clients_get_and_why_not_the_others() {
     lab.kubectl_ok(&["scale", "deployment/echo", "--replicas", "0"]);
     lab.until("no endpoint is left", || {
         let output = explain(&["outer", "--from", "toolbox"]);
-        let refused = stdout(&output).contains("refused: no endpoint is ready anywhere");
+        let refused = stdout(&output).contains("refused: it has no endpoint of this family");
         (output.status.code() == Some(1) && refused).then_some(())
     });
     for (args, message) in [
         (&["nothing"][..], "there is no service default/nothing"),
         (&["outer", "--from", "nobody"], "there is no pod default/nobody"),
         (&["outer", "--node", "node9"], "there is no node node9"),
+        (
+            &["outer", "--from", "toolbox", "--node", "node9"],
+            "--node is for clients from outside",
+        ),
     ] {
         let output = explain(args);
         assert_eq!(output.status.code(), Some(2), "{}", text(&output));

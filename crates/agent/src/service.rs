@@ -1,5 +1,8 @@
 //! `podnet service`: what services lead to, and why.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,8 +13,9 @@ use kube::api::DynamicObject;
 use kube::{Api, Client as KubeClient};
 use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_core::Cluster;
-use podnet_core::cluster::{Affinity, NodeName, ObjectName, ObjectRef};
-use podnet_core::service::{Client, Explanation, Otherwise, explain};
+use podnet_core::cluster::{Affinity, NodeName, ObjectName, ObjectRef, Service};
+use podnet_core::service::{Client, Explanation, Otherwise, explain, served};
+use podnet_core::state::Problem;
 use serde_json::{Value, json};
 
 use crate::watch::is_not_served;
@@ -77,13 +81,13 @@ fn explain_service(args: &Explain) -> miette::Result<(String, bool)> {
         .enable_all()
         .build()
         .into_diagnostic()?;
-    let (cluster, pods) = runtime.block_on(async {
+    let (mut cluster, pods) = runtime.block_on(async {
         let (client, url) = cli::client(&args.kubeconfig).await?;
         read(client).await.wrap_err_with(|| format!("cannot ask {url}"))
     })?;
     let name = object_name(&args.name, &args.namespace);
     let service = match cluster.services.get(&name) {
-        Some(Ok(service)) => service,
+        Some(Ok(service)) => service.clone(),
         Some(Err(invalid)) => return Err(miette!("service {name} cannot be served: {}", invalid.why)),
         None => {
             return Err(miette!(
@@ -109,19 +113,29 @@ fn explain_service(args: &Explain) -> miette::Result<(String, bool)> {
                 .find(|(name, _)| *name == pod)
                 .map(|(_, node)| node.clone());
             let node = node.ok_or_else(|| miette!("there is no pod {pod} that is on a node"))?;
+            if args.node.is_some() {
+                return Err(miette!(
+                    help = "--node is for clients from outside: leave it out",
+                    "pod {pod} is on {node}"
+                ));
+            }
             (Client::Inside, vec![node])
         }
     };
-    let explained: Vec<OnNode> = nodes
-        .into_iter()
-        .map(|node| OnNode {
-            explanations: explain(&cluster, &node, &name, service, client),
+    keep_rivals(&mut cluster, &service);
+    let mut left_out = Vec::new();
+    let mut explained = Vec::new();
+    for node in nodes {
+        let (services, problems) = served(&cluster, &node);
+        // What is not served is so whoever asks.
+        left_out = of_service(problems, &name);
+        explained.push(OnNode {
+            explanations: explain(&cluster, &node, &name, &service, client, &services),
             node,
-        })
-        .collect();
-    let served = |on: &OnNode| on.explanations.iter().all(|explanation| explanation.chosen() > 0);
-    let left_out = left_out(&cluster, &explained, &name);
-    let fine = left_out.is_empty() && explained.iter().all(served);
+        });
+    }
+    let is_served = |on: &OnNode| on.explanations.iter().all(|explanation| explanation.chosen() > 0);
+    let fine = left_out.is_empty() && explained.iter().all(is_served);
     let text = match args.output {
         Format::Text => text(&explained, &left_out, client),
         Format::Json => format!("{:#}\n", json(&explained, &left_out)),
@@ -135,14 +149,38 @@ struct OnNode {
     explanations: Vec<Explanation>,
 }
 
-/// What of the service is not served, whoever asks: by whichever node that is worked out.
-fn left_out(cluster: &Cluster, explained: &[OnNode], name: &ObjectName) -> Vec<String> {
-    let Some(OnNode { node, .. }) = explained.first() else {
-        return Vec::new();
+/// Leaves of all services those that claim something which this one claims, too: there may be thousands, and what is
+/// served has to be worked out for every node.
+fn keep_rivals(cluster: &mut Cluster, service: &Service) {
+    let addresses = |service: &Service| -> BTreeSet<IpAddr> {
+        let external = &service.external;
+        let all = service
+            .cluster_ips()
+            .iter()
+            .chain(&external.load_balancer)
+            .chain(&external.ips);
+        all.copied().collect()
     };
+    let node_ports = |service: &Service| -> BTreeSet<NonZeroU16> {
+        let ports = service.ports().iter().filter_map(|port| port.node_port);
+        ports.chain(service.external.health_check).collect()
+    };
+    let (its_addresses, its_ports) = (addresses(service), node_ports(service));
+    let is_rival = |other: &Service| {
+        !addresses(other).is_disjoint(&its_addresses) || !node_ports(other).is_disjoint(&its_ports)
+    };
+    let others = cluster.services.iter();
+    let others = others.filter(|(_, other)| !other.as_ref().is_ok_and(is_rival));
+    let others: Vec<ObjectName> = others.map(|(name, _)| name.clone()).collect();
+    for name in others {
+        cluster.services.remove(&name);
+    }
+}
+
+/// What of the service is not served.
+fn of_service(problems: Vec<Problem>, name: &ObjectName) -> Vec<String> {
     let object = ObjectRef::service(name);
-    let problems = podnet_core::compute(cluster, node).problems.into_iter();
-    let its = problems.filter(|problem| problem.object == object);
+    let its = problems.into_iter().filter(|problem| problem.object == object);
     its.map(|problem| problem.why).collect()
 }
 
@@ -226,8 +264,12 @@ fn json(explained: &[OnNode], left_out: &[String]) -> Value {
     let explanation = |explanation: &Explanation| {
         let chosen = explanation.chosen();
         let otherwise = match explanation.otherwise {
-            Otherwise::Refused => "refuse",
+            Otherwise::Refused(_) => "refuse",
             Otherwise::Dropped => "drop",
+        };
+        let refusal = match explanation.otherwise {
+            Otherwise::Refused(why) if chosen == 0 => Some(why.to_string()),
+            _ => None,
         };
         json!({
             "port": explanation.port.port,
@@ -238,6 +280,7 @@ fn json(explained: &[OnNode], left_out: &[String]) -> Value {
                 "sources": guarded.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })),
             "verdict": if chosen > 0 { "balance" } else { otherwise },
+            "reason": refusal,
             "endpoints": explanation.endpoints.iter().map(|e| endpoint(e, chosen)).collect::<Vec<_>>(),
             "algorithm": explanation.algorithm.to_string(),
             "affinitySeconds": match explanation.affinity {

@@ -45,6 +45,9 @@ pub struct NodeStatus {
     pub generation: Option<u64>,
     /// How packets get from node to node.
     pub routing: String,
+    /// What carries services.
+    #[serde(default)]
+    pub dataplane: String,
     /// Largest packet of a new pod, in bytes.
     pub pod_mtu: Option<u32>,
     /// The tunnel's device may leave checksums to the hardware.
@@ -275,6 +278,7 @@ impl std::fmt::Display for NodeStatus {
             version,
             generation,
             routing,
+            dataplane,
             pod_mtu,
             checksum_offload,
             announces,
@@ -289,9 +293,14 @@ impl std::fmt::Display for NodeStatus {
             "nothing applied yet",
         );
         let mtu = or(pod_mtu.map(|mtu| format!("{mtu} bytes")), "not known yet");
+        let services = match dataplane.as_str() {
+            // An agent of an older version does not say.
+            "" => String::new(),
+            dataplane => format!(", services by {dataplane}"),
+        };
         writeln!(
             f,
-            "node {node}: podnet {version}, {generation}, routing {routing}, MTU of pods {mtu}"
+            "node {node}: podnet {version}, {generation}, routing {routing}{services}, MTU of pods {mtu}"
         )?;
         // Before anything is applied, nothing is known of it.
         if !checksum_offload && applied {
@@ -377,6 +386,7 @@ mod tests {
                 version: "1".into(),
                 generation: Some(4),
                 routing: "vxlan".into(),
+                dataplane: "nftables".into(),
                 pod_mtu: Some(1450),
                 checksum_offload: false,
                 announces: [("eth0".to_owned(), vec![[192, 0, 2, 1].into()])].into(),
@@ -387,7 +397,8 @@ mod tests {
             paths: vec![path],
         };
         let text = status.to_string();
-        let expected = "node node1: podnet 1, generation 4, routing vxlan, MTU of pods 1450 bytes\n\
+        let expected = "node node1: podnet 1, generation 4, routing vxlan, services by nftables, MTU of pods 1450 \
+            bytes\n\
             checksum offload of the tunnel is switched off, because checksums arrived wrong or by somebody else\n\
             answers on eth0 for 192.0.2.1\n\
             waiting for pods; what is in force stays so\n\

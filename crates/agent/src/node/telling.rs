@@ -66,6 +66,7 @@ impl NodeLoop {
             if cluster.cross_subnet {
                 status.routing.push_str(" between subnets");
             }
+            status.dataplane = self.kernel.name().to_string();
             status.waiting = self.waiting();
             status.failures.clone_from(&self.refused);
             let told = self.told.iter().map(Problem::to_string);

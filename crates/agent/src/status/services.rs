@@ -141,7 +141,7 @@ impl fmt::Display for Fate {
                     write!(f, " and {} more", endpoints.len() - SHOWN)?;
                 }
                 if !draining.is_empty() {
-                    write!(f, " ({} draining)", draining.len())?;
+                    write!(f, " (+{} for existing flows)", draining.len())?;
                 }
                 Ok(())
             }
@@ -214,18 +214,18 @@ mod tests {
             .lines()
             .skip_while(|line| !line.starts_with("SERVICE"))
             .collect();
-        let first = "10.244.0.2:8080 10.244.0.3:8080 10.244.0.4:8080 and 2 more (1 draining)";
+        let first = "10.244.0.2:8080 10.244.0.3:8080 10.244.0.4:8080 and 2 more (+1 for existing flows)";
         assert_eq!(
             lines,
             [
                 format!(
-                    "SERVICE    ADDRESS             {:71}   FROM OUTSIDE   NOTES",
+                    "SERVICE    ADDRESS             {:82}   FROM OUTSIDE   NOTES",
                     "FROM HERE"
                 ),
                 format!(
                     "shop/web   tcp 10.96.0.1:80    {first}   the same       only from 192.0.2.0/24; clients stay for 60 s"
                 ),
-                format!("shop/web   tcp 0.0.0.0:30080   {:71}   dropped", "refused"),
+                format!("shop/web   tcp 0.0.0.0:30080   {:82}   dropped", "refused"),
             ]
         );
         let json = serde_json::to_string(&status).unwrap();

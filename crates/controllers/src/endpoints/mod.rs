@@ -23,7 +23,7 @@ pub use legacy::LegacyEndpoints;
 pub use mirrored::MirroredEndpoints;
 
 /// Label of a slice with the service it belongs to.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label of a slice with who takes care of it.
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";

@@ -12,16 +12,18 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Namespace, Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use podnet_core::Cluster;
-use podnet_core::cluster::{self, ClusterConfig, NodeName, ObjectName};
+use podnet_core::cluster::{self, AddressFamily, ClusterConfig, Family, NodeName, ObjectName};
 use podnet_core::ipam::Standing;
 use podnet_core::load_balancer::{Assigned, Claim, PoolUse, assign};
 use serde_json::json;
 
 use crate::action::{Action, Note, Part};
 use crate::control::{Context, Controller, Plan};
+use crate::endpoints::SERVICE_NAME;
 use crate::ip_pools::pod_ranges;
 use crate::resource::Key;
 use crate::store::Delta;
@@ -64,6 +66,7 @@ impl Controller for LoadBalancers {
             Kind::Node,
             Kind::IPPool,
             Kind::ServiceCIDR,
+            Kind::EndpointSlice,
         ]
     }
 
@@ -76,6 +79,7 @@ impl Controller for LoadBalancers {
                 delta.old.as_deref().is_some_and(ours) || delta.new.as_deref().is_some_and(ours)
             }
             Change::IPPool(_) | Change::ServiceCIDR(_) => pools,
+            Change::EndpointSlice(delta) => pools && delta.sides().any(|slice| is_of_api_server(slice)),
             Change::Namespace(delta) => pools && differs(delta, |n: &Namespace| n.metadata.labels.clone()),
             Change::Node(delta) => pools && differs(delta, |node| (addresses(node), pod_ranges(node))),
             _ => false,
@@ -144,6 +148,17 @@ impl LoadBalancers {
                 cluster.nodes.insert(name, Ok(node));
             }
         }
+        for object in world
+            .endpoint_slices
+            .iter()
+            .filter(|slice| is_of_api_server(slice))
+        {
+            let name = ObjectName::new(API_SERVER.0, object.metadata.name.clone().unwrap_or_default());
+            // One that cannot be read is reported by the agents.
+            if let Some(slice) = slice(object) {
+                cluster.slices.insert(name, Ok(slice));
+            }
+        }
         for object in world.namespaces.iter() {
             let name = object.metadata.name.clone().unwrap_or_default();
             let labels = object.metadata.labels.clone().unwrap_or_default();
@@ -157,6 +172,32 @@ impl LoadBalancers {
 
 fn differs<K, T: PartialEq>(delta: &Delta<K>, seen: impl Fn(&K) -> T) -> bool {
     delta.old.as_deref().map(&seen) != delta.new.as_deref().map(&seen)
+}
+
+/// The API server's own service, whose endpoints are its addresses.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
+fn is_of_api_server(slice: &EndpointSlice) -> bool {
+    let labels = slice.metadata.labels.iter().flatten();
+    let mut names = labels.filter(|(label, _)| *label == SERVICE_NAME);
+    slice.metadata.namespace.as_deref() == Some(API_SERVER.0) && names.any(|(_, name)| name == API_SERVER.1)
+}
+
+/// The addresses of one; its ports are not of interest here.
+fn slice(object: &EndpointSlice) -> Option<cluster::EndpointSlice> {
+    let family = match object.address_type.as_str() {
+        "IPv4" => Family::V4,
+        "IPv6" => Family::V6,
+        _ => return None,
+    };
+    let endpoints = object.endpoints.iter().flatten();
+    let addresses = endpoints.flat_map(|endpoint| &endpoint.addresses);
+    let addresses = addresses.filter_map(|address| address.parse().ok());
+    let endpoints = addresses
+        .map(|address| cluster::Endpoint::ready(address, None))
+        .collect();
+    let of = ObjectName::new(API_SERVER.0, API_SERVER.1);
+    cluster::EndpointSlice::new(Some(of), AddressFamily::Ip(family), Vec::new(), endpoints).ok()
 }
 
 fn service_cidr(object: &ServiceCIDR) -> Result<cluster::ServiceCidr, String> {

@@ -101,6 +101,25 @@ fn after(plan: &Plan, mut service: Value) -> Value {
 }
 
 #[test]
+fn the_api_servers_address_is_given_to_nobody() {
+    let mut world = world(&[pool("p", &["192.0.2.2-192.0.2.3"])], &[service("a", json!({}))]);
+    let slice = json!({
+        "metadata": {
+            "name": "kubernetes", "namespace": "default", "resourceVersion": "9",
+            "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": "IPv4", "endpoints": [{"addresses": ["192.0.2.2"]}], "ports": [],
+    });
+    let changes = world.observe(Observation::EndpointSlice(Event::Apply(from(slice))));
+    let mut keys = BTreeSet::new();
+    LoadBalancers::new(Vec::new(), Vec::new()).affected(&world, &changes[0], &mut keys);
+    assert_eq!(keys.len(), 1, "all are planned anew");
+    let plan = plan(&world);
+    let ingress = &written(&plan, "a").unwrap()["status"]["loadBalancer"]["ingress"];
+    assert_eq!(ingress[0]["ip"], "192.0.2.3");
+}
+
+#[test]
 fn a_service_gets_an_address_as_it_is_written_in_the_version_that_was_read() {
     // 192.0.2.1 is a node's.
     let plan = plan(&world(

@@ -22,6 +22,7 @@ use crate::cluster::{
     is_chosen,
 };
 use crate::load_balancer::Pools;
+use crate::service::of_machines;
 pub use announcer::{Announcer, BEAT, Candidates, DEAD};
 pub use speaker::{Standing, speaker};
 pub use wire::{ALL_AGENTS, ETHERTYPE, Mac, solicited_node};
@@ -61,17 +62,15 @@ pub fn compute(cluster: &Cluster) -> Announcements {
         return Announcements::default();
     }
     let pools = Pools::judge(cluster);
-    let own: BTreeSet<IpAddr> = cluster
-        .valid_nodes()
-        .flat_map(|node| node.all_addresses.iter().copied())
-        .collect();
+    // Whoever answers for one of these takes it from that machine.
+    let machines = of_machines(cluster, |address| pools.of(address).is_some());
     let mut terms: BTreeMap<&str, Announcement> = BTreeMap::new();
     let mut addresses: BTreeMap<IpAddr, Announcement> = BTreeMap::new();
     let services = cluster
         .valid_services()
         .filter(|(_, service)| service.is_carried());
     for (name, service) in services {
-        for address in announced(service).filter(|address| !own.contains(address)) {
+        for address in announced(service).filter(|address| !machines.contains_key(address)) {
             let Some((pool, spec)) = pools.of(address).filter(|(_, spec)| spec.on_local_network) else {
                 continue;
             };

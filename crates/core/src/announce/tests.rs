@@ -97,6 +97,25 @@ fn nodes_are_chosen_by_the_pool_and_by_the_label_that_excludes_them() {
 }
 
 #[test]
+fn no_machines_own_address_is_announced() {
+    let mut cluster = cluster(json!({"ranges": ["192.0.2.0/24", "10.1.0.0/24"]}));
+    let own = cluster
+        .valid_nodes()
+        .next()
+        .unwrap()
+        .all_addresses
+        .iter()
+        .next()
+        .copied();
+    let own = own.unwrap().to_string();
+    // The endpoint of slices here: as the API server's it is one of its addresses.
+    slice(&mut cluster, "kubernetes", vec![on("n2")]);
+    let all = ["192.0.2.1", "10.1.0.1", own.as_str()];
+    service(&mut cluster, "a", &all, ExternalPolicy::Cluster);
+    assert_eq!(may(&cluster), ["192.0.2.1 n1 n2 n3"]);
+}
+
+#[test]
 fn only_addresses_of_pools_that_say_so_are_announced() {
     let spec = json!({"ranges": ["192.0.2.0/24"], "announcement": {"interfaces": ["lan*"]}});
     let mut cluster = cluster(spec.clone());

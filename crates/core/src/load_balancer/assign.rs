@@ -116,8 +116,8 @@ impl<'a> Book<'a> {
         if !claim.families.contains(&Family::of(address)) {
             return Err(Lack::OtherFamily(address));
         }
-        if self.is_node(address) {
-            return Err(Lack::OfNode(address));
+        if let Some(owner) = self.owner(address) {
+            return Err(Lack::Owned(address, owner.clone()));
         }
         let Some((pool, spec)) = self.pools.of(address) else {
             return Err(Lack::Unknown(address));

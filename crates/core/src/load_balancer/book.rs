@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::{Apart, Claim, PoolUse, Pools, Usage};
 use crate::cluster::{Cluster, Family, LoadBalancerPoolSpec, ObjectName};
 use crate::ipam::{Bounds, next};
+use crate::service::{Owner, of_machines};
 
 /// Who has which address.
 pub(super) struct Book<'a> {
@@ -14,30 +15,29 @@ pub(super) struct Book<'a> {
     had: BTreeMap<&'a ObjectName, Vec<IpAddr>>,
     /// The addresses of services that would share them, by their key.
     shared: BTreeMap<&'a str, BTreeSet<IpAddr>>,
-    /// Nodes' own addresses, which no service gets.
-    nodes: BTreeSet<IpAddr>,
+    /// Addresses of nodes and of the API server, which no service gets.
+    machines: BTreeMap<IpAddr, Owner>,
     /// Where to look on for a free address: below, there is none.
     cursors: BTreeMap<Bounds, IpAddr>,
 }
 
 impl<'a> Book<'a> {
     pub(super) fn open(cluster: &'a Cluster) -> Self {
-        let nodes = cluster.valid_nodes();
+        let pools = Pools::judge(cluster);
+        let machines = of_machines(cluster, |address| pools.of(address).is_some());
         Book {
-            pools: Pools::judge(cluster),
+            pools,
             holders: BTreeMap::new(),
             had: BTreeMap::new(),
             shared: BTreeMap::new(),
-            nodes: nodes
-                .flat_map(|node| node.all_addresses.iter().copied())
-                .collect(),
+            machines,
             cursors: BTreeMap::new(),
         }
     }
 
-    /// Whether the address is a node's.
-    pub(super) fn is_node(&self, address: IpAddr) -> bool {
-        self.nodes.contains(&address)
+    /// Which machine has the address.
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&Owner> {
+        self.machines.get(&address)
     }
 
     /// Who keeps a service from an address, and why.
@@ -88,7 +88,7 @@ impl<'a> Book<'a> {
             while let Some(candidate) = address.filter(|candidate| range.contains(*candidate)) {
                 self.cursors.insert(*range, candidate);
                 let taken = self.holders.contains_key(&candidate);
-                if !taken && !spec.avoids(candidate) && !self.nodes.contains(&candidate) {
+                if !taken && !spec.avoids(candidate) && !self.machines.contains_key(&candidate) {
                     return Some(candidate);
                 }
                 address = next(candidate);
@@ -119,9 +119,9 @@ impl<'a> Book<'a> {
         for range in spec.of_family(family) {
             let within = self.holders.range(range.first..=range.last);
             assigned += within.filter(|(address, _)| spec.contains(**address)).count() as u128;
-            let nodes = self.nodes.range(range.first..=range.last);
-            let nodes = nodes.filter(|address| spec.contains(**address)).count() as u128;
-            size += (range.len() - avoided(spec, range)).saturating_sub(nodes);
+            let machines = self.machines.range(range.first..=range.last);
+            let machines = machines.filter(|(address, _)| spec.contains(**address)).count() as u128;
+            size += (range.len() - avoided(spec, range)).saturating_sub(machines);
         }
         Usage {
             assigned,

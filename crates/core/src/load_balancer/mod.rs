@@ -18,6 +18,7 @@ use std::num::NonZeroU16;
 
 use crate::cluster::{ExternalPolicy, Family, Labels, ObjectName, Protocol};
 use crate::ipam::Standing;
+use crate::service::Owner;
 pub use assign::assign;
 pub use pools::Pools;
 
@@ -115,8 +116,8 @@ pub enum Lack {
     OtherFamily(IpAddr),
     /// It asks for an address that is in no pool in force.
     Unknown(IpAddr),
-    /// It asks for a node's own address.
-    OfNode(IpAddr),
+    /// It asks for a machine's own address: whose.
+    Owned(IpAddr, Owner),
     /// It asks for an address of a pool that is not for it.
     NotForIt(IpAddr, String),
     /// It asks for an address of a pool out of which nothing is given any more.
@@ -167,8 +168,8 @@ impl Lack {
     pub fn reason(&self) -> &'static str {
         match self {
             Lack::Unreadable(_) | Lack::OtherFamily(_) => "InvalidRequest",
-            Lack::Unknown(_) | Lack::OfNode(_) | Lack::NotForIt(..) | Lack::Closed(..) => "AddressNotInPool",
-            Lack::Taken(..) => "AddressInUse",
+            Lack::Unknown(_) | Lack::NotForIt(..) | Lack::Closed(..) => "AddressNotInPool",
+            Lack::Taken(..) | Lack::Owned(..) => "AddressInUse",
             Lack::NoSuchPool(_) | Lack::NoPool | Lack::NoFamily(_) => "NoPool",
             Lack::Exhausted(..) => "PoolExhausted",
         }
@@ -205,10 +206,9 @@ impl fmt::Display for Lack {
                 f,
                 "{address} is in no LoadBalancerPool that is in force; add it to spec.ranges of one, or ask for another"
             ),
-            Lack::OfNode(address) => write!(
-                f,
-                "{address} is a node's own address, which no service gets; ask for another, or use a node port"
-            ),
+            Lack::Owned(address, owner) => {
+                write!(f, "{address} is {owner}, which no service gets; ask for another")
+            }
             Lack::NotForIt(address, pool) => write!(
                 f,
                 "{address} is of the LoadBalancerPool {pool}, whose selectors leave this service out"

@@ -304,7 +304,7 @@ fn ranges_that_are_somebody_elses_are_not_in_force() {
     let told: Vec<String> = assigned.lacks.iter().map(ToString::to_string).collect();
     assert_eq!(
         told,
-        ["198.51.100.1 is a node's own address, which no service gets; ask for another, or use a node port"]
+        ["198.51.100.1 is an address of node n1, which no service gets; ask for another"]
     );
 }
 

@@ -99,6 +99,10 @@ impl<'a> Candidates<'a> {
         Candidates(found)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Every endpoint, and why it is not chosen if it is not.
     pub(super) fn judge<'b>(
         &'b self,

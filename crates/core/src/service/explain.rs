@@ -2,17 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::endpoints::{Candidates, Place, Scope};
 use super::served::sources;
-use super::{PortName, Unchosen};
+use super::{Frontend, Ledger, NodePort, PortName, ServiceState, Unchosen};
 use crate::cluster::{
-    Affinity, Algorithm, Cluster, ExternalPolicy, Family, InternalPolicy, NodeName, ObjectName, Service,
-    ServicePort,
+    AddressFamily, Affinity, Algorithm, Changes, Cluster, EndpointSlice, ExternalPolicy, Family,
+    InternalPolicy, NodeName, ObjectName, Service, ServicePort,
 };
+use crate::state::Problem;
 
 /// Where a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,10 +68,21 @@ pub struct Explained {
 /// What becomes of a connection when no endpoint is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Otherwise {
-    /// It is refused: there is no endpoint anywhere.
-    Refused,
+    /// It is refused: nobody serves it anywhere.
+    Refused(Refusal),
     /// It is dropped: there are endpoints, but not on this node, and the policy is `Local`.
     Dropped,
+}
+
+/// Why nobody serves it anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The service has no endpoint of that family.
+    NoEndpoint,
+    /// It has some, and none has the port.
+    NoPort,
+    /// None of those is ready.
+    NoneReady,
 }
 
 impl Explanation {
@@ -79,14 +93,15 @@ impl Explanation {
     }
 }
 
-/// What clients at a node get of a service that is carried. It is worked out as [`crate::compute`] does it, from the
-/// same judgement of endpoints.
+/// What clients at a node get of a service that is carried, by those of its addresses that are served there. It is worked
+/// out as [`crate::compute`] does it, from the same judgement of endpoints; `served` is what [`served`] says.
 pub fn explain(
     cluster: &Cluster,
     node: &NodeName,
     name: &ObjectName,
     service: &Service,
     client: Client,
+    served: &ServiceState,
 ) -> Vec<Explanation> {
     let place = Place::of(cluster, node);
     let slices: Vec<_> = cluster.slices.of(name).collect();
@@ -95,6 +110,8 @@ pub fn explain(
         let family = Family::of(*address);
         for port in service.ports() {
             let candidates = Candidates::of(&slices, family, port);
+            let refusal = refusal(&slices, family, &candidates);
+            let own = Frontends { served, name, port };
             let mut explain = |asked: Vec<String>, scope, algorithm, guarded| {
                 let judged = candidates.judge(scope, place);
                 let mut endpoints: Vec<Explained> = judged
@@ -110,7 +127,7 @@ pub fn explain(
                 endpoints.sort_by_key(|endpoint| (endpoint.unchosen, endpoint.address));
                 let otherwise = match candidates.choose(scope, place) {
                     super::Backend::Drop => Otherwise::Dropped,
-                    _ => Otherwise::Refused,
+                    _ => Otherwise::Refused(refusal),
                 };
                 explanations.push(Explanation {
                     port: PortName {
@@ -131,51 +148,124 @@ pub fn explain(
                 InternalPolicy::Cluster => Scope::Cluster,
                 InternalPolicy::Local => Scope::Local,
             };
-            explain(
-                vec![SocketAddr::new(*address, port.port.get()).to_string()],
-                internal,
-                Algorithm::Random,
-                None,
-            );
-            let asked = external(service, port, family);
+            if own.is_at(*address) {
+                let asked = SocketAddr::new(*address, port.port.get()).to_string();
+                explain(vec![asked], internal, Algorithm::Random, None);
+            }
+            let asked = own.external(service, family);
             if !asked.is_empty() {
                 let scope = match (service.external.policy, client) {
                     (ExternalPolicy::Local, Client::Outside) => Scope::Local,
                     _ => Scope::Cluster,
                 };
                 let algorithm = service.external.algorithm;
-                explain(asked, scope, algorithm, guarded(service, port, family, place));
+                explain(asked, scope, algorithm, own.guarded(service, family, place));
             }
         }
     }
     explanations
 }
 
-fn guarded(service: &Service, port: &ServicePort, family: Family, place: Place<'_>) -> Option<Guarded> {
-    let sources = sources(service, family, place)?;
-    let addresses = service.external.load_balancer.iter();
-    let addresses = addresses.filter(|address| Family::of(**address) == family);
-    let addresses: Vec<String> = addresses
-        .map(|address| SocketAddr::new(*address, port.port.get()).to_string())
-        .collect();
-    (!addresses.is_empty()).then_some(Guarded { addresses, sources })
+/// What [`explain`] asks for: services as a node has them, and what is wrong with them. Who is a pod of the node is left
+/// open.
+pub fn served(cluster: &Cluster, node: &NodeName) -> (Arc<ServiceState>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let ranges = super::ranges::compute(cluster, &mut problems);
+    let mut ledger = Ledger::default();
+    let state = ledger.update(
+        cluster,
+        node,
+        (&BTreeSet::new(), ranges),
+        [Changes::All, Changes::All],
+    );
+    problems.extend(ledger.problems());
+    (state, problems)
 }
 
-fn external(service: &Service, port: &ServicePort, family: Family) -> Vec<String> {
-    let external = &service.external;
-    let addresses = external.load_balancer.iter().chain(&external.ips);
-    let addresses = addresses.filter(|address| Family::of(**address) == family);
-    let mut asked: Vec<String> = addresses
-        .map(|address| SocketAddr::new(*address, port.port.get()).to_string())
-        .collect();
-    asked.sort();
-    asked.dedup();
-    let any = match family {
-        Family::V4 => "0.0.0.0",
-        Family::V6 => "[::]",
-    };
-    asked.extend(port.node_port.map(|number| format!("{any}:{number}")));
-    asked
+fn refusal(slices: &[&EndpointSlice], family: Family, candidates: &Candidates<'_>) -> Refusal {
+    let mut of_family = slices
+        .iter()
+        .filter(|slice| slice.family() == AddressFamily::Ip(family));
+    if !candidates.is_empty() {
+        Refusal::NoneReady
+    } else if of_family.any(|slice| !slice.endpoints().is_empty()) {
+        Refusal::NoPort
+    } else {
+        Refusal::NoEndpoint
+    }
+}
+
+/// Where a port of a service is served: others may have the same address, and come first.
+struct Frontends<'a> {
+    served: &'a ServiceState,
+    name: &'a ObjectName,
+    port: &'a ServicePort,
+}
+
+impl Frontends<'_> {
+    fn is_at(&self, address: IpAddr) -> bool {
+        let frontend = Frontend {
+            address,
+            protocol: self.port.protocol,
+            port: self.port.port,
+        };
+        let entry = self.served.frontends.get(&frontend);
+        entry.is_some_and(|entry| entry.port.service == *self.name)
+    }
+
+    fn node_port(&self, family: Family) -> Option<NonZeroU16> {
+        let node_port = NodePort {
+            family,
+            protocol: self.port.protocol,
+            port: self.port.node_port?,
+        };
+        let entry = self.served.node_ports.get(&node_port)?;
+        (entry.port.service == *self.name).then_some(node_port.port)
+    }
+
+    fn at(&self, addresses: &[IpAddr], family: Family) -> impl Iterator<Item = String> {
+        let addresses = addresses
+            .iter()
+            .filter(move |address| Family::of(**address) == family);
+        let own = addresses.filter(|address| self.is_at(**address));
+        own.map(|address| SocketAddr::new(*address, self.port.port.get()).to_string())
+    }
+
+    fn guarded(&self, service: &Service, family: Family, place: Place<'_>) -> Option<Guarded> {
+        let sources = sources(service, family, place)?;
+        let addresses: Vec<String> = self.at(&service.external.load_balancer, family).collect();
+        (!addresses.is_empty()).then_some(Guarded { addresses, sources })
+    }
+
+    fn external(&self, service: &Service, family: Family) -> Vec<String> {
+        let external = &service.external;
+        let addresses = self
+            .at(&external.load_balancer, family)
+            .chain(self.at(&external.ips, family));
+        let mut asked: Vec<String> = addresses.collect();
+        asked.sort();
+        asked.dedup();
+        let any = match family {
+            Family::V4 => "0.0.0.0",
+            Family::V6 => "[::]",
+        };
+        asked.extend(self.node_port(family).map(|number| format!("{any}:{number}")));
+        asked
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::NoEndpoint => {
+                "it has no endpoint of this family: does its selector match pods that run? (kubectl get endpointslices)"
+            }
+            Refusal::NoPort => {
+                "no EndpointSlice of it has this port: does targetPort name one that its pods' containers have?"
+            }
+            Refusal::NoneReady => "none of its endpoints is ready",
+        })
+    }
 }
 
 impl fmt::Display for Explanation {
@@ -195,7 +285,7 @@ impl fmt::Display for Explanation {
             }
         }
         match (chosen, self.otherwise) {
-            (0, Otherwise::Refused) => writeln!(f, "  refused: no endpoint is ready anywhere")?,
+            (0, Otherwise::Refused(why)) => writeln!(f, "  refused: {why}")?,
             (0, Otherwise::Dropped) => {
                 writeln!(
                     f,

@@ -29,12 +29,12 @@ use crate::cluster::{Affinity, Algorithm};
 use crate::shared_map::{SharedMap, SharedSet};
 pub use busy::Listener;
 pub use endpoints::Unchosen;
-pub use explain::{Client, Explained, Explanation, Guarded, Otherwise, explain};
+pub use explain::{Client, Explained, Explanation, Guarded, Otherwise, explain, served};
 pub use frontend::{Frontend, NodePort, PortName};
 pub use health::{HealthCheck, HealthChecks};
 pub use host_port::{HostAddress, HostPort};
 pub(crate) use ledger::Ledger;
-pub use owner::Owner;
+pub use owner::{Owner, of_machines};
 
 /// Service addresses of a cluster, as one node sees them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

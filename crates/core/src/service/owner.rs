@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::cluster::{Cluster, Family, NodeName};
 
 /// Who has an address, beside the service that claims it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
     /// A node.
     Node(NodeName),
@@ -24,27 +24,28 @@ pub(super) fn within(range: IpNet) -> std::ops::RangeInclusive<IpAddr> {
     range.network()..=range.broadcast()
 }
 
-/// Those of `addresses` that are somebody's, and whose.
-pub(super) fn owners(cluster: &Cluster, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Owner> {
+/// The addresses of nodes and of the API server that are `wanted`.
+pub fn of_machines(cluster: &Cluster, wanted: impl Fn(IpAddr) -> bool) -> BTreeMap<IpAddr, Owner> {
     let mut owners = BTreeMap::new();
-    if addresses.is_empty() {
-        return owners;
-    }
     for node in cluster.known_nodes() {
-        for address in node
-            .all_addresses
-            .iter()
-            .filter(|address| addresses.contains(address))
-        {
+        for address in node.all_addresses.iter().filter(|address| wanted(**address)) {
             owners
                 .entry(*address)
                 .or_insert_with(|| Owner::Node(node.name.clone()));
         }
     }
-    let api_server = cluster.api_server_addresses();
-    for address in api_server.filter(|address| addresses.contains(address)) {
+    for address in cluster.api_server_addresses().filter(|address| wanted(*address)) {
         owners.entry(address).or_insert(Owner::ApiServer);
     }
+    owners
+}
+
+/// Those of `addresses` that are somebody's, and whose.
+pub(super) fn owners(cluster: &Cluster, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Owner> {
+    if addresses.is_empty() {
+        return BTreeMap::new();
+    }
+    let mut owners = of_machines(cluster, |address| addresses.contains(&address));
     // Where it is said where all pods are, a range elsewhere is no pods'.
     let all = &cluster.config.cluster_cidrs;
     let is_told = |range: &IpNet| {
