@@ -14,7 +14,7 @@ use kube::{Api, Client as KubeClient};
 use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_core::Cluster;
 use podnet_core::cluster::{Affinity, NodeName, ObjectName, ObjectRef, Service};
-use podnet_core::service::{Client, Explanation, Otherwise, explain, served};
+use podnet_core::service::{Client, Explanation, Verdict, explain, served};
 use podnet_core::state::Problem;
 use serde_json::{Value, json};
 
@@ -134,7 +134,11 @@ fn explain_service(args: &Explain) -> miette::Result<(String, bool)> {
             node,
         });
     }
-    let is_served = |on: &OnNode| on.explanations.iter().all(|explanation| explanation.chosen() > 0);
+    let is_served = |on: &OnNode| {
+        on.explanations
+            .iter()
+            .all(|explanation| explanation.verdict == Verdict::Balanced)
+    };
     let fine = left_out.is_empty() && explained.iter().all(is_served);
     let text = match args.output {
         Format::Text => text(&explained, &left_out, client),
@@ -263,13 +267,10 @@ fn json(explained: &[OnNode], left_out: &[String]) -> Value {
     };
     let explanation = |explanation: &Explanation| {
         let chosen = explanation.chosen();
-        let otherwise = match explanation.otherwise {
-            Otherwise::Refused(_) => "refuse",
-            Otherwise::Dropped => "drop",
-        };
-        let refusal = match explanation.otherwise {
-            Otherwise::Refused(why) if chosen == 0 => Some(why.to_string()),
-            _ => None,
+        let (verdict, reason) = match explanation.verdict {
+            Verdict::Balanced => ("balance", None),
+            Verdict::Refused(why) => ("refuse", Some(why.to_string())),
+            Verdict::Dropped => ("drop", None),
         };
         json!({
             "port": explanation.port.port,
@@ -279,8 +280,8 @@ fn json(explained: &[OnNode], left_out: &[String]) -> Value {
                 "addresses": guarded.addresses,
                 "sources": guarded.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })),
-            "verdict": if chosen > 0 { "balance" } else { otherwise },
-            "reason": refusal,
+            "verdict": verdict,
+            "reason": reason,
             "endpoints": explanation.endpoints.iter().map(|e| endpoint(e, chosen)).collect::<Vec<_>>(),
             "algorithm": explanation.algorithm.to_string(),
             "affinitySeconds": match explanation.affinity {

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::endpoints::{Candidates, Place, Scope};
 use super::served::sources;
-use super::{Frontend, Ledger, NodePort, PortName, ServiceState, Unchosen};
+use super::{Backend, Frontend, Ledger, NodePort, PortName, ServiceState, Unchosen};
 use crate::cluster::{
     AddressFamily, Affinity, Algorithm, Changes, Cluster, EndpointSlice, ExternalPolicy, Family,
     InternalPolicy, NodeName, ObjectName, Service, ServicePort,
@@ -35,8 +35,8 @@ pub struct Explanation {
     pub asked: Vec<String>,
     /// The endpoints there are.
     pub endpoints: Vec<Explained>,
-    /// What becomes of a connection when no endpoint is chosen.
-    pub otherwise: Otherwise,
+    /// What becomes of a connection.
+    pub verdict: Verdict,
     /// Whether a client stays with its endpoint.
     pub affinity: Affinity,
     /// How one of the chosen is found for a connection.
@@ -65,9 +65,11 @@ pub struct Explained {
     pub unchosen: Option<Unchosen>,
 }
 
-/// What becomes of a connection when no endpoint is chosen.
+/// What becomes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Otherwise {
+pub enum Verdict {
+    /// It gets one of the endpoints that are chosen.
+    Balanced,
     /// It is refused: nobody serves it anywhere.
     Refused(Refusal),
     /// It is dropped: there are endpoints, but not on this node, and the policy is `Local`.
@@ -125,9 +127,10 @@ pub fn explain(
                 endpoints.sort_by_key(|endpoint| (endpoint.address, endpoint.unchosen));
                 endpoints.dedup_by_key(|endpoint| endpoint.address);
                 endpoints.sort_by_key(|endpoint| (endpoint.unchosen, endpoint.address));
-                let otherwise = match candidates.choose(scope, place) {
-                    super::Backend::Drop => Otherwise::Dropped,
-                    _ => Otherwise::Refused(refusal),
+                let verdict = match candidates.choose(scope, place) {
+                    Backend::Balance { .. } => Verdict::Balanced,
+                    Backend::Refuse => Verdict::Refused(refusal),
+                    Backend::Drop => Verdict::Dropped,
                 };
                 explanations.push(Explanation {
                     port: PortName {
@@ -137,7 +140,7 @@ pub fn explain(
                     },
                     asked,
                     endpoints,
-                    otherwise,
+                    verdict,
                     affinity: service.affinity,
                     algorithm,
                     guarded,
@@ -284,15 +287,15 @@ impl fmt::Display for Explanation {
                 Some(why) => writeln!(f, "  {} on {node}: not chosen: {why}", endpoint.address)?,
             }
         }
-        match (chosen, self.otherwise) {
-            (0, Otherwise::Refused(why)) => writeln!(f, "  refused: {why}")?,
-            (0, Otherwise::Dropped) => {
+        match self.verdict {
+            Verdict::Balanced => {}
+            Verdict::Refused(why) => writeln!(f, "  refused: {why}")?,
+            Verdict::Dropped => {
                 writeln!(
                     f,
                     "  dropped: no endpoint on this node is ready, and the traffic policy is Local"
                 )?;
             }
-            _ => {}
         }
         if self.algorithm == Algorithm::Maglev && chosen > 1 {
             writeln!(
