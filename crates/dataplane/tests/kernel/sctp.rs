@@ -1,8 +1,9 @@
 //! SCTP, in a kernel that has it: sockets of one association each, which are read and written like TCP's.
 //!
-//! They are bound to one address each. One that is not tells its peer all addresses of its machine, which the peer then
-//! probes (RFC 9260 section 5.4) past the service: who gets such a probe knows of no association with a pod's port, and its
-//! ABORT ends the one there is. Address translation cannot mend that, whoever does it.
+//! They are bound to one address each. One that is not tells its peer all addresses of its machine, and the peer probes them
+//! past the service when some seconds have passed (RFC 9260 section 5.4): who gets such a probe knows of no association with
+//! that port, and its ABORT ends the one there is. No translation of addresses can mend that. So here an association that is
+//! slow to answer outlives the probes.
 
 mod linux_6_12 {
     use std::collections::BTreeSet;
