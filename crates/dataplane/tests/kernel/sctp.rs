@@ -2,8 +2,7 @@
 //!
 //! They are bound to one address each. One that is not tells its peer all addresses of its machine, and the peer probes them
 //! past the service when some seconds have passed (RFC 9260 section 5.4): who gets such a probe knows of no association with
-//! that port, and its ABORT ends the one there is. No translation of addresses can mend that. So here an association that is
-//! slow to answer outlives the probes.
+//! that port, and its ABORT ends the one there is. No translation of addresses can mend that.
 
 mod linux_6_12 {
     use std::collections::BTreeSet;
