@@ -274,6 +274,10 @@ impl Kernel {
             .as_mut()
             .map_or(0, |services| services.take_put_back());
         self.put_back.services += of_table + of_services;
+        self.put_back.proxied += self
+            .services
+            .as_mut()
+            .map_or(0, |services| services.take_proxied());
         std::mem::take(&mut self.put_back)
     }
 

@@ -1,4 +1,4 @@
-//! What others had changed of what was in force, and was put back.
+//! What others had changed of what was in force, or what ended with a proxy, and was put back.
 //!
 //! A back end knows what it put there. Where it reads the kernel again, the difference between the two is what others
 //! changed, whatever is wanted by then: our own changes are never in it, and nothing is before the first application.
@@ -16,6 +16,8 @@ pub struct Repair {
     pub routes: usize,
     /// Entries of services' tables.
     pub services: usize,
+    /// Entries of a service proxy that ended, which another one was given.
+    pub proxied: usize,
 }
 
 impl Repair {
@@ -26,18 +28,33 @@ impl Repair {
 
     /// All of it.
     pub fn count(self) -> usize {
-        self.routes + self.services
+        self.routes + self.services + self.proxied
     }
 }
 
 impl fmt::Display for Repair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Repair { routes, services } = self;
-        write!(
-            f,
-            "somebody else changed podnet's tables on this node: {routes} entries of routing and {services} of services \
-             were put back"
-        )
+        let Repair {
+            routes,
+            services,
+            proxied,
+        } = self;
+        if routes + services > 0 {
+            write!(
+                f,
+                "somebody else changed podnet's tables on this node: {routes} entries of routing and {services} of \
+                 services were put back"
+            )?;
+        }
+        if *proxied > 0 {
+            let and = if routes + services > 0 { "; " } else { "" };
+            write!(
+                f,
+                "{and}the service proxy of this node ended by itself or by somebody else: another one was given its \
+                 {proxied} entries"
+            )?;
+        }
+        Ok(())
     }
 }
 

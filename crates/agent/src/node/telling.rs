@@ -9,7 +9,7 @@ use podnet_cni::WiringName;
 use podnet_core::NodeState;
 use podnet_core::cluster::ObjectRef;
 use podnet_core::state::Problem;
-use podnet_dataplane::{Applied, ApplyError, Repair};
+use podnet_dataplane::{Applied, ApplyError};
 use podnet_linux::sysctl;
 
 use super::{NodeConfig, NodeLoop};
@@ -88,13 +88,7 @@ impl NodeLoop {
         if !repair.is_nothing() {
             self.out.metrics.put_back(repair.count());
             self.out.repairs.send_replace(Some(repair));
-            let Repair { routes, services } = repair;
-            tracing::warn!(
-                generation,
-                routes,
-                services,
-                "put back what somebody else changed"
-            );
+            tracing::warn!(generation, "{repair}");
         }
         if applied.left_out != self.left_out {
             for what in &applied.left_out {

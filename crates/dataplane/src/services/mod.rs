@@ -58,6 +58,10 @@ pub trait ServiceBackend: fmt::Debug + Send {
     /// How much of what it had put there others had changed, as the applications since this was asked last found it and
     /// put it back.
     fn take_put_back(&mut self) -> usize;
+    /// How many entries a process was given since this was asked last, because the one that had them ended.
+    fn take_proxied(&mut self) -> usize {
+        0
+    }
     /// What cannot be seen cheaply may have changed: the next application is to look.
     fn distrust(&mut self) {}
     /// Our own table changed, which took nftables from one generation of its rule set to another.

@@ -203,7 +203,7 @@ pub struct Userspace {
     /// What a proxy had that did not end by us and does not answer any more.
     lost: Option<Table>,
     /// How much of that another one was given, until somebody asks.
-    put_back: usize,
+    proxied: usize,
     left_out: Vec<String>,
     touched: Touched,
     /// There should be a proxy.
@@ -224,7 +224,7 @@ impl Userspace {
             site,
             known: None,
             lost: None,
-            put_back: 0,
+            proxied: 0,
             left_out: Vec::new(),
             touched: Touched::default(),
             expected: Arc::default(),
@@ -272,7 +272,7 @@ impl Userspace {
             .map_err(|why| site.failed(why))?;
         if let Some(lost) = self.lost.take() {
             // What was taken before the conversation broke off is not lost.
-            self.put_back += lost.edits_from(&have).len().min(changes);
+            self.proxied += lost.edits_from(&have).len().min(changes);
         }
         self.touched.note_found(&have.to_services(), &state.services);
         self.known = Some(Known {
@@ -312,7 +312,11 @@ impl ServiceBackend for Userspace {
     }
 
     fn take_put_back(&mut self) -> usize {
-        std::mem::take(&mut self.put_back)
+        0
+    }
+
+    fn take_proxied(&mut self) -> usize {
+        std::mem::take(&mut self.proxied)
     }
 
     fn left_out(&self) -> &[String] {
