@@ -489,6 +489,12 @@ fn bad_input_is_told_by_name_and_next_step() {
             vec!["same subnet", "--routing vxlan"],
         ),
         (
+            "a scheduler for nobody",
+            up(&["--ipvs-scheduler", "wrr"]),
+            2,
+            vec!["--ipvs-scheduler needs --dataplane ipvs"],
+        ),
+        (
             "a wrong field",
             up(&["-f", &wrong_field]),
             1,

@@ -262,6 +262,10 @@ fn up(args: Up) -> miette::Result<ExitCode> {
         eprintln!("error: --cross-subnet needs --routing vxlan: direct routes use no tunnel at all");
         return Ok(ExitCode::from(2));
     }
+    if args.ipvs_scheduler.is_some() && args.dataplane != "ipvs" {
+        eprintln!("error: --ipvs-scheduler needs --dataplane ipvs: no other data plane has schedulers");
+        return Ok(ExitCode::from(2));
+    }
     let request = Request {
         name: args.lab.name,
         nodes: args.nodes,

@@ -91,6 +91,9 @@ mod linux_6_12 {
             services.collect::<BTreeMap<_, (_, BTreeMap<_, _>)>>()
         };
         assert_eq!(read(&mut ipvs), made);
+        for (key, (scheduling, _)) in &made {
+            assert_eq!(ipvs.service(*key).unwrap().as_ref(), Some(scheduling), "{key}");
+        }
 
         let (key, (scheduling, weighted)) = made.iter_mut().next().unwrap();
         scheduling.scheduler = "wlc".into();
@@ -109,7 +112,9 @@ mod linux_6_12 {
         for key in made.keys() {
             ipvs.delete_service(*key).unwrap();
         }
-        let again = ipvs.delete_service(*made.keys().next().unwrap()).unwrap_err();
+        let gone = *made.keys().next().unwrap();
+        assert_eq!(ipvs.service(gone).unwrap(), None);
+        let again = ipvs.delete_service(gone).unwrap_err();
         assert!(again.is_not_found(), "{again}");
         assert!(ipvs.services().unwrap().is_empty());
     }
