@@ -36,8 +36,6 @@ const SETTINGS: &str = "net/ipv4/vs/";
 /// Connections are tracked, so that they can get another source; and a destination that goes takes along what leads to
 /// it, so that the next datagram chooses anew.
 const NEEDED: [&str; 2] = ["conntrack", "expire_nodest_conn"];
-/// How often what there is is read at most, where some of it was missed.
-const READS: usize = 3;
 /// After how many seconds of idleness IPVS forgets an established connection if nobody says otherwise.
 const USUAL_TIMEOUT: u32 = 900;
 /// As connection tracking does.
@@ -165,13 +163,13 @@ impl Ipvs {
                     return Ok(Outcome::Mistaken);
                 }
                 Err(error) if error.is_there() && matches!(step, Step::Add(_)) => {
-                    // One of ours that was not among those listed.
+                    // One of ours that was not among those listed: whoever tries again reads all of them anew.
                     if self
                         .socket()?
                         .service(step.key())?
                         .is_some_and(|found| render::is_ours(&found))
                     {
-                        return Ok(Outcome::Mistaken);
+                        return Err(error.into());
                     }
                     known.foreign.insert(step.key());
                 }
@@ -340,12 +338,9 @@ impl ServiceBackend for Ipvs {
             }
         }
         let mut put_back = 0;
-        for _ in 0..READS {
-            if done.is_some() {
-                break;
-            }
+        if done.is_none() {
             let (begun, mut known) = self.begin()?;
-            put_back += self.damage(begun, &known);
+            put_back = self.damage(begun, &known);
             if let Outcome::Done(changes) = self.go(&mut known, want, true)? {
                 done = Some((begun + changes, known));
             }
