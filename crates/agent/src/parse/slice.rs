@@ -3,8 +3,7 @@ use std::time::SystemTime;
 
 use k8s_openapi::api::discovery::v1 as api;
 use podnet_core::cluster::{
-    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Family, Hints, NodeName, ObjectName, ObjectRef,
-    Parsed,
+    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, NodeName, ObjectName, ObjectRef, Parsed,
 };
 
 use super::{invalid, object_name, port, protocol};
@@ -29,12 +28,9 @@ pub fn slice(object: &api::EndpointSlice) -> (ObjectName, Parsed<EndpointSlice>)
 }
 
 fn parse(object: &api::EndpointSlice) -> Result<EndpointSlice, String> {
-    let family = match object.address_type.as_str() {
-        "IPv4" => AddressFamily::Ip(Family::V4),
-        "IPv6" => AddressFamily::Ip(Family::V6),
-        "FQDN" => AddressFamily::Fqdn,
-        other => return Err(format!("addressType: {other:?} is none of IPv4, IPv6 and FQDN")),
-    };
+    let kind = object.address_type.as_str();
+    let family = AddressFamily::named(kind)
+        .ok_or_else(|| format!("addressType: {kind:?} is none of IPv4, IPv6 and FQDN"))?;
     let service = object
         .metadata
         .labels

@@ -16,7 +16,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use podnet_core::Cluster;
-use podnet_core::cluster::{self, AddressFamily, ClusterConfig, Family, NodeName, ObjectName};
+use podnet_core::cluster::{self, AddressFamily, ClusterConfig, NodeName, ObjectName};
 use podnet_core::ipam::Standing;
 use podnet_core::load_balancer::{Assigned, Claim, PoolUse, assign};
 use serde_json::json;
@@ -153,7 +153,8 @@ impl LoadBalancers {
             .iter()
             .filter(|slice| is_of_api_server(slice))
         {
-            let name = ObjectName::new(API_SERVER.0, object.metadata.name.clone().unwrap_or_default());
+            let name = object.metadata.name.clone().unwrap_or_default();
+            let name = ObjectName::new(Cluster::api_server().namespace, name);
             // One that cannot be read is reported by the agents.
             if let Some(slice) = slice(object) {
                 cluster.slices.insert(name, Ok(slice));
@@ -174,30 +175,23 @@ fn differs<K, T: PartialEq>(delta: &Delta<K>, seen: impl Fn(&K) -> T) -> bool {
     delta.old.as_deref().map(&seen) != delta.new.as_deref().map(&seen)
 }
 
-/// The API server's own service, whose endpoints are its addresses.
-const API_SERVER: (&str, &str) = ("default", "kubernetes");
-
 fn is_of_api_server(slice: &EndpointSlice) -> bool {
     let labels = slice.metadata.labels.iter().flatten();
     let mut names = labels.filter(|(label, _)| *label == SERVICE_NAME);
-    slice.metadata.namespace.as_deref() == Some(API_SERVER.0) && names.any(|(_, name)| name == API_SERVER.1)
+    let api = Cluster::api_server();
+    slice.metadata.namespace.as_ref() == Some(&api.namespace) && names.any(|(_, name)| *name == api.name)
 }
 
 /// The addresses of one; its ports are not of interest here.
 fn slice(object: &EndpointSlice) -> Option<cluster::EndpointSlice> {
-    let family = match object.address_type.as_str() {
-        "IPv4" => Family::V4,
-        "IPv6" => Family::V6,
-        _ => return None,
-    };
+    let family = AddressFamily::named(&object.address_type)?;
     let endpoints = object.endpoints.iter().flatten();
     let addresses = endpoints.flat_map(|endpoint| &endpoint.addresses);
     let addresses = addresses.filter_map(|address| address.parse().ok());
     let endpoints = addresses
         .map(|address| cluster::Endpoint::ready(address, None))
         .collect();
-    let of = ObjectName::new(API_SERVER.0, API_SERVER.1);
-    cluster::EndpointSlice::new(Some(of), AddressFamily::Ip(family), Vec::new(), endpoints).ok()
+    cluster::EndpointSlice::new(Some(Cluster::api_server()), family, Vec::new(), endpoints).ok()
 }
 
 fn service_cidr(object: &ServiceCIDR) -> Result<cluster::ServiceCidr, String> {

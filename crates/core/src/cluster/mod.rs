@@ -235,17 +235,23 @@ impl Cluster {
         self.ip_pools.values().filter_map(|pool| pool.as_ref().ok())
     }
 
+    /// The API server's own service.
+    pub fn api_server() -> ObjectName {
+        ObjectName::new("default", "kubernetes")
+    }
+
     /// Where the API server is reached: the endpoints of its own service.
     pub fn api_server_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let api = ObjectName::new("default", "kubernetes");
-        let endpoints = self.slices.of(&api).flat_map(|slice| slice.endpoints());
+        let endpoints = self
+            .slices
+            .of(&Self::api_server())
+            .flat_map(|slice| slice.endpoints());
         endpoints.map(|endpoint| endpoint.address)
     }
 
     /// The same with the ports, and in words of services.
     pub fn api_server_frontends(&self) -> impl Iterator<Item = Frontend> {
-        let api = ObjectName::new("default", "kubernetes");
-        self.slices.of(&api).flat_map(|slice| {
+        self.slices.of(&Self::api_server()).flat_map(|slice| {
             let ports = slice
                 .ports
                 .iter()

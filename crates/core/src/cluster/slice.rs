@@ -30,6 +30,18 @@ pub enum AddressFamily {
     Fqdn,
 }
 
+impl AddressFamily {
+    /// By what the API calls it.
+    pub fn named(text: &str) -> Option<Self> {
+        match text {
+            "IPv4" => Some(AddressFamily::Ip(Family::V4)),
+            "IPv6" => Some(AddressFamily::Ip(Family::V6)),
+            "FQDN" => Some(AddressFamily::Fqdn),
+            _ => None,
+        }
+    }
+}
+
 /// A port of a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointPort {
