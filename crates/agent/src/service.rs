@@ -1,8 +1,6 @@
 //! `podnet service`: what services lead to, and why.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
-use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -13,8 +11,8 @@ use kube::api::DynamicObject;
 use kube::{Api, Client as KubeClient};
 use miette::{IntoDiagnostic, WrapErr, miette};
 use podnet_core::Cluster;
-use podnet_core::cluster::{Affinity, NodeName, ObjectName, ObjectRef, Service};
-use podnet_core::service::{Client, Explanation, Verdict, explain, served};
+use podnet_core::cluster::{Affinity, NodeName, ObjectName, ObjectRef};
+use podnet_core::service::{Client, Explanation, Verdict, explain, keep_rivals, served};
 use podnet_core::state::Problem;
 use serde_json::{Value, json};
 
@@ -123,12 +121,11 @@ fn explain_service(args: &Explain) -> miette::Result<(String, bool)> {
         }
     };
     keep_rivals(&mut cluster, &service);
-    let mut left_out = Vec::new();
+    let mut left_out = BTreeSet::new();
     let mut explained = Vec::new();
     for node in nodes {
         let (services, problems) = served(&cluster, &node);
-        // What is not served is so whoever asks.
-        left_out = of_service(problems, &name);
+        left_out.extend(of_service(problems, &name));
         explained.push(OnNode {
             explanations: explain(&cluster, &node, &name, &service, client, &services),
             node,
@@ -153,39 +150,13 @@ struct OnNode {
     explanations: Vec<Explanation>,
 }
 
-/// Leaves of all services those that claim something which this one claims, too: there may be thousands, and what is
-/// served has to be worked out for every node.
-fn keep_rivals(cluster: &mut Cluster, service: &Service) {
-    let addresses = |service: &Service| -> BTreeSet<IpAddr> {
-        let external = &service.external;
-        let all = service
-            .cluster_ips()
-            .iter()
-            .chain(&external.load_balancer)
-            .chain(&external.ips);
-        all.copied().collect()
-    };
-    let node_ports = |service: &Service| -> BTreeSet<NonZeroU16> {
-        let ports = service.ports().iter().filter_map(|port| port.node_port);
-        ports.chain(service.external.health_check).collect()
-    };
-    let (its_addresses, its_ports) = (addresses(service), node_ports(service));
-    let is_rival = |other: &Service| {
-        !addresses(other).is_disjoint(&its_addresses) || !node_ports(other).is_disjoint(&its_ports)
-    };
-    let others = cluster.services.iter();
-    let others = others.filter(|(_, other)| !other.as_ref().is_ok_and(is_rival));
-    let others: Vec<ObjectName> = others.map(|(name, _)| name.clone()).collect();
-    for name in others {
-        cluster.services.remove(&name);
-    }
-}
-
 /// What of the service is not served.
-fn of_service(problems: Vec<Problem>, name: &ObjectName) -> Vec<String> {
+fn of_service(problems: Vec<Problem>, name: &ObjectName) -> impl Iterator<Item = String> {
     let object = ObjectRef::service(name);
-    let its = problems.into_iter().filter(|problem| problem.object == object);
-    its.map(|problem| problem.why).collect()
+    let its = problems
+        .into_iter()
+        .filter(move |problem| problem.object == object);
+    its.map(|problem| problem.why)
 }
 
 fn asked_nodes(cluster: &Cluster, node: Option<&str>) -> miette::Result<Vec<NodeName>> {
@@ -240,7 +211,7 @@ async fn read(client: KubeClient) -> miette::Result<(Cluster, Vec<(ObjectName, N
     Ok((cluster, pods))
 }
 
-fn text(explained: &[OnNode], left_out: &[String], client: Client) -> String {
+fn text(explained: &[OnNode], left_out: &BTreeSet<String>, client: Client) -> String {
     let mut text: String = left_out.iter().map(|why| format!("left out: {why}\n")).collect();
     for on in explained {
         let node = &on.node;
@@ -255,7 +226,7 @@ fn text(explained: &[OnNode], left_out: &[String], client: Client) -> String {
     text
 }
 
-fn json(explained: &[OnNode], left_out: &[String]) -> Value {
+fn json(explained: &[OnNode], left_out: &BTreeSet<String>) -> Value {
     let endpoint = |endpoint: &podnet_core::service::Explained, chosen: usize| {
         json!({
             "address": endpoint.address,

@@ -185,6 +185,34 @@ pub fn served(cluster: &Cluster, node: &NodeName) -> (Arc<ServiceState>, Vec<Pro
     (state, problems)
 }
 
+/// Leaves of all services those that claim something which this one claims, too. Others take nothing away from it, and
+/// there may be thousands, where [`served`] is asked for many nodes.
+pub fn keep_rivals(cluster: &mut Cluster, service: &Service) {
+    let (addresses, ports) = claims(service);
+    let is_rival = |other: &Service| {
+        let (its_addresses, its_ports) = claims(other);
+        !its_addresses.is_disjoint(&addresses) || !its_ports.is_disjoint(&ports)
+    };
+    let others = cluster.services.iter();
+    let others = others.filter(|(_, other)| !other.as_ref().is_ok_and(is_rival));
+    let others: Vec<ObjectName> = others.map(|(name, _)| name.clone()).collect();
+    for name in others {
+        cluster.services.remove(&name);
+    }
+}
+
+/// What no two services have: addresses, and ports of nodes.
+fn claims(service: &Service) -> (BTreeSet<IpAddr>, BTreeSet<NonZeroU16>) {
+    let external = &service.external;
+    let addresses = service.cluster_ips().iter();
+    let addresses = addresses.chain(&external.load_balancer).chain(&external.ips);
+    let ports = service.ports().iter().filter_map(|port| port.node_port);
+    (
+        addresses.copied().collect(),
+        ports.chain(external.health_check).collect(),
+    )
+}
+
 fn refusal(slices: &[&EndpointSlice], family: Family, candidates: &Candidates<'_>) -> Refusal {
     let mut of_family = slices
         .iter()

@@ -29,7 +29,7 @@ use crate::cluster::{Affinity, Algorithm};
 use crate::shared_map::{SharedMap, SharedSet};
 pub use busy::Listener;
 pub use endpoints::Unchosen;
-pub use explain::{Client, Explained, Explanation, Guarded, Refusal, Verdict, explain, served};
+pub use explain::{Client, Explained, Explanation, Guarded, Refusal, Verdict, explain, keep_rivals, served};
 pub use frontend::{Frontend, NodePort, PortName};
 pub use health::{HealthCheck, HealthChecks};
 pub use host_port::{HostAddress, HostPort};
