@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod ebpf;
 mod edges;
 mod fuzz;
 mod netperf;
@@ -27,6 +28,8 @@ enum Recipe {
     Test,
     /// Checks the workspace's dependencies against the table in ARCHITECTURE.md
     CheckEdges,
+    /// Builds the programs for the kernel, which are part of the tree
+    Ebpf(ebpf::Args),
     /// Feeds every reader of foreign documents with broken ones for a while
     Fuzz(fuzz::Args),
     /// Measures podnet against what the kernel can do without it
@@ -46,6 +49,7 @@ fn main() -> miette::Result<()> {
         Recipe::Demo => demo::run(),
         Recipe::Test => test::run(),
         Recipe::CheckEdges => edges::run(),
+        Recipe::Ebpf(args) => ebpf::run(&args),
         Recipe::Fuzz(args) => fuzz::run(&args),
         Recipe::Bench(args) => bench::run(args),
         Recipe::Vm(args) => vm::run(&args),

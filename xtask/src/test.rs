@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything CI checks.
 
-use crate::{edges, fuzz, recipe, vm};
+use crate::{ebpf, edges, fuzz, recipe, vm};
 
 /// Installs what the tests need, checks the house, runs the tests.
 ///
@@ -19,6 +19,7 @@ pub(crate) fn run() -> miette::Result<()> {
         "sources",
     ])?;
     edges::run()?;
+    ebpf::run(&ebpf::Args { check: true })?;
     recipe::run(&[
         "cargo",
         "clippy",
