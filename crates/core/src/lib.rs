@@ -81,6 +81,8 @@ fn compute_with(ledger: &mut Ledger, cluster: &Cluster, node: &NodeName, changes
     let services = ledger.update(cluster, node, (&pods, ranges), changes);
     problems.extend(ledger.problems());
     routing.sink(services.addresses());
+    let wired = cluster.local.pods.values().flatten();
+    let namespaces = Arc::new(wired.filter_map(|wired| wired.namespace).collect());
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
     let names = names::compute(cluster, &mut problems).map(Arc::new);
     let policy = Arc::new(policy::compute(cluster, node, &mut problems));
@@ -97,6 +99,7 @@ fn compute_with(ledger: &mut Ledger, cluster: &Cluster, node: &NodeName, changes
         routing,
         addressing,
         services,
+        namespaces,
         masquerade,
         names,
         policy,

@@ -1,10 +1,11 @@
 //! What one node should have in its kernel: the answer of [`crate::compute`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::announce::Announcements;
-use crate::cluster::{NodeName, ObjectRef};
+use crate::cluster::{NetnsCookie, NodeName, ObjectRef};
 use crate::ipam::Addressing;
 use crate::masquerade::Masquerade;
 use crate::names::Names;
@@ -25,6 +26,8 @@ pub struct NodeState {
     pub addressing: Addressing,
     /// Service addresses and what is behind them.
     pub services: Arc<ServiceState>,
+    /// The network namespaces of this node's pods.
+    pub namespaces: Arc<BTreeSet<NetnsCookie>>,
     /// What leaves the cluster with the node's address.
     pub masquerade: Option<Masquerade>,
     /// The cluster's names; `None` where somebody else answers them.
@@ -49,6 +52,7 @@ impl NodeState {
         self.node == other.node
             && self.routing == other.routing
             && self.services == other.services
+            && self.namespaces == other.namespaces
             && self.masquerade == other.masquerade
             && self.policy == other.policy
     }
@@ -73,6 +77,9 @@ impl fmt::Display for NodeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node {} generation {}", self.node, self.generation)?;
         write!(f, "{}{}{}", self.routing, self.addressing, self.services)?;
+        for NetnsCookie(cookie) in self.namespaces.iter() {
+            writeln!(f, "pod in network namespace {cookie}")?;
+        }
         if let Some(masquerade) = &self.masquerade {
             write!(f, "{masquerade}")?;
         }

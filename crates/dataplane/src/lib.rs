@@ -6,6 +6,7 @@
 
 mod conntrack;
 pub mod delta;
+pub mod ebpf;
 mod existing;
 pub mod iptables;
 pub mod ipvs;
@@ -150,6 +151,13 @@ impl Kernel {
     /// not any more.
     pub fn with_proxy(mut self, site: Site) -> Result<Self, ApplyError> {
         self.setup.proxy = Some(site);
+        self.open_again()?;
+        Ok(self)
+    }
+
+    /// The same, with programs of eBPF at `site`, and for some there to be removed where they are not chosen any more.
+    pub fn with_programs(mut self, site: ebpf::Site) -> Result<Self, ApplyError> {
+        self.setup.ebpf = Some(site);
         self.open_again()?;
         Ok(self)
     }
@@ -302,6 +310,12 @@ impl Kernel {
         let Some(services) = &mut self.services else {
             return Ok((table_of(&mut self.table)?.apply(want)?.changes(), Vec::new()));
         };
+        if services.is_in_front() {
+            // The table first: it carries what the other leaves to it.
+            let of_table = table_of(&mut self.table)?.apply(want)?.changes();
+            let in_front = services.apply(want)?;
+            return Ok((of_table + in_front, services.left_out().to_vec()));
+        }
         let applied = match services.apply(want) {
             Err(error) if !self.is_carried => return Err(error.into()),
             applied => applied,

@@ -10,6 +10,10 @@
 
 use crate::{Endpoint, Frontend};
 
+/// The version of the maps' layouts: whoever changes one counts it up, and an agent that finds maps of another makes its
+/// own.
+pub const LAYOUT: u32 = 1;
+
 /// How many endpoints a service has for new connections: 4 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

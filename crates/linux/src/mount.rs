@@ -21,6 +21,36 @@ pub fn make_private() -> io::Result<()> {
     told(mount_change("/", flags), "make the mounts private of", "/")
 }
 
+/// A file system that programs and maps of BPF are pinned in, where one is to be seen at no path: it lives as long as
+/// what is returned.
+pub fn bpffs_unattached() -> io::Result<OwnedFd> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+    let context = fsopen("bpf", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    Ok(fsmount(
+        context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?)
+}
+
+/// The same at `target`.
+pub fn bpffs(target: &Path) -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    told(
+        rustix::mount::mount("bpf", target, "bpf", flags, c"mode=700"),
+        "mount a bpffs at",
+        target.display(),
+    )
+}
+
+/// Whether `path` is in a file system that programs and maps of BPF are pinned in.
+pub fn is_bpffs(path: &Path) -> io::Result<bool> {
+    /// Of include/uapi/linux/magic.h.
+    const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+    Ok(rustix::fs::statfs(path)?.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC)
+}
+
 /// Shows `source` (a file or a directory, without mounts below it) at `target`.
 pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
     told(

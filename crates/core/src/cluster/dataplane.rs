@@ -9,6 +9,8 @@ pub enum DataplaneName {
     /// Maps of that table.
     #[default]
     Nftables,
+    /// The same, and in front of it programs that give sockets of the node and its pods an endpoint when they connect.
+    Ebpf,
     /// Virtual services of IPVS, with chains of iptables and sets of ipset around them.
     Ipvs,
     /// Chains of iptables, with sets of ipset.
@@ -20,9 +22,6 @@ pub enum DataplaneName {
 /// Why a name stands for no back end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DataplaneNameError {
-    /// One of the design that this version does not have.
-    #[error("data plane {0:?} is not supported by this version; choose {choices}", choices = choices())]
-    NotSupported(String),
     /// None at all.
     #[error("{0:?} is no data plane; choose {choices}", choices = choices())]
     Unknown(String),
@@ -30,8 +29,9 @@ pub enum DataplaneNameError {
 
 impl DataplaneName {
     /// Those there are.
-    pub const ALL: [DataplaneName; 4] = [
+    pub const ALL: [DataplaneName; 5] = [
         DataplaneName::Nftables,
+        DataplaneName::Ebpf,
         DataplaneName::Ipvs,
         DataplaneName::Iptables,
         DataplaneName::Userspace,
@@ -41,6 +41,7 @@ impl DataplaneName {
     pub fn as_str(self) -> &'static str {
         match self {
             DataplaneName::Nftables => "nftables",
+            DataplaneName::Ebpf => "ebpf",
             DataplaneName::Ipvs => "ipvs",
             DataplaneName::Iptables => "iptables",
             DataplaneName::Userspace => "userspace",
@@ -65,10 +66,7 @@ impl FromStr for DataplaneName {
             return Ok(DataplaneName::default());
         }
         let known = DataplaneName::ALL.into_iter().find(|name| name.as_str() == text);
-        known.ok_or_else(|| match text {
-            "ebpf" => DataplaneNameError::NotSupported(text.into()),
-            _ => DataplaneNameError::Unknown(text.into()),
-        })
+        known.ok_or_else(|| DataplaneNameError::Unknown(text.into()))
     }
 }
 
@@ -157,18 +155,10 @@ mod tests {
             "sed".parse::<IpvsScheduler>().unwrap_err().to_string(),
             "\"sed\" is no scheduler of IPVS that podnet knows; choose rr, wrr, lc, wlc, sh or mh"
         );
-        for (text, why) in [
-            (
-                "ebpf",
-                "data plane \"ebpf\" is not supported by this version; choose auto",
-            ),
-            ("pigeon", "\"pigeon\" is no data plane; choose auto"),
-        ] {
-            let error = text.parse::<DataplaneName>().unwrap_err().to_string();
-            assert!(
-                error.starts_with(why) && error.ends_with("nftables, ipvs, iptables or userspace"),
-                "{error}"
-            );
-        }
+        let error = "pigeon".parse::<DataplaneName>().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "\"pigeon\" is no data plane; choose auto, nftables, ebpf, ipvs, iptables or userspace"
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 
 use ipnet::IpNet;
 
@@ -29,6 +30,10 @@ pub struct Local {
     pub pods: BTreeMap<ObjectName, Vec<Wired>>,
 }
 
+/// The kernel's number for a network namespace, which no other has until the machine starts again. 8 bytes, never 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetnsCookie(pub NonZeroU64);
+
 /// A network that this node gave to a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wired {
@@ -36,6 +41,8 @@ pub struct Wired {
     pub uid: String,
     /// The addresses.
     pub addresses: BTreeSet<IpAddr>,
+    /// The network namespace it has them in, where that is known.
+    pub namespace: Option<NetnsCookie>,
 }
 
 impl Local {

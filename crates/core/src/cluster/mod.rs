@@ -30,7 +30,7 @@ pub use dataplane::{DataplaneName, DataplaneNameError, IpvsScheduler, UnknownSch
 pub use dns::{DnsConfig, PodRecords};
 pub use domain::{DomainName, DomainNameError};
 pub use load_balancer_pool::{LoadBalancerPool, LoadBalancerPoolSpec, is_chosen};
-pub use local::{Local, Wired};
+pub use local::{Local, NetnsCookie, Wired};
 pub use names::{NameError, NodeName, ObjectName};
 pub use node::{Family, Node, NodeError, PodRanges};
 pub use pod::{NamedPort, Namespace, Pod};

@@ -21,6 +21,7 @@ use podnet_linux::ipvs::IpvsError;
 use podnet_linux::netfilter::NetfilterError;
 use podnet_linux::netlink::NetlinkError;
 
+use crate::ebpf::{self, Ebpf, EbpfError};
 use crate::iptables::{Iptables, Scope, TurnError, Turns};
 use crate::ipvs::Ipvs;
 use crate::settings::{SettingError, Settings};
@@ -38,6 +39,11 @@ pub trait ServiceBackend: fmt::Debug + Send {
     /// Makes the kernel's state the one of `want`'s services, changing only what differs: what is added comes before
     /// what goes. Flows of UDP to what is gone are forgotten. Returns how many things changed.
     fn apply(&mut self, want: &NodeState) -> Result<usize, ServiceError>;
+    /// Whether the table has all services as well, so that this only spares it what it can: what it leaves out, and what it
+    /// cannot do at all, is carried all the same.
+    fn is_in_front(&self) -> bool {
+        false
+    }
     /// What the kernel has of it, in the model's words.
     fn dump(&mut self) -> Result<Services, ServiceError>;
     /// What [`ServiceBackend::clean`] would remove. Nothing, and no error, where the kernel or the programs for it are
@@ -86,6 +92,8 @@ pub enum Retired {
 pub(crate) struct Setup {
     /// Where the proxy is, for the back end that has one.
     pub(crate) proxy: Option<Site>,
+    /// Where programs are, for the back end that has them.
+    pub(crate) ebpf: Option<ebpf::Site>,
     /// How IPVS chooses.
     pub(crate) scheduler: IpvsScheduler,
     /// The node's settings.
@@ -112,6 +120,9 @@ pub enum ServiceError {
     /// nftables, or connection tracking.
     #[error(transparent)]
     Netfilter(#[from] NetfilterError),
+    /// Programs in front of the table.
+    #[error(transparent)]
+    Ebpf(#[from] EbpfError),
     /// The proxy in user space.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
@@ -150,6 +161,7 @@ pub(crate) fn open(
 ) -> Result<Option<Box<dyn ServiceBackend>>, ServiceError> {
     Ok(match name {
         DataplaneName::Nftables => None,
+        DataplaneName::Ebpf => Some(Box::new(Ebpf::new(setup.ebpf.clone()))),
         DataplaneName::Ipvs => Some(Box::new(Ipvs::open(setup)?)),
         DataplaneName::Iptables => Some(Box::new(Iptables::open(Scope::Whole, setup.turns.clone())?)),
         DataplaneName::Userspace => Some(Box::new(Userspace::new(setup.proxy.clone()))),
@@ -198,6 +210,7 @@ pub(crate) fn without_services(state: &NodeState) -> NodeState {
             node_port_addresses: services.node_port_addresses.clone(),
             ..ServiceState::default()
         }),
+        namespaces: Default::default(),
         masquerade: state.masquerade.clone(),
         names: None,
         policy: Arc::clone(&state.policy),

@@ -92,7 +92,7 @@ fn lab(on: BackEnd) -> (Lab, [Machine; 3]) {
 fn the_kernel_has_what_the_state_says(on: BackEnd) {
     let (lab, _pods) = lab(on);
     lab.apply(0);
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     assert_eq!(lab.dump(0).services, Services::of(&state.services));
 }
 
@@ -100,7 +100,7 @@ fn a_state_that_is_in_force_changes_nothing(on: BackEnd) {
     let (lab, _pods) = lab(on);
     assert!(lab.apply(0).service_changes > 0);
     assert!(lab.apply(0).is_nothing());
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let node = &lab.nodes[0];
     node.run(|| {
         let mut kernel = node.kernel(on.name());
@@ -145,7 +145,7 @@ fn what_is_cleaned_is_gone_and_what_is_theirs_stays(on: BackEnd) {
 fn others_changes_are_seen_and_put_back(on: BackEnd, program: &str) {
     let (lab, [_a, _b, client]) = lab(on);
     let node = &lab.nodes[0];
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let mut kernel = node.run(|| node.kernel(on.name()));
     node.run(|| kernel.apply(&state).unwrap());
     let want = lab.dump(0);
@@ -209,7 +209,7 @@ fn others_changes_are_seen_and_put_back(on: BackEnd, program: &str) {
 fn what_was_swapped_in_a_set_is_put_back(on: BackEnd) {
     let (lab, _pods) = lab(on);
     let node = &lab.nodes[0];
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let mut kernel = node.run(|| Kernel::open(None, on.name()).unwrap());
     node.run(|| kernel.apply(&state).unwrap());
     let want = lab.dump(0);
@@ -259,7 +259,7 @@ fn connections_outlive_a_switch(other: BackEnd, on: BackEnd) {
     let (lab, [_a, _b, client]) = lab(on);
     let node = &lab.nodes[0];
     other.prime(node);
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let apply = |on: BackEnd| node.run(|| node.kernel(on.name()).apply(&state).unwrap());
     let present = || node.run(|| node.kernel(on.name()).present().unwrap().join("\n"));
     assert!(apply(other).refused.is_empty());
@@ -283,7 +283,7 @@ fn connections_outlive_a_switch(other: BackEnd, on: BackEnd) {
             rest.contains(GATE_LINK),
             table.contains("10.96.0.1"),
         ];
-        let is_table = now == BackEnd::Nftables;
+        let is_table = [BackEnd::Nftables, BackEnd::Ebpf].contains(&now);
         found == [is_iptables, is_iptables, proxied, false, is_table]
     };
     let mut proxied = other == BackEnd::Userspace;

@@ -1,10 +1,9 @@
 //! Flows of datagrams when what they lead to changes: those of services, by whichever address of the node, and no others.
 
 use podnet_core::cluster::{Affinity, Family, Routing, Service};
-use podnet_core::compute;
 use podnet_dataplane::{Dataplane, Kernel};
 
-use crate::common::{BackEnd, Lab, ask, node_name};
+use crate::common::{BackEnd, Lab, ask};
 
 on_every_back_end!(
     flows_by_an_address_that_the_api_does_not_know_follow_their_endpoints,
@@ -27,7 +26,7 @@ fn lab(on: BackEnd) -> Lab {
 /// By an agent that goes on, and knows what it applied last.
 fn follow(lab: &mut Lab, kernel: &mut Kernel, pods: &[(usize, u8)], change: impl FnOnce(&mut Service)) {
     lab.exposed(1, pods, change);
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let applied = lab.nodes[0].run(|| kernel.follow(&state).unwrap());
     assert_eq!(applied.refused, Vec::<String>::new());
 }

@@ -2,10 +2,9 @@
 
 use std::num::NonZeroU16;
 
-use crate::common::{BackEnd, answerers, ask, node_name};
+use crate::common::{BackEnd, answerers, ask};
 use crate::services::{BOTH, Scene, address, set};
 use podnet_core::cluster::{Family, Protocol, Routing};
-use podnet_core::compute;
 use podnet_core::service::{HostAddress, HostPort};
 
 on_every_back_end!(
@@ -43,7 +42,7 @@ fn one(text: &str) -> HostAddress {
 }
 
 fn problems(scene: &Scene) -> Vec<String> {
-    let state = compute(&scene.lab.cluster, &node_name(0));
+    let state = scene.lab.state(0);
     state.problems.iter().map(ToString::to_string).collect()
 }
 

@@ -1,11 +1,10 @@
 //! What only IPVS does: schedulers, connections that end by themselves, others' virtual services.
 
 use podnet_core::cluster::DataplaneName;
-use podnet_core::compute;
 use podnet_dataplane::Dataplane;
 use podnet_linux::ipvs::Ipvs;
 
-use crate::common::{BackEnd, Lab, node_name};
+use crate::common::{BackEnd, Lab};
 use podnet_core::cluster::{Family, Routing};
 
 /// Whether it has IPVS or not, a kernel says what to do.
@@ -13,7 +12,7 @@ use podnet_core::cluster::{Family, Routing};
 fn a_kernel_without_ipvs_is_told_from_one_that_refuses() {
     let mut lab = Lab::new(1, Routing::default(), Family::V4, 1500).carried_by(BackEnd::Ipvs);
     lab.service(1, &[(0, 2)]);
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let node = &lab.nodes[0];
     let (has_ipvs, applied) = node.run(|| {
         let applied = node.kernel(DataplaneName::Ipvs).apply(&state);
@@ -82,12 +81,12 @@ mod linux_6_12 {
         }
 
         fn apply(&self, kernel: &mut Kernel) -> Applied {
-            let state = compute(&self.lab.cluster, &node_name(0));
+            let state = self.lab.state(0);
             self.lab.nodes[0].run(|| kernel.apply(&state).unwrap())
         }
 
         fn follow(&self, kernel: &mut Kernel) -> Applied {
-            let state = compute(&self.lab.cluster, &node_name(0));
+            let state = self.lab.state(0);
             self.lab.nodes[0].run(|| kernel.follow(&state).unwrap())
         }
 
@@ -173,7 +172,7 @@ mod linux_6_12 {
         let scene = Scene::new();
         for node in &scene.lab.nodes {
             let index = usize::from(!std::ptr::eq(node, &scene.lab.nodes[0]));
-            let state = compute(&scene.lab.cluster, &node_name(index));
+            let state = scene.lab.state(index);
             node.run(|| {
                 let kernel = node.kernel(DataplaneName::Ipvs);
                 let mut kernel = kernel.with_scheduler(IpvsScheduler::MaglevHashing).unwrap();
@@ -380,7 +379,7 @@ mod linux_6_12 {
         let scene = Scene::new();
         scene.lab.apply(1);
         let node = &scene.lab.nodes[0];
-        let state = compute(&scene.lab.cluster, &node_name(0));
+        let state = scene.lab.state(0);
         let open_kernel = |name: DataplaneName| node.run(|| node.kernel(name));
         let ways = [
             (&scene.client, "10.96.0.1:80"),
@@ -470,7 +469,7 @@ mod linux_6_12 {
     fn settings_are_put_back() {
         let scene = Scene::new();
         let node = &scene.lab.nodes[0];
-        let state = compute(&scene.lab.cluster, &node_name(0));
+        let state = scene.lab.state(0);
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("settings");
         let keys = ["conntrack", "expire_nodest_conn"].map(|key| format!("net/ipv4/vs/{key}"));

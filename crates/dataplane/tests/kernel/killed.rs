@@ -15,7 +15,6 @@ use podnet_core::cluster::{
     AddressFamily, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family, ObjectName, Protocol,
     Routing, Service, ServicePort,
 };
-use podnet_core::compute;
 use podnet_core::service::{HostAddress, HostPort};
 use podnet_core::state::NodeState;
 use podnet_dataplane::services::Services;
@@ -23,7 +22,7 @@ use podnet_dataplane::userspace::{SOCKET, Site};
 use podnet_dataplane::{Dataplane, Kernel};
 use tempfile::TempDir;
 
-use crate::common::{BackEnd, Lab, Machine, eventually, node_name};
+use crate::common::{BackEnd, Lab, Machine, eventually};
 use crate::states::talk;
 
 on_every_back_end!(an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_completes_it);
@@ -32,6 +31,9 @@ const SERVICES: u16 = 2000;
 /// What the child is told: the back end's name, and where agents of the node meet.
 const NAME: &str = "PODNET_TEST_DATAPLANE";
 const RUN_DIR: &str = "PODNET_TEST_RUN_DIR";
+/// Where its programs are, if it has any.
+const CGROUP: &str = "PODNET_TEST_CGROUP";
+const BPFFS: &str = "PODNET_TEST_BPFFS";
 
 /// A node with the service that is asked.
 fn lab() -> Lab {
@@ -73,7 +75,7 @@ fn agent() {
     };
     let mut lab = lab();
     crowd(&mut lab);
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let name: DataplaneName = name.parse().unwrap();
     let site = Site {
         socket: Path::new(&run_dir).join(SOCKET),
@@ -81,6 +83,14 @@ fn agent() {
         start: Arc::new(|_| Err(std::io::Error::other("the proxy is there already"))),
     };
     let mut kernel = Kernel::open(None, name).unwrap().with_proxy(site).unwrap();
+    if let (Some(cgroup), Some(bpffs)) = (std::env::var_os(CGROUP), std::env::var_os(BPFFS)) {
+        let site = podnet_dataplane::ebpf::Site {
+            cgroup: cgroup.into(),
+            bpffs: bpffs.into(),
+            sizes: Default::default(),
+        };
+        kernel = kernel.with_programs(site).unwrap();
+    }
     kernel.take_turns_in(Path::new(&run_dir)).unwrap();
     println!("begin");
     kernel.apply(&state).unwrap();
@@ -102,6 +112,10 @@ impl Agent {
         let start = || {
             let mut command = Command::new(std::env::current_exe().unwrap());
             change(&mut command);
+            if on == BackEnd::Ebpf {
+                let site = node.programs();
+                command.env(CGROUP, site.cgroup).env(BPFFS, site.bpffs);
+            }
             command
                 .args(["--exact", "killed::agent", "--ignored", "--nocapture"])
                 .env(NAME, on.name().to_string())
@@ -154,9 +168,9 @@ fn an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_
     let (server, client) = (lab.pod(0, 2), lab.pod(0, 9));
     server.serve("a", 8080);
     lab.apply_all();
-    let few = compute(&lab.cluster, &node_name(0));
+    let few = lab.state(0);
     crowd(&mut lab);
-    let many = compute(&lab.cluster, &node_name(0));
+    let many = lab.state(0);
     let node = &lab.nodes[0];
     let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     let mut killed = 0;
@@ -216,7 +230,7 @@ mod programs_of_the_killed {
 fn what_a_killed_agent_started_is_waited_for(on: BackEnd) {
     let mut lab = lab().carried_by(on);
     lab.apply_all();
-    let few = compute(&lab.cluster, &node_name(0));
+    let few = lab.state(0);
     crowd(&mut lab);
     let node = &lab.nodes[0];
     let slow = Slow::new(on);
@@ -283,7 +297,7 @@ fn host_ports_and_policies_do_not_wait_for_programs_of_iptables() {
     let mut lab = lab().carried_by(BackEnd::IptablesNft);
     let node = &lab.nodes[0];
     let mut kernel = node.run(|| node.kernel(BackEnd::IptablesNft.name()));
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     node.run(|| kernel.apply(&state).unwrap());
     let host_port = HostPort {
         address: HostAddress::Any(Family::V4),
@@ -292,7 +306,7 @@ fn host_ports_and_policies_do_not_wait_for_programs_of_iptables() {
     };
     let target = "10.244.0.2:8080".parse().unwrap();
     lab.cluster.host_ports.insert(host_port, target);
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let node = &lab.nodes[0];
     let lock = File::create(node.run_dir.path().join("iptables.lock")).unwrap();
     lock.lock().unwrap();

@@ -8,6 +8,9 @@ macro_rules! on_every_back_end_here {
         mod nftables {
             $(#[test] fn $test() { super::$test($crate::common::BackEnd::Nftables) })*
         }
+        mod ebpf {
+            $(#[test] fn $test() { super::$test($crate::common::BackEnd::Ebpf) })*
+        }
         mod iptables_legacy {
             $(#[test] fn $test() { super::$test($crate::common::BackEnd::IptablesLegacy) })*
         }
@@ -42,6 +45,7 @@ mod affinity;
 mod back_ends;
 mod changes;
 mod common;
+mod ebpf;
 mod established;
 mod flows;
 mod host_ports;

@@ -243,7 +243,7 @@ fn a_node_that_gets_another_address_keeps_its_tunnel_and_all_its_entries() {
 fn what_the_kernel_forgets_with_a_link_comes_back_with_it() {
     let lab = Lab::new(2, Routing::Direct, Family::V4, 1500);
     lab.apply_all();
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let (told, disturbed) = mpsc::channel();
     lab.nodes[0].run(move || {
         let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();

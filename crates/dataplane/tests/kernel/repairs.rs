@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 
+use podnet_core::NodeState;
 use podnet_core::cluster::{Family, Routing};
-use podnet_core::{NodeState, compute};
 use podnet_dataplane::userspace::SOCKET;
 use podnet_dataplane::{Applied, ApplyError, Dataplane, Kernel, Repair};
 use podnet_linux::ipvs::{Ipvs, Virtual};
@@ -64,7 +64,7 @@ impl Scene {
     }
 
     fn state(&self) -> NodeState {
-        compute(&self.lab.cluster, &node_name(0))
+        self.lab.state(0)
     }
 
     fn try_apply(&mut self, state: &NodeState) -> Result<Applied, ApplyError> {
@@ -99,7 +99,7 @@ fn emptied(set: &'static str) -> Deed {
 fn damages(on: BackEnd) -> Vec<(&'static str, Deed, bool)> {
     let mut all = vec![("the table", command(TABLE_GONE), true)];
     match on {
-        BackEnd::Nftables => all.extend([
+        BackEnd::Nftables | BackEnd::Ebpf => all.extend([
             ("a map", command("nft flush map inet podnet service4"), true),
             ("a rule", command("nft add rule inet podnet guard drop"), true),
         ]),

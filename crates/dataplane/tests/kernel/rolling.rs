@@ -6,9 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::common::{BackEnd, Lab, Machine, ask, node_name};
+use crate::common::{BackEnd, Lab, Machine, ask};
 use podnet_core::cluster::{ExternalPolicy, Family, Routing};
-use podnet_core::compute;
 use podnet_dataplane::{Dataplane, Kernel};
 
 on_every_back_end!(
@@ -68,7 +67,7 @@ impl Deployment {
 
     fn apply(&mut self) {
         for (index, kernel) in self.kernels.iter_mut().enumerate() {
-            let state = compute(&self.lab.cluster, &node_name(index));
+            let state = self.lab.state(index);
             let applied = self.lab.nodes[index].run(|| kernel.follow(&state).unwrap());
             assert_eq!(applied.refused, Vec::<String>::new());
         }

@@ -5,12 +5,11 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use crate::common::{BackEnd, Lab, Lack, Machine, PATIENCE, answerers, ask, eventually, node_name};
+use crate::common::{BackEnd, Lab, Lack, Machine, PATIENCE, answerers, ask, eventually};
 use ipnet::IpNet;
 use podnet_core::cluster::{
     Affinity, Algorithm, DataplaneName, ExternalPolicy, Family, ObjectName, Protocol, Routing, Service,
 };
-use podnet_core::compute;
 use podnet_dataplane::{Dataplane, Kernel};
 use podnet_linux::netlink::{Address, Route};
 use podnet_linux::sysctl;
@@ -377,7 +376,7 @@ fn loopback_is_routed_as_long_as_node_ports_are_there() {
     let file = directory.path().join("settings");
     // By an agent that starts anew each time.
     let routed_by = |lab: &Lab| {
-        let state = compute(&lab.cluster, &node_name(0));
+        let state = lab.state(0);
         lab.nodes[0].run(|| {
             let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
             kernel.keep_settings_in(&file).unwrap();

@@ -5,9 +5,8 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::common::{Lab, Machine, PATIENCE, ask, node_name};
+use crate::common::{Lab, Machine, PATIENCE, ask};
 use podnet_core::cluster::{Cluster, DataplaneName, Family, ObjectName, Protocol, Routing};
-use podnet_core::compute;
 use podnet_core::service::{Backend, Entry, Frontend, PortName};
 use podnet_dataplane::{Dataplane, Dump, Kernel};
 use podnet_fuzz::Random;
@@ -38,7 +37,7 @@ fn shuffle(lab: &mut Lab, all: &Cluster, dice: &mut Random) {
 fn fresh(lab: &Lab) -> Dump {
     // The same underlay, a node that never had anything.
     let clean = |kernel: &mut Kernel| drop(kernel.clean().unwrap());
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     lab.nodes[0].run(|| {
         let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
         clean(&mut kernel);
@@ -55,7 +54,7 @@ fn any_state_becomes_any_other_and_is_what_a_fresh_start_makes() {
     let mut kernel = lab.nodes[0].run(|| Kernel::open(None, DataplaneName::default()).unwrap());
     for step in 0..40 {
         shuffle(&mut lab, &all, &mut dice);
-        let state = compute(&lab.cluster, &node_name(0));
+        let state = lab.state(0);
         // The thread does not matter to sockets, but sysctls are the thread's namespace's.
         let applied = lab.nodes[0].run(|| kernel.apply(&state).unwrap());
         assert_eq!(applied.refused, Vec::<String>::new(), "step {step}");
@@ -104,7 +103,7 @@ fn what_somebody_else_changed_is_put_back_and_what_is_theirs_stays() {
     };
     command("nft add table inet theirs");
     command("ip route add 10.244.1.0/24 via 172.30.0.1 proto static metric 9");
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let mut kernel = node.run(|| Kernel::open(None, DataplaneName::default()).unwrap());
     node.run(|| kernel.apply(&state).unwrap());
     let want = lab.dump(0);
@@ -222,7 +221,7 @@ fn agents_that_come_and_go_lose_no_packet() {
 fn thousands_of_services_go_in_at_once() {
     let lab = Lab::new(1, Routing::default(), Family::V4, 1500);
     let state = |last: u8| {
-        let mut state = compute(&lab.cluster, &node_name(0));
+        let mut state = lab.state(0);
         for number in 0..5000_u16 {
             let [high, low] = number.to_be_bytes();
             let address = std::net::IpAddr::from([10, 96, high + 1, low]);
@@ -271,7 +270,7 @@ fn thousands_of_services_go_in_at_once() {
 #[test]
 fn settings_are_put_back() {
     let lab = Lab::new(1, Routing::default(), Family::V4, 1500);
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("state/settings");
     let keys = [

@@ -5,9 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::process::Command;
 
-use crate::common::{BackEnd, Lab, Machine, PATIENCE, node_name};
+use crate::common::{BackEnd, Lab, Machine, PATIENCE};
 use podnet_core::cluster::{Family, Routing};
-use podnet_core::compute;
 use podnet_dataplane::Dataplane;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketType, sockopt};
@@ -270,7 +269,7 @@ fn what_belongs_to_no_connection_stays_on_the_node_and_is_not_answered(on: BackE
     let left = wire.until(outside);
     assert!(left.iter().any(|(_, to)| is_service(to)), "{left:?}");
     // Put back by the next application.
-    let state = compute(&lab.cluster, &node_name(0));
+    let state = lab.state(0);
     let applied = node.run(|| node.kernel(on.name()).apply(&state).unwrap());
     assert_eq!(applied.route_changes, 2);
     let wire = Sniffer::new(&lab.underlay);

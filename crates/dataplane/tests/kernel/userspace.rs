@@ -13,7 +13,6 @@ use std::time::Duration;
 use crate::common::{BackEnd, Lab, Lack, Machine, PATIENCE, answerers, ask, eventually, node_name};
 use crate::talk::Talk;
 use podnet_core::cluster::{DataplaneName, Family, ObjectName, Protocol, Routing, Service, ServicePort};
-use podnet_core::compute;
 use podnet_dataplane::userspace::SOCKET;
 use podnet_dataplane::userspace::proxy::{self, GATE_LINK};
 use podnet_dataplane::{Applied, Dataplane};
@@ -57,14 +56,14 @@ impl Scene {
     }
 
     fn apply_by(&self, name: DataplaneName) -> Applied {
-        let state = compute(&self.lab.cluster, &node_name(0));
+        let state = self.lab.state(0);
         self.node()
             .run(|| self.node().kernel(name).apply(&state).unwrap())
     }
 
     /// By an agent of another build.
     fn apply_of(&self, identity: &'static str) {
-        let (node, state) = (self.node(), compute(&self.lab.cluster, &node_name(0)));
+        let (node, state) = (self.node(), self.lab.state(0));
         let applied = node.run(|| {
             let mut kernel = node.kernel_of(identity, DataplaneName::Userspace);
             kernel.apply(&state).unwrap()
@@ -522,7 +521,7 @@ fn no_datagram_goes_to_an_endpoint_that_was_gone_when_its_flow_began() {
         for round in 0..100 {
             let (pods, name) = if round % 2 == 0 { (B, "b") } else { (A, "a") };
             scene.lab.exposed(1, pods, |_| {});
-            let state = compute(&scene.lab.cluster, &node_name(0));
+            let state = scene.lab.state(0);
             scene.node().run(|| kernel.follow(&state).unwrap());
             for flow in begun.try_iter().take(32) {
                 // Answers to what was sent before the change may be on their way still.

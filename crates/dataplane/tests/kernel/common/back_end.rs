@@ -10,6 +10,7 @@ use super::Machine;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BackEnd {
     Nftables,
+    Ebpf,
     /// Which not every kernel has.
     Ipvs,
     IptablesLegacy,
@@ -21,6 +22,7 @@ impl BackEnd {
     pub(crate) fn name(self) -> DataplaneName {
         match self {
             BackEnd::Nftables => DataplaneName::Nftables,
+            BackEnd::Ebpf => DataplaneName::Ebpf,
             BackEnd::Ipvs => DataplaneName::Ipvs,
             BackEnd::IptablesLegacy | BackEnd::IptablesNft => DataplaneName::Iptables,
             BackEnd::Userspace => DataplaneName::Userspace,
@@ -30,7 +32,7 @@ impl BackEnd {
     /// The iptables program of the variant it uses.
     pub(crate) fn iptables(self) -> Option<&'static str> {
         match self {
-            BackEnd::Nftables | BackEnd::Ipvs | BackEnd::Userspace => None,
+            BackEnd::Nftables | BackEnd::Ebpf | BackEnd::Ipvs | BackEnd::Userspace => None,
             BackEnd::IptablesLegacy => Some("iptables-legacy"),
             BackEnd::IptablesNft => Some("iptables-nft"),
         }
@@ -54,7 +56,7 @@ impl BackEnd {
                 Lack::OtherLoopbackAddresses,
             ],
             BackEnd::Ipvs => &[Lack::PortsUsedAgain, Lack::OthersProxies],
-            BackEnd::Nftables | BackEnd::IptablesLegacy | BackEnd::IptablesNft => &[],
+            BackEnd::Nftables | BackEnd::Ebpf | BackEnd::IptablesLegacy | BackEnd::IptablesNft => &[],
         }
     }
 

@@ -2,25 +2,30 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use podnet_core::cluster::DataplaneName;
-use podnet_dataplane::Kernel;
+use podnet_core::cluster::{DataplaneName, NetnsCookie};
 use podnet_dataplane::userspace::{SOCKET, Site, proxy};
+use podnet_dataplane::{Kernel, ebpf};
+use podnet_linux::mount;
 use podnet_linux::netlink::{Address, AddressFlags, Link, LinkChange, Netlink, NewLink, NewLinkKind};
-use podnet_linux::ns::{Kind, Namespace};
+use podnet_linux::ns::{self, Kind, Namespace};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use super::PATIENCE;
+use super::group::Group;
 
 pub(crate) struct Machine {
     pub(crate) namespace: Namespace,
     /// Where the sockets of its processes are.
     pub(crate) run_dir: TempDir,
+    /// Where its programs are, once it has any: the group, and a file system for pins that goes with the test.
+    programs: OnceLock<(Arc<Group>, OwnedFd)>,
 }
 
 impl Machine {
@@ -28,6 +33,7 @@ impl Machine {
         let machine = Machine {
             namespace: Namespace::create(Kind::Net).unwrap(),
             run_dir: tempfile::tempdir().unwrap(),
+            programs: OnceLock::new(),
         };
         machine.netlink(|netlink| netlink.request(LinkChange::named("lo").up(true).apply()).unwrap());
         machine
@@ -53,6 +59,7 @@ impl Machine {
         Machine {
             namespace: namespace.into(),
             run_dir: tempfile::tempdir().unwrap(),
+            programs: OnceLock::new(),
         }
     }
 
@@ -121,8 +128,28 @@ impl Machine {
             }),
         };
         let mut kernel = Kernel::open(None, name).unwrap().with_proxy(site).unwrap();
+        if name == DataplaneName::Ebpf || self.programs.get().is_some() {
+            kernel = kernel.with_programs(self.programs()).unwrap();
+        }
         kernel.take_turns_in(self.run_dir.path()).unwrap();
         kernel
+    }
+
+    /// Where its programs are.
+    pub(crate) fn programs(&self) -> ebpf::Site {
+        let make = || (Group::of_this_process(), mount::bpffs_unattached().unwrap());
+        let (group, pins) = self.programs.get_or_init(make);
+        ebpf::Site {
+            cgroup: group.path().to_owned(),
+            // For child processes as well.
+            bpffs: format!("/proc/{}/fd/{}", std::process::id(), pins.as_raw_fd()).into(),
+            sizes: ebpf::Sizes::default(),
+        }
+    }
+
+    /// The cookie of its network namespace.
+    pub(crate) fn cookie(&self) -> NetnsCookie {
+        NetnsCookie(NonZeroU64::new(self.run(|| ns::net_cookie().unwrap())).unwrap())
     }
 
     /// Runs a command, which must succeed; returns what it printed.

@@ -1,22 +1,23 @@
 //! Nodes made of network namespaces: an underlay with a bridge, and per node an `eth0` and pods of one veth pair each.
 
 mod back_end;
+mod group;
 mod machine;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::os::fd::AsFd;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use podnet_core::cluster::{
-    AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, Node, NodeName,
-    ObjectName, Parsed, PodRanges, Protocol, Routing, Service, ServicePort,
+    AddressFamily, Cluster, ClusterConfig, Endpoint, EndpointPort, EndpointSlice, Family, NetnsCookie, Node,
+    NodeName, ObjectName, Parsed, PodRanges, Protocol, Routing, Service, ServicePort,
 };
-use podnet_core::compute;
+use podnet_core::{NodeState, compute};
 use podnet_dataplane::{Applied, Dataplane, Dump, Kernel};
 use podnet_linux::netlink::{LinkChange, Neighbour, NewLink, NewLinkKind, Route};
 use podnet_linux::sysctl;
@@ -35,6 +36,8 @@ pub(crate) struct Lab {
     pub(crate) underlay: Machine,
     pub(crate) nodes: Vec<Machine>,
     pub(crate) cluster: Cluster,
+    /// The network namespaces of their pods.
+    namespaces: Mutex<Vec<(usize, NetnsCookie)>>,
     /// The data planes of the nodes, where they stay.
     agents: Option<Vec<Mutex<Option<Kernel>>>>,
 }
@@ -102,6 +105,7 @@ impl Lab {
             underlay,
             nodes: Vec::new(),
             cluster: Cluster::new(config),
+            namespaces: Mutex::default(),
             agents: None,
         };
         for index in 0..nodes {
@@ -208,6 +212,7 @@ impl Lab {
                 .request(LinkChange::named("eth0").up(true).apply())
                 .unwrap()
         });
+        self.namespaces.lock().unwrap().push((node, pod.cookie()));
         pod.until_running("eth0");
         self.nodes[node].until_running(&name);
         pod.address("eth0", &format!("{v4}/32"));
@@ -333,9 +338,18 @@ impl Lab {
         self.cluster.slices.insert(name, Ok(slice));
     }
 
+    /// What a node should have.
+    pub(crate) fn state(&self, node: usize) -> NodeState {
+        let mut state = compute(&self.cluster, &node_name(node));
+        let namespaces = self.namespaces.lock().unwrap();
+        let of_node = namespaces.iter().filter(|(of, _)| *of == node);
+        state.namespaces = Arc::new(of_node.map(|(_, cookie)| *cookie).collect());
+        state
+    }
+
     /// A new data plane applies the cluster's state on a node, or the one that stays there goes on to it.
     pub(crate) fn apply(&self, node: usize) -> Applied {
-        let state = compute(&self.cluster, &node_name(node));
+        let state = self.state(node);
         let agent = self.agents.as_ref().map(|agents| &agents[node]);
         let node = &self.nodes[node];
         let open = || node.kernel(self.on.name());

@@ -19,7 +19,7 @@ use podnet_core::cluster::{
     Protocol, Routing, Selector,
 };
 use podnet_core::flow::{Flow, Traffic};
-use podnet_core::{compute, oracle};
+use podnet_core::oracle;
 use podnet_dataplane::{Applied, Dataplane, Kernel};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
@@ -252,7 +252,7 @@ impl World {
     pub(crate) fn apply(&mut self) -> Vec<Applied> {
         let (lab, kernels) = (&self.lab, &mut self.kernels);
         let applied = kernels.iter_mut().enumerate().map(|(node, kernel)| {
-            let state = compute(&lab.cluster, &node_name(node));
+            let state = lab.state(node);
             lab.nodes[node].run(move || kernel.follow(&state).unwrap())
         });
         applied.collect()
@@ -351,7 +351,7 @@ impl World {
 
     fn describe(&self) -> String {
         let states = (0..self.lab.nodes.len()).map(|node| {
-            let state = compute(&self.lab.cluster, &node_name(node));
+            let state = self.lab.state(node);
             format!("{}\n{}", state.policy, self.lab.nodes[node].nft())
         });
         states.collect()

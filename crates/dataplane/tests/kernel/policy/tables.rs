@@ -3,12 +3,10 @@
 use std::net::IpAddr;
 
 use podnet_core::cluster::{Family, NetworkPolicy, ObjectName};
-use podnet_core::compute;
 use podnet_dataplane::Dataplane;
 use podnet_dataplane::nftables::Nftables;
 
 use super::{Who, World, block, pods, policy, rule, tcp};
-use crate::common::node_name;
 
 fn some() -> NetworkPolicy {
     NetworkPolicy {
@@ -69,7 +67,7 @@ fn a_pod_that_comes_or_goes_changes_elements_only() {
 fn what_others_change_is_missed_by_a_check_and_put_back() {
     let mut world = World::of(&["a"], 3);
     world.set([("a", some())]);
-    let state = compute(&world.lab.cluster, &node_name(0));
+    let state = world.lab.state(0);
     let addresses: Vec<IpAddr> = [Family::V4, Family::V6]
         .map(|family| world.address(Who::Pod(0), family))
         .into();

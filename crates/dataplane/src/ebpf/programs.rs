@@ -1,0 +1,274 @@
+//! The programs and maps in the kernel. Nothing else here knows the loader.
+//!
+//! All of it is pinned below one directory, so that it outlives the agent. Maps are called after themselves and the version
+//! of their layout, and whoever finds them goes on with them. A build's hooks are in a directory that is called after the
+//! object and the group: another build attaches its own before it lets the old ones go, and in between a socket that one
+//! leads to an endpoint is none that the other has to lead.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use aya::{EbpfLoader, include_bytes_aligned};
+use podnet_ebpf_abi::connect::{Balance, LAYOUT, Serving, Slot};
+use podnet_ebpf_abi::{Endpoint, Frontend};
+use podnet_linux::{cgroup, mount};
+use sha2::{Digest, Sha256};
+use zerocopy::transmute;
+
+use super::rows::{Row, Rows, Step};
+use super::{EbpfError, Site, Sizes};
+
+static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/objects/connect.o");
+
+/// In the order in which they are attached: nobody is led before his answers are.
+const HOOKS: [&str; 8] = [
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+    "sendmsg4",
+    "sendmsg6",
+    "connect4",
+    "connect6",
+];
+/// Those that hold what programs remember are last.
+const MAPS: [&str; 7] = [
+    "CLIENTS", "BALANCES", "SLOTS", "SERVING", "ASKED", "ANSWERS", "PEERS",
+];
+/// What everything of ours is below, in the file system of pins.
+pub(super) const DIRECTORY: &str = "podnet";
+
+/// The maps of programs that are attached.
+pub(super) struct Programs {
+    clients: HashMap<MapData, u64, u32>,
+    balances: HashMap<MapData, [u8; 20], [u8; 4]>,
+    slots: HashMap<MapData, [u8; 24], [u8; 20]>,
+    serving: HashMap<MapData, [u8; 40], u32>,
+    hooks: PathBuf,
+}
+
+impl Programs {
+    /// Those that are attached, or new ones.
+    pub(super) fn open(site: &Site) -> Result<Self, EbpfError> {
+        let directory = site.directory()?;
+        fs::create_dir_all(&directory).map_err(EbpfError::at(&directory))?;
+        let hooks = directory.join(hooks_name(&site.cgroup)?);
+        if !is_attached(&hooks) {
+            attach(site, &directory, &hooks)?;
+        }
+        remove_others(&directory, &hooks);
+        let map = |name| open_map(&directory, name);
+        let of_other_shape = |name| move |source| EbpfError::Map { name, source };
+        Ok(Programs {
+            clients: map("CLIENTS")?.try_into().map_err(of_other_shape("CLIENTS"))?,
+            balances: map("BALANCES")?.try_into().map_err(of_other_shape("BALANCES"))?,
+            slots: map("SLOTS")?.try_into().map_err(of_other_shape("SLOTS"))?,
+            serving: map("SERVING")?.try_into().map_err(of_other_shape("SERVING"))?,
+            hooks,
+        })
+    }
+
+    /// Whether the hooks are there as this opened them.
+    pub(super) fn is_attached(&self) -> bool {
+        is_attached(&self.hooks)
+    }
+
+    /// Everything that is in the maps.
+    pub(super) fn rows(&self) -> Result<Rows, EbpfError> {
+        let clients: BTreeMap<u64, u32> = all("CLIENTS", self.clients.iter())?;
+        let balances: BTreeMap<[u8; 20], [u8; 4]> = all("BALANCES", self.balances.iter())?;
+        let slots: BTreeMap<[u8; 24], [u8; 20]> = all("SLOTS", self.slots.iter())?;
+        let serving: BTreeMap<[u8; 40], u32> = all("SERVING", self.serving.iter())?;
+        Ok(Rows {
+            clients: clients.into_keys().map(|cookie| (cookie, ())).collect(),
+            balances: balances
+                .into_iter()
+                .map(|(key, value)| -> (Frontend, Balance) { (transmute!(key), transmute!(value)) })
+                .collect(),
+            slots: slots
+                .into_iter()
+                .map(|(key, value)| -> (Slot, Endpoint) { (transmute!(key), transmute!(value)) })
+                .collect(),
+            serving: serving
+                .into_keys()
+                .map(|key| -> (Serving, ()) { (transmute!(key), ()) })
+                .collect(),
+        })
+    }
+
+    /// Changes a row.
+    pub(super) fn run(&mut self, step: &Step) -> Result<(), EbpfError> {
+        let (name, done) = match *step {
+            Step::Put(Row::Client(cookie)) => ("CLIENTS", self.clients.insert(cookie, 1, 0)),
+            Step::Put(Row::Balance(key, value)) => {
+                let key: [u8; 20] = transmute!(key);
+                let value: [u8; 4] = transmute!(value);
+                ("BALANCES", self.balances.insert(key, value, 0))
+            }
+            Step::Put(Row::Slot(key, value)) => {
+                let key: [u8; 24] = transmute!(key);
+                let value: [u8; 20] = transmute!(value);
+                ("SLOTS", self.slots.insert(key, value, 0))
+            }
+            Step::Put(Row::Serving(key)) => {
+                let key: [u8; 40] = transmute!(key);
+                ("SERVING", self.serving.insert(key, 1, 0))
+            }
+            Step::Remove(Row::Client(cookie)) => ("CLIENTS", self.clients.remove(&cookie)),
+            Step::Remove(Row::Balance(key, _)) => {
+                let key: [u8; 20] = transmute!(key);
+                ("BALANCES", self.balances.remove(&key))
+            }
+            Step::Remove(Row::Slot(key, _)) => {
+                let key: [u8; 24] = transmute!(key);
+                ("SLOTS", self.slots.remove(&key))
+            }
+            Step::Remove(Row::Serving(key)) => {
+                let key: [u8; 40] = transmute!(key);
+                ("SERVING", self.serving.remove(&key))
+            }
+        };
+        match done {
+            // Somebody else was first.
+            Err(MapError::SyscallError(error))
+                if matches!(step, Step::Remove(_)) && is(&error.io_error, libc_errno::ENOENT) =>
+            {
+                Ok(())
+            }
+            Err(MapError::SyscallError(error)) if is(&error.io_error, libc_errno::E2BIG) => {
+                Err(EbpfError::Full(name))
+            }
+            other => other.map_err(|source| EbpfError::Map { name, source }),
+        }
+    }
+}
+
+/// What the kernel says of maps.
+mod libc_errno {
+    pub(super) const ENOENT: i32 = rustix::io::Errno::NOENT.raw_os_error();
+    /// A map is full.
+    pub(super) const E2BIG: i32 = rustix::io::Errno::TOOBIG.raw_os_error();
+}
+
+fn is(error: &io::Error, errno: i32) -> bool {
+    error.raw_os_error() == Some(errno)
+}
+
+fn all<K: Ord, V>(
+    name: &'static str,
+    rows: impl Iterator<Item = Result<(K, V), MapError>>,
+) -> Result<BTreeMap<K, V>, EbpfError> {
+    rows.collect::<Result<_, _>>()
+        .map_err(|source| EbpfError::Map { name, source })
+}
+
+/// Without a dot, which the file system of pins reserves.
+fn map_path(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}-{LAYOUT}"))
+}
+
+fn open_map(directory: &Path, name: &'static str) -> Result<Map, EbpfError> {
+    MapData::from_pin(map_path(directory, name))
+        .and_then(Map::from_map_data)
+        .map_err(|source| EbpfError::Map { name, source })
+}
+
+/// The directory of a build's hooks of a group.
+fn hooks_name(group: &Path) -> Result<String, EbpfError> {
+    let digest = Sha256::digest(OBJECT);
+    let build: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let group = cgroup::id(group).map_err(EbpfError::at(group))?;
+    Ok(format!("hooks-{build}-{group}"))
+}
+
+fn is_attached(hooks: &Path) -> bool {
+    HOOKS.iter().all(|hook| hooks.join(hook).exists())
+}
+
+fn attach(site: &Site, directory: &Path, hooks: &Path) -> Result<(), EbpfError> {
+    // Linux before 5.11 counts maps as locked memory.
+    let unlimited = rustix::process::Rlimit {
+        current: None,
+        maximum: None,
+    };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited);
+    let mut loader = EbpfLoader::new();
+    let Sizes { services, endpoints } = site.sizes;
+    for (name, size) in [
+        ("BALANCES", services),
+        ("SLOTS", endpoints),
+        ("SERVING", endpoints),
+    ] {
+        loader.map_max_entries(name, size);
+    }
+    for name in MAPS {
+        loader.map_pin_path(name, map_path(directory, name));
+    }
+    let mut object = loader
+        .load(OBJECT)
+        .map_err(|error| EbpfError::Load(error.into()))?;
+    // What one that was interrupted left.
+    let _ = fs::remove_dir_all(hooks);
+    fs::create_dir(hooks).map_err(EbpfError::at(hooks))?;
+    let group = File::open(&site.cgroup).map_err(EbpfError::at(&site.cgroup))?;
+    for hook in HOOKS {
+        let failed = |error: &dyn std::error::Error| EbpfError::hook(hook, error);
+        let program = object.program_mut(hook).ok_or(EbpfError::NoProgram(hook))?;
+        let program: &mut CgroupSockAddr = program.try_into().map_err(|error| failed(&error))?;
+        program.load().map_err(|error| failed(&error))?;
+        let link = program
+            .attach(&group, CgroupAttachMode::Single)
+            .map_err(|error| failed(&error))?;
+        let link = program.take_link(link).map_err(|error| failed(&error))?;
+        let link: FdLink = link.try_into().map_err(|error| failed(&error))?;
+        link.pin(hooks.join(hook)).map_err(|error| failed(&error))?;
+    }
+    Ok(())
+}
+
+/// Hooks of other builds and groups, and maps of other layouts.
+fn remove_others(directory: &Path, hooks: &Path) {
+    let current: Vec<PathBuf> = MAPS.iter().map(|name| map_path(directory, name)).collect();
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        if path == hooks || current.contains(&path) {
+            continue;
+        }
+        // Whatever stays is tried again by the next agent.
+        let _ = match path.is_dir() {
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+    }
+}
+
+impl Site {
+    /// Below which everything is pinned, which must be in a file system for that.
+    fn directory(&self) -> Result<PathBuf, EbpfError> {
+        match mount::is_bpffs(&self.bpffs) {
+            Ok(true) => Ok(self.bpffs.join(DIRECTORY)),
+            Ok(false) => Err(EbpfError::NoPins(self.bpffs.clone())),
+            Err(error) => Err(EbpfError::at(&self.bpffs)(error)),
+        }
+    }
+
+    /// What there is of ours.
+    pub(super) fn present(&self) -> Option<PathBuf> {
+        let directory = self.directory().ok()?;
+        directory.exists().then_some(directory)
+    }
+
+    /// Detaches and removes everything; says where it was.
+    pub(super) fn remove(&self) -> Result<Option<PathBuf>, EbpfError> {
+        let Some(directory) = self.present() else {
+            return Ok(None);
+        };
+        fs::remove_dir_all(&directory).map_err(EbpfError::at(&directory))?;
+        Ok(Some(directory))
+    }
+}
