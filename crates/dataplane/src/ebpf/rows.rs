@@ -292,7 +292,7 @@ fn model(frontend: &Frontend) -> Option<service::Frontend> {
     })
 }
 
-fn protocol(protocol: Protocol) -> abi::Protocol {
+pub(super) fn protocol(protocol: Protocol) -> abi::Protocol {
     match protocol {
         Protocol::Tcp => abi::Protocol::TCP,
         Protocol::Udp => abi::Protocol::UDP,

@@ -260,6 +260,8 @@ impl Asker<'_> {
 struct Question<'a> {
     asker: &'a Asker<'a>,
     protocol: Protocol,
+    /// By a socket that is connected.
+    connected: bool,
     to: SocketAddr,
     fate: Fate,
     /// The endpoints that see the client's own address, by name; `None` where that cannot be told.
@@ -268,6 +270,8 @@ struct Question<'a> {
     /// The kernel says only so often a second to one host that it refuses datagrams, and a proxy's own network has a limit
     /// of its own.
     limited: bool,
+    /// The asker may have got itself without a packet that anybody could translate.
+    may_meet_itself: Option<String>,
 }
 
 /// What was said to a question.
@@ -283,6 +287,7 @@ impl Question<'_> {
         let (to, port) = (self.to.to_string(), self.asker.port());
         let answer = match self.protocol {
             Protocol::Tcp => self.asker.machine.tcp_by(port, &to),
+            Protocol::Udp if !self.connected => self.asker.machine.udp_unconnected_by(port, &to),
             _ => self.asker.machine.udp_by(port, &to),
         };
         let error = match answer {
@@ -307,7 +312,8 @@ impl Question<'_> {
         let own = self.asker.address_for(self.to);
         let is_seen_right = |who: &str, client: IpAddr| {
             let kept = self.kept.as_ref().map(|kept| kept.contains(who));
-            kept.is_none_or(|kept| kept == (client == own))
+            let met_itself = client == own && self.may_meet_itself.as_deref() == Some(who);
+            met_itself || kept.is_none_or(|kept| kept == (client == own))
         };
         let expected: BTreeSet<String> = match &self.fate {
             Fate::OneOf(endpoints) => endpoints.iter().map(|endpoint| name_of(endpoint.ip())).collect(),
@@ -428,17 +434,27 @@ fn wrong(scene: &Scene, kinds: &[Kind], askers: &[Asker<'_>]) -> Vec<String> {
             if asker.node.is_none() && internal {
                 continue;
             }
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for (protocol, connected) in [
+                (Protocol::Tcp, true),
+                (Protocol::Udp, true),
+                (Protocol::Udp, false),
+            ] {
                 let Some((fate, node)) = fate(scene, asker, protocol, to) else {
                     continue;
                 };
+                // A socket that is not connected hears of no refusal.
+                if !connected && !matches!(fate, Fate::OneOf(_)) {
+                    continue;
+                }
                 // A node asks from the address that the way has.
                 let is_told = !asker.is_node() && !scene.lab.on.lacks(Lack::ClientsAddress);
                 let kept = node.filter(|_| is_told);
                 let question = Question {
                     asker,
                     protocol,
+                    connected,
                     to,
+                    may_meet_itself: (scene.lab.on == BackEnd::Ebpf).then(|| name_of(asker.address_for(to))),
                     kept: kept.map(|node| self::kept(scene, asker, to, &fate, &node)),
                     fate,
                     limited: scene.lab.on == BackEnd::Userspace && protocol == Protocol::Udp,

@@ -244,6 +244,18 @@ impl Machine {
         ask(&self.udp_socket_by(port, to))
     }
 
+    /// The same by a socket that is not connected, which takes no answer but from whom it asked.
+    pub(crate) fn udp_unconnected_by(&self, port: u16, to: &str) -> std::io::Result<(String, IpAddr)> {
+        let to: SocketAddr = to.parse().unwrap();
+        let socket = self.run(move || UdpSocket::bind(any(to, port)).unwrap());
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send_to(b"?", to)?;
+        let mut buffer = [0; 2048];
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        assert_eq!(from, to, "the answer to a datagram comes from somebody else");
+        parse(std::str::from_utf8(&buffer[..length]).unwrap())
+    }
+
     pub(crate) fn udp_socket(&self, to: &str) -> UdpSocket {
         self.udp_socket_by(0, to)
     }

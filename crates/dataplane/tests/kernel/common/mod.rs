@@ -353,14 +353,20 @@ impl Lab {
         let agent = self.agents.as_ref().map(|agents| &agents[node]);
         let node = &self.nodes[node];
         let open = || node.kernel(self.on.name());
-        node.run(|| match agent.map(|agent| agent.lock().unwrap()) {
+        let applied = node.run(|| match agent.map(|agent| agent.lock().unwrap()) {
             None => open().apply(&state),
             Some(mut agent) => match &mut *agent {
                 Some(kernel) => kernel.follow(&state),
                 none => none.insert(open()).apply(&state),
             },
-        })
-        .unwrap()
+        });
+        let applied = applied.unwrap();
+        let is_led = !applied
+            .left_out
+            .iter()
+            .any(|told| told.contains("sockets are not led"));
+        assert!(is_led, "{:?}", applied.left_out);
+        applied
     }
 
     pub(crate) fn apply_all(&self) {
