@@ -166,7 +166,8 @@ impl Sweep {
     fn kernel(&mut self, paths: &NodePaths) -> bool {
         let dry_run = self.dry_run;
         let swept = Kernel::open(None, DataplaneName::default()).and_then(|kernel| {
-            let mut kernel = kernel.with_proxy(proxy::site(&paths.run_dir))?;
+            let kernel = kernel.with_proxy(proxy::site(&paths.run_dir))?;
+            let mut kernel = kernel.with_programs(paths.programs(None))?;
             kernel.keep_settings_in(&paths.state_dir.join(SETTINGS))?;
             kernel.take_turns_in(&paths.run_dir)?;
             if dry_run { kernel.present() } else { kernel.clean() }

@@ -12,8 +12,9 @@ use podnet_cni::WiringName;
 use podnet_core::cluster::{ClusterConfig, DataplaneName, IpvsScheduler, NodeName, Routing, parse_range};
 use podnet_core::path;
 use podnet_core::service::ServiceState;
-use podnet_dataplane::Kernel;
 use podnet_dataplane::monitor::Monitor;
+use podnet_dataplane::{Kernel, ebpf};
+use podnet_linux::cgroup;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -42,12 +43,13 @@ pub struct Args {
     /// How to reach the Kubernetes API
     #[arg(long, value_name = "FILE")]
     kubeconfig: PathBuf,
-    /// What carries services: auto takes the best this version has (nftables); userspace, a process beside the agent, is
-    /// for kernels that have nothing else
+    /// What carries services: auto is nftables; ebpf is nftables with programs in front of it that give sockets of the node
+    /// and its pods an endpoint when they connect; userspace, a process beside the agent, is for kernels that have nothing
+    /// else
     #[arg(
         long,
         default_value = "auto",
-        value_name = "auto|nftables|ipvs|iptables|userspace"
+        value_name = "auto|nftables|ebpf|ipvs|iptables|userspace"
     )]
     dataplane: DataplaneName,
     /// With --dataplane ipvs: how an endpoint is chosen for a new connection [default: rr]
@@ -86,12 +88,9 @@ pub struct Args {
     cluster_dns: Vec<IpAddr>,
     #[command(flatten)]
     paths: NodePaths,
-    /// This node's subtree of cgroup v2: for a data plane that this version does not have
-    #[arg(long, value_name = "DIR", hide = true)]
+    /// With --dataplane ebpf: the group of cgroup v2 that all processes of this node and its pods are in [default: the root]
+    #[arg(long, value_name = "DIR")]
     cgroup_root: Option<PathBuf>,
-    /// Where to pin BPF objects: for a data plane that this version does not have
-    #[arg(long, value_name = "DIR", hide = true)]
-    bpffs: Option<PathBuf>,
     /// The plugin to install [default: podnet-cni beside this executable]
     #[arg(long, value_name = "FILE")]
     cni_plugin: Option<PathBuf>,
@@ -127,12 +126,26 @@ pub struct NodePaths {
     /// Sockets
     #[arg(long, default_value = "/run/podnet", value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
+    /// Where the file system is mounted in which eBPF programs and maps are pinned
+    #[arg(long, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    pub(crate) bpffs: PathBuf,
 }
 
 impl NodePaths {
     /// Where the agent serves the CNI plugin.
     pub(crate) fn socket(&self) -> PathBuf {
         self.run_dir.join("cni.sock")
+    }
+
+    /// Where programs are; by default they see all processes, and heed those of the node's and its pods' networks.
+    pub(crate) fn programs(&self, group: Option<&Path>) -> ebpf::Site {
+        let root = || cgroup::root().ok().flatten();
+        let cgroup = group.map(Path::to_owned).or_else(root);
+        ebpf::Site {
+            cgroup: cgroup.unwrap_or_else(|| "/sys/fs/cgroup".into()),
+            bpffs: self.bpffs.clone(),
+            sizes: ebpf::Sizes::default(),
+        }
     }
 }
 
@@ -220,9 +233,10 @@ impl Args {
         let scheduler = self
             .ipvs_scheduler
             .filter(|_| self.dataplane != DataplaneName::Ipvs);
+        let group = self.cgroup_root.as_ref();
+        let group = group.filter(|_| self.dataplane != DataplaneName::Ebpf);
         [
-            ("--cgroup-root", self.cgroup_root.is_some()),
-            ("--bpffs", self.bpffs.is_some()),
+            ("--cgroup-root", group.is_some()),
             ("--ipvs-scheduler", scheduler.is_some()),
         ]
         .into_iter()
@@ -297,6 +311,7 @@ async fn agent(args: Args) -> miette::Result<()> {
     let kernel = Kernel::open(args.underlay_interface.clone(), args.dataplane);
     let mut kernel = kernel
         .and_then(|kernel| kernel.with_proxy(proxy::site(&args.paths.run_dir)))
+        .and_then(|kernel| kernel.with_programs(args.paths.programs(args.cgroup_root.as_deref())))
         .and_then(|kernel| kernel.with_scheduler(args.ipvs_scheduler.unwrap_or_default()))
         .into_diagnostic()
         .wrap_err("cannot talk to the kernel's network: is CAP_NET_ADMIN there?")?;
@@ -360,7 +375,7 @@ async fn agent(args: Args) -> miette::Result<()> {
     tokio::spawn(greet(client.clone(), url, args.kubeconfig.clone()));
     // It listens before the loop can install the plugin's configuration.
     let host_ports = Arc::new(HostPorts::default());
-    let pod_policies = Arc::new(PodPolicies::default());
+    let pod_policies = Arc::new(PodPolicies::new(args.dataplane == DataplaneName::Ebpf));
     let shared = (host_ports, pod_policies);
     let server = cni_server::bind(cni.clone(), ready.clone(), shared.clone())
         .await

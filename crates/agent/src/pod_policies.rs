@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use podnet_cni::Attachment;
-use podnet_core::cluster::{ObjectName, Wired};
+use podnet_core::cluster::{NetnsCookie, ObjectName, Wired};
 use podnet_core::policy::PolicyState;
 use tokio::sync::Notify;
 
@@ -21,6 +22,8 @@ pub struct PodPolicies {
     inner: Mutex<Inner>,
     in_force: Condvar,
     changed: Notify,
+    /// The kernel is told which network namespaces pods have, whether there are policies or not.
+    tells_namespaces: bool,
 }
 
 #[derive(Debug)]
@@ -51,7 +54,15 @@ pub enum NotInForce {
 
 impl Default for PodPolicies {
     fn default() -> Self {
+        PodPolicies::new(false)
+    }
+}
+
+impl PodPolicies {
+    /// Of a node that has no pods yet; `tells_namespaces` where the data plane is to know the pods' network namespaces.
+    pub fn new(tells_namespaces: bool) -> Self {
         PodPolicies {
+            tells_namespaces,
             inner: Mutex::new(Inner {
                 pods: BTreeMap::new(),
                 version: 0,
@@ -64,9 +75,7 @@ impl Default for PodPolicies {
             changed: Notify::new(),
         }
     }
-}
 
-impl PodPolicies {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // Every change is made whole before anything that can panic.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -82,17 +91,22 @@ impl PodPolicies {
         let wired = Wired {
             uid: pod.uid.clone(),
             addresses: lease.addresses.iter().copied().collect(),
+            namespace: NonZeroU64::new(lease.netns_cookie)
+                .filter(|_| self.tells_namespaces)
+                .map(NetnsCookie),
         };
         let name = ObjectName::new(&*pod.namespace, &*pod.name);
         let mut inner = self.inner();
         inner.pods.insert(lease.attachment.clone(), (name, wired));
-        inner.any.then(|| self.change(&mut inner))
+        let version = (inner.any || self.tells_namespaces).then(|| self.change(&mut inner));
+        // Until a pod's sockets are led, packets are translated: nobody need wait for that.
+        version.filter(|_| inner.any)
     }
 
     /// The addresses of an attachment are no pod's any more.
     pub fn release(&self, attachment: &Attachment) {
         let mut inner = self.inner();
-        if inner.pods.remove(attachment).is_some() && inner.any {
+        if inner.pods.remove(attachment).is_some() && (inner.any || self.tells_namespaces) {
             self.change(&mut inner);
         }
     }
@@ -198,6 +212,32 @@ mod tests {
         policies.there_are_policies();
         assert!(policies.claim(&lease("web", "web")).is_some());
         assert_eq!(policies.wanted(false).1.values().map(Vec::len).sum::<usize>(), 2);
+    }
+
+    #[test]
+    fn network_namespaces_are_told_at_once_where_the_data_plane_leads_sockets_and_nobody_waits_for_that() {
+        let with_cookie = |id: &str| Lease {
+            netns_cookie: 7,
+            ..lease(id, "web")
+        };
+        let told = |policies: &PodPolicies| -> Vec<_> {
+            let pods = policies.wanted(false).1.into_values().flatten();
+            pods.map(|wired| wired.namespace.map(|NetnsCookie(cookie)| cookie.get()))
+                .collect()
+        };
+        let leads = PodPolicies::new(true);
+        leads.wanted(false);
+        assert_eq!(leads.claim(&with_cookie("web")), None);
+        assert_eq!(leads.claim(&lease("older", "web")), None);
+        assert_eq!(told(&leads), [None, Some(7)]);
+        let before = leads.wanted(false).0;
+        leads.release(&with_cookie("web").attachment);
+        assert_ne!(leads.wanted(false).0, before);
+        let other = PodPolicies::new(false);
+        other.wanted(false);
+        let before = other.wanted(false).0;
+        other.claim(&with_cookie("web"));
+        assert_eq!((told(&other), other.wanted(false).0), (vec![None], before));
     }
 
     #[test]

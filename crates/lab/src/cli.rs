@@ -93,7 +93,7 @@ struct Up {
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u16).range(1..=i64::from(MAX_NODES)))]
     zones: u16,
     /// The agents' data plane
-    #[arg(long, default_value = "auto", value_name = "auto|nftables|ipvs|iptables|userspace", value_parser = dataplane)]
+    #[arg(long, default_value = "auto", value_name = "auto|nftables|ebpf|ipvs|iptables|userspace", value_parser = dataplane)]
     dataplane: String,
     /// With --dataplane ipvs: how an endpoint is chosen for a new connection [default: rr]
     #[arg(long, value_name = "rr|wrr|lc|wlc|sh|mh", value_parser = ipvs_scheduler)]

@@ -32,6 +32,15 @@ fn unescaped(text: &str) -> String {
     })
 }
 
+/// The group that the calling process is in; none where the hierarchy is not mounted.
+pub fn own() -> io::Result<Option<PathBuf>> {
+    let Some(root) = root()? else { return Ok(None) };
+    let groups = fs::read_to_string("/proc/self/cgroup")?;
+    // The hierarchy of version 2 has the number 0 and no controllers; see cgroups(7).
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    Ok(own.map(|own| root.join(own)))
+}
+
 /// The number of a group, which no other has while it is there.
 pub fn id(group: &Path) -> io::Result<u64> {
     Ok(fs::metadata(group)?.ino())

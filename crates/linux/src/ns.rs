@@ -103,6 +103,11 @@ impl Namespace {
         })?
     }
 
+    /// The cookie of a network namespace; see [`net_cookie`].
+    pub fn cookie(&self) -> io::Result<u64> {
+        self.run(net_cookie)?
+    }
+
     /// The inode number: two descriptors of one namespace have the same.
     pub fn inode(&self) -> io::Result<u64> {
         Ok(rustix::fs::fstat(&self.fd)?.st_ino)

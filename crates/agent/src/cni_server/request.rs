@@ -475,6 +475,7 @@ fn ask<'a>(request: &'a AgentRequest, target: &Target<'a>) -> Result<Ask<'a>, Cn
         addresses,
         within: sets.map(|set| set.iter().map(bounds).collect()).collect(),
         netns: target.namespace.inode().unwrap_or_default(),
+        netns_cookie: target.namespace.cookie().unwrap_or_default(),
         ..Ask::any(target.attachment, &request.network, &request.pod)
     })
 }

@@ -21,6 +21,8 @@ pub struct Ask<'a> {
     pub within: Vec<Vec<Bounds>>,
     /// The number of its network namespace; 0 if that is not known.
     pub netns: u64,
+    /// The cookie of the same; 0 if that is not known.
+    pub netns_cookie: u64,
 }
 
 impl<'a> Ask<'a> {
@@ -33,6 +35,7 @@ impl<'a> Ask<'a> {
             addresses: Vec::new(),
             within: Vec::new(),
             netns: 0,
+            netns_cookie: 0,
         }
     }
 

@@ -258,6 +258,7 @@ impl Directory {
             port_mappings: Vec::new(),
             bandwidth: podnet_cni::Bandwidth::default(),
             netns: 0,
+            netns_cookie: 0,
             boot_id: boot_id.into(),
             sequence: 0,
         };

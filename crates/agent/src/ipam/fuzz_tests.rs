@@ -24,6 +24,7 @@ fn seed(container: &str, host: u8, sequence: u64) -> String {
         port_mappings: Vec::new(),
         bandwidth: Bandwidth::default(),
         netns: 7,
+        netns_cookie: 9,
         boot_id: "boot".into(),
         sequence,
     };

@@ -65,6 +65,9 @@ pub struct Lease {
     /// The number of its network namespace; 0 if that is not known.
     #[serde(default)]
     pub netns: u64,
+    /// The cookie of the same, which no other has in this boot; 0 if that is not known.
+    #[serde(default)]
+    pub netns_cookie: u64,
     /// The boot in which it was given.
     #[serde(default)]
     pub boot_id: String,
@@ -255,6 +258,7 @@ impl Leases {
             port_mappings: Vec::new(),
             bandwidth: Bandwidth::default(),
             netns: ask.netns,
+            netns_cookie: ask.netns_cookie,
             boot_id: self.boot_id.clone(),
             sequence: inner.sequence,
         };

@@ -2,7 +2,7 @@
 //! No rule of ours sees them, and still none may end a connection, leave the node, or be answered.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::process::Command;
 
 use crate::common::{BackEnd, Lab, Machine, PATIENCE};

@@ -15,9 +15,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use miette::{Context, IntoDiagnostic, miette};
+use podnet_core::cluster::DataplaneName;
 use podnet_linux::mount;
 use podnet_linux::ns::{self, Kind, Namespace};
 
+use super::group;
 use super::layout::LabDir;
 use super::node::{self, NodeSpaces};
 use super::plan::{Datastore, LOOPBACK, NodePlan, Plan, Request, UNDERLAY_API_PORT};
@@ -168,10 +170,20 @@ fn build(dir: &LabDir) -> miette::Result<Standing> {
             .into_diagnostic()
             .wrap_err("the underlay")?,
     );
+    let group = attaches_programs(&record.request).then(|| group::create(dir, &record.request.name));
+    let group = group
+        .transpose()
+        .into_diagnostic()
+        .wrap_err("the lab's control group")?;
     let mut nodes = BTreeMap::new();
     for node in &plan.nodes {
         let spaces = node::create(dir, node)
-            .and_then(|spaces| {
+            .and_then(|mut spaces| {
+                let lab = group.iter();
+                spaces.group = lab
+                    .map(|lab| group::of_node(lab, &node.name))
+                    .next()
+                    .transpose()?;
                 underlay::connect(&underlay, &plan.subnets[node.subnet], node, &spaces.net)?;
                 Ok(spaces)
             })
@@ -214,6 +226,11 @@ fn build(dir: &LabDir) -> miette::Result<Standing> {
 fn own_mounts() -> io::Result<()> {
     mount::make_private()?;
     mount::proc(Path::new("/proc"))
+}
+
+/// Whether agents attach programs to their nodes' control groups.
+fn attaches_programs(request: &Request) -> bool {
+    request.dataplane.parse() == Ok(DataplaneName::Ebpf)
 }
 
 fn descriptors(spaces: &NodeSpaces) -> NodeNamespaces {
@@ -277,6 +294,7 @@ fn start_apiserver(
         program,
         args,
         namespaces: Vec::new(),
+        group: None,
         sockets,
     };
     let pid = supervisor.start(service).into_diagnostic()?;
@@ -307,6 +325,7 @@ fn start_uplink(
             format!("--ready-file={}", dir.uplink_ready().display()),
         ],
         namespaces: Vec::new(),
+        group: None,
         sockets: None,
     };
     let pid = supervisor.start(service).into_diagnostic()?;
@@ -365,6 +384,7 @@ fn controller(dir: &LabDir, plan: &Plan) -> miette::Result<Service> {
             format!("--service-cidr={}", comma(&plan.service_cidrs)),
         ],
         namespaces: Vec::new(),
+        group: None,
         sockets: None,
     })
 }
@@ -389,6 +409,7 @@ fn runtime(dir: &LabDir, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -> m
         program: own_executable()?,
         args,
         namespaces: vec![Arc::clone(&spaces.net), Arc::clone(&spaces.uts)],
+        group: spaces.group.clone(),
         sockets: None,
     })
 }
@@ -400,6 +421,8 @@ fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -
     let cross_subnet = request.cross_subnet.then(|| "--cross-subnet".to_owned());
     let scheduler = request.ipvs_scheduler.iter();
     let scheduler = scheduler.map(|scheduler| format!("--ipvs-scheduler={scheduler}"));
+    let group = spaces.group.iter();
+    let group = group.map(|group| format!("--cgroup-root={}", group.display()));
     Ok(Service {
         name: format!("{}-agent", node.name),
         program: node::EXECUTABLE.into(),
@@ -419,12 +442,14 @@ fn agent(request: &Request, plan: &Plan, node: &NodePlan, spaces: &NodeSpaces) -
         .chain(kept)
         .chain(cross_subnet)
         .chain(scheduler)
+        .chain(group)
         .collect(),
         namespaces: vec![
             Arc::clone(&spaces.net),
             Arc::clone(&spaces.uts),
             Arc::clone(&spaces.mnt),
         ],
+        group: spaces.group.clone(),
         sockets: None,
     })
 }

@@ -100,6 +100,11 @@ impl LabDir {
         self.logs().join(format!("{process}.log"))
     }
 
+    /// Names the control group of a lab that has one.
+    pub fn group(&self) -> PathBuf {
+        self.root.join("cgroup")
+    }
+
     /// There once the uplink has been open.
     pub fn uplink_ready(&self) -> PathBuf {
         self.root.join("uplink")

@@ -9,6 +9,7 @@ pub mod api;
 pub mod create;
 pub mod enter;
 pub mod exec;
+mod group;
 pub mod init;
 pub mod launch;
 pub mod layout;

@@ -23,6 +23,8 @@ pub struct NodeSpaces {
     pub uts: Arc<Namespace>,
     /// The machine's files under a private overlay, with the node's own /etc/cni/net.d and its kin.
     pub mnt: Arc<Namespace>,
+    /// The control group of its processes, where it has one of its own.
+    pub group: Option<PathBuf>,
 }
 
 /// Makes the node's directories and namespaces.
@@ -39,6 +41,7 @@ pub fn create(lab: &LabDir, plan: &NodePlan) -> io::Result<NodeSpaces> {
             net: Arc::new(Namespace::current(Kind::Net)?),
             uts: Arc::new(Namespace::current(Kind::Uts)?),
             mnt: Arc::new(Namespace::current(Kind::Mount)?),
+            group: None,
         })
     })?
 }

@@ -23,6 +23,12 @@ pub enum Missing {
          kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0"
     ))]
     UserNamespaces(String),
+    /// Only root may attach programs.
+    #[error("--dataplane ebpf needs root: the kernel takes programs from nobody else")]
+    #[diagnostic(help(
+        "run podnet as root; without --dataplane there is nftables, for which an ordinary user will do"
+    ))]
+    Programs,
     /// What services are to be carried by is not there.
     #[error(transparent)]
     #[diagnostic(help(
@@ -42,8 +48,10 @@ const NEEDED: [(&str, u32); 4] = [
 /// Checks this process and this kernel, for a lab whose agents have this `--dataplane`.
 pub fn check(dataplane: &str) -> Result<(), Missing> {
     may_make_namespaces()?;
-    if dataplane.parse() == Ok(DataplaneName::Ipvs) {
-        Ipvs::open()?;
+    match dataplane.parse() {
+        Ok(DataplaneName::Ipvs) => drop(Ipvs::open()?),
+        Ok(DataplaneName::Ebpf) if !rustix::process::geteuid().is_root() => return Err(Missing::Programs),
+        _ => {}
     }
     Ok(())
 }

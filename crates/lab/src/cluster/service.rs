@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use podnet_linux::enter;
 use podnet_linux::ns::Namespace;
+use podnet_linux::{cgroup, enter};
 use serde::{Deserialize, Serialize};
 
 use super::layout::LabDir;
@@ -27,6 +27,8 @@ pub struct Service {
     pub args: Vec<String>,
     /// Where it runs; empty is where init runs.
     pub namespaces: Vec<Arc<Namespace>>,
+    /// The control group it is in; that of init where there is none.
+    pub group: Option<PathBuf>,
     /// Listening sockets that it finds as its descriptors 0 and 1. Standard input and output are the two
     /// descriptors that reach a child without a moment in which another child could inherit them too.
     pub sockets: Option<(std::net::TcpListener, std::net::TcpListener)>,
@@ -149,11 +151,15 @@ impl Supervisor {
             }
         }
         let namespaces: Vec<&Namespace> = service.namespaces.iter().map(Arc::as_ref).collect();
-        enter::spawn(&namespaces, &mut command)
-            .map(|child| child.id())
-            .map_err(|error| {
-                io::Error::new(error.kind(), format!("{} does not start: {error}", service.name))
-            })
+        let does_not_start = |error: io::Error| {
+            io::Error::new(error.kind(), format!("{} does not start: {error}", service.name))
+        };
+        let child = enter::spawn(&namespaces, &mut command).map_err(does_not_start)?;
+        if let Some(group) = &service.group {
+            // Before it has read its arguments it has no children.
+            cgroup::enter(group, child.id()).map_err(does_not_start)?;
+        }
+        Ok(child.id())
     }
 
     fn log(&self, name: &str) -> io::Result<File> {

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use super::group;
 use super::layout::LabDir;
 use super::record::{ProcessIdentity, Record, read_json};
 
@@ -31,6 +32,7 @@ pub fn remove(dir: &LabDir) -> io::Result<Removed> {
     } else {
         Removed::Remains
     };
+    group::remove(dir)?;
     remove_tree(dir.root())?;
     if let Some(base) = dir.root().parent() {
         // Gone with its last lab; another lab in it is no error.

@@ -71,6 +71,15 @@ impl RootView {
         }
     }
 
+    /// A place for pins of the node's own, where the kernel allows it: programs and maps go on there without the agent.
+    pub(super) fn add_pins(&self) {
+        let pins = self.root.join("sys/fs/bpf");
+        if pins.is_dir() {
+            // A node without it is one whose agent says what it lacks.
+            drop(mount::bpffs(&pins));
+        }
+    }
+
     /// A minimal /dev. `shared_memory` is shown as /dev/shm; without it that is a tmpfs.
     pub(crate) fn add_dev(&self, shared_memory: Option<&Path>) -> io::Result<()> {
         let dev = self.directory("dev", 0o755)?;

@@ -40,6 +40,7 @@ impl RootView {
         view.add_proc(Kernel::Writable)?;
         view.add_sys(Kernel::Writable)?;
         view.add_cgroups();
+        view.add_pins();
         view.add_dev(None)?;
         Ok(view)
     }

@@ -25,11 +25,9 @@ impl Group {
         }
         let root = cgroup::root().unwrap().expect("cgroup v2 is mounted nowhere");
         remove_orphans(&root);
-        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
         let made = Arc::new(Group {
             path: root.join(format!("{PREFIX}{}", std::process::id())),
-            parent: root.join(own),
+            parent: cgroup::own().unwrap().unwrap(),
         });
         std::fs::create_dir(&made.path).unwrap();
         cgroup::enter(&made.path, std::process::id()).unwrap();

@@ -1,0 +1,80 @@
+//! Control groups: one for each node, below one of the lab's own, so that programs which an agent attaches see the sockets of
+//! its node's processes and nobody else's.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use podnet_linux::cgroup;
+
+use super::layout::LabDir;
+use super::plan::LabName;
+
+/// How long the kernel may take to let go of processes that were killed.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Makes the group of a lab, below the one that the calling process is in, and writes down where, so that
+/// [`remove`] finds it whatever becomes of the lab.
+pub(crate) fn create(dir: &LabDir, name: &LabName) -> io::Result<PathBuf> {
+    let own = cgroup::own()?.ok_or_else(|| {
+        io::Error::other("cgroup v2 is mounted nowhere: mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+    })?;
+    let group = own.join(format!("podnet-lab-{name}"));
+    fs::write(dir.group(), group.as_os_str().as_encoded_bytes())?;
+    match fs::create_dir(&group) {
+        // What a lab left that died and whose files are gone.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    Ok(group)
+}
+
+/// Makes the group of a node.
+pub(crate) fn of_node(lab: &Path, node: &str) -> io::Result<PathBuf> {
+    let group = lab.join(node);
+    match fs::create_dir(&group) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    Ok(group)
+}
+
+/// Removes the group of a lab that has ended. There may be none.
+pub(crate) fn remove(dir: &LabDir) -> io::Result<()> {
+    let Ok(group) = fs::read_to_string(dir.group()) else {
+        return Ok(());
+    };
+    let group = PathBuf::from(group);
+    let nodes = match fs::read_dir(&group) {
+        Ok(entries) => entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir())
+            .collect(),
+        Err(_) => Vec::new(),
+    };
+    let until = Instant::now() + PATIENCE;
+    nodes
+        .iter()
+        .chain([&group])
+        .try_for_each(|group| remove_when_empty(group, until))
+}
+
+fn remove_when_empty(group: &Path, until: Instant) -> io::Result<()> {
+    loop {
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!("control group {}: {error}", group.display()),
+                ));
+            }
+            Ok(()) => return Ok(()),
+        }
+    }
+}
