@@ -480,7 +480,10 @@ fn bad_input_is_told_by_name_and_next_step() {
             "a data plane",
             up(&["--dataplane", "magic"]),
             2,
-            vec!["magic", "choose auto, nftables, ipvs, iptables or userspace"],
+            vec![
+                "magic",
+                "choose auto, nftables, ebpf, ipvs, iptables or userspace",
+            ],
         ),
         (
             "direct routes across subnets",

@@ -363,6 +363,11 @@ fn a_service_is_what_its_object_says_by_nftables() {
 }
 
 #[test]
+fn a_service_is_what_its_object_says_by_programs() {
+    a_service_is_what_its_object_says("ebpf");
+}
+
+#[test]
 fn a_service_is_what_its_object_says_by_iptables() {
     a_service_is_what_its_object_says("iptables");
 }

@@ -254,6 +254,43 @@ fn services_through_iptables_are_reached_and_what_others_flush_is_put_back() {
 }
 
 #[test]
+fn services_are_reached_past_translation_and_what_others_take_off_is_put_back() {
+    let lab = lab_with("programs", EXTERNAL_IP, &["--dataplane", "ebpf"]);
+    let ways = ways(&lab);
+    let translated = || lab.node_sh("node1", "conntrack -L --dst-nat 2>/dev/null");
+    for way in &ways {
+        curl(&lab, "node1", way);
+    }
+    lab.until("the toolbox's network is known", || {
+        lab.node_sh("node1", "conntrack -F 2>/dev/null");
+        lab.sh(
+            "toolbox",
+            &format!("curl -sS -g --max-time 10 '{}'", url(&lab, "echo")),
+        );
+        translated().is_empty().then_some(())
+    });
+    // The node's own processes, too, by every way that leads to its own addresses and services'.
+    curl(&lab, "node1", &url(&lab, "echo"));
+    assert_eq!(translated(), "");
+    let pins = "/sys/fs/bpf/podnet";
+    let hooks = lab.node_sh("node1", &format!("ls -d {pins}/hooks-*"));
+    lab.node_sh("node1", &format!("rm -r {pins}/hooks-*"));
+    lab.until("they are there again", || {
+        let now = lab.node("node1", &["sh", "-c", &format!("ls -d {pins}/hooks-*")]);
+        (stdout(&now) == hooks).then_some(())
+    });
+    put_back(&lab);
+    for way in &ways {
+        curl(&lab, "node1", way);
+    }
+    assert_eq!(translated(), "");
+    let groups = std::fs::read_to_string(lab.dir().join("cgroup")).unwrap();
+    assert!(std::path::Path::new(&groups).join("node1").exists());
+    lab.down();
+    assert!(!std::path::Path::new(&groups).exists());
+}
+
+#[test]
 fn a_node_that_cannot_apply_says_so_to_load_balancers_and_catches_up() {
     let lab = lab_with("unfit", EXTERNAL_IP, &["--dataplane", "iptables"]);
     let outer = lab.kubectl_json(&["get", "service", "outer"]);

@@ -16,6 +16,7 @@ mod common;
 #[path = "services/packets.rs"]
 mod packets;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::Path;
@@ -27,7 +28,7 @@ use std::time::Instant;
 use common::{BackEnd, Lab, Machine};
 use podnet_core::cluster::{
     AddressFamily, Cluster, ClusterConfig, DataplaneName, Endpoint, EndpointPort, EndpointSlice, Family,
-    Node, NodeName, ObjectName, PodRanges, Protocol, Routing, Service, ServicePort,
+    Node, NodeName, ObjectName, PodRanges, Protocol, Routing, Service, ServicePort, Wired,
 };
 use podnet_core::{Incremental, compute};
 use podnet_dataplane::userspace::{SOCKET, Site, proxy};
@@ -97,8 +98,9 @@ fn resident(process: &str) -> f64 {
 }
 
 /// What carries services, and how many changes of one endpoint are timed.
-const BACK_ENDS: [(&str, BackEnd, u32); 5] = [
+const BACK_ENDS: [(&str, BackEnd, u32); 6] = [
     ("nftables", BackEnd::Nftables, 101),
+    ("ebpf", BackEnd::Ebpf, 101),
     ("ipvs", BackEnd::Ipvs, 101),
     ("iptables-legacy", BackEnd::IptablesLegacy, 21),
     ("iptables-nft", BackEnd::IptablesNft, 21),
@@ -124,7 +126,11 @@ fn open(node: &Machine, name: DataplaneName) -> Kernel {
         identity: Arc::new(String::new),
         start: Arc::new(start),
     };
-    Kernel::open(None, name).unwrap().with_proxy(site).unwrap()
+    let kernel = Kernel::open(None, name).unwrap().with_proxy(site).unwrap();
+    match name {
+        DataplaneName::Ebpf => kernel.with_programs(node.programs()).unwrap(),
+        _ => kernel,
+    }
 }
 
 /// One more service, which a pod of the node serves over TCP and UDP. It comes last, by its address.
@@ -197,6 +203,13 @@ fn measure(scene: &Scene, services: u32, (label, on, changes): (&str, BackEnd, u
     let address = IpAddr::from(Ipv4Addr::from(0x0a60_0001 + services));
     let endpoint: SocketAddr = "10.244.0.251:8080".parse().unwrap();
     add_probe(&mut wanted.cluster, address, endpoint);
+    let client = Wired {
+        uid: String::new(),
+        addresses: BTreeSet::new(),
+        namespace: Some(scene.client.cookie()),
+    };
+    let pods = &mut wanted.cluster.local.pods;
+    pods.insert(ObjectName::new("default", "client"), vec![client]);
     kernel.follow(&wanted.compute()).unwrap();
     let server = Server::start(&scene.server, endpoint);
     let [service, direct] = packets::measure(&scene.client, [SocketAddr::new(address, 80), endpoint]);

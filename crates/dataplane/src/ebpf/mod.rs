@@ -15,15 +15,17 @@ use std::fmt;
 use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::maps::MapError;
+use parking_lot::Mutex;
 use podnet_core::NodeState;
 use podnet_core::cluster::NetnsCookie;
 use podnet_ebpf_abi::Frontend;
 use podnet_linux::ns;
 
-use crate::services::{ServiceBackend, ServiceError, Services};
-use programs::Programs;
+use crate::services::{Sentinel, ServiceBackend, ServiceError, Services};
+use programs::{Hooks, Programs};
 use rows::{Rows, Step};
 
 /// Where a node's programs are.
@@ -142,8 +144,23 @@ struct Put {
     state: Option<NodeState>,
 }
 
+/// The hooks that should be there, shared with who looks whether they are; none while there are none.
+type Watched = Arc<Mutex<Option<Hooks>>>;
+
+/// Looks whether the hooks are still there. Maps are looked over with everything else.
+struct Guard(Watched);
+
+impl Sentinel for Guard {
+    fn is_disturbed(&mut self) -> bool {
+        // Told once: whoever puts them back says again what there is.
+        let mut hooks = self.0.lock();
+        hooks.take_if(|hooks| !hooks.are_attached()).is_some()
+    }
+}
+
 /// The programs of a node.
 pub struct Ebpf {
+    watched: Watched,
     site: Option<Site>,
     node: Result<NetnsCookie, io::ErrorKind>,
     programs: Option<Programs>,
@@ -166,6 +183,7 @@ impl Ebpf {
         let cookie = ns::net_cookie().map_err(|error| error.kind());
         let node = cookie.and_then(|cookie| NonZeroU64::new(cookie).ok_or(io::ErrorKind::Unsupported));
         Ebpf {
+            watched: Watched::default(),
             site,
             node: node.map(NetnsCookie),
             programs: None,
@@ -175,6 +193,13 @@ impl Ebpf {
         }
     }
 
+    /// What is removed now is not missed.
+    fn let_go(&mut self) {
+        *self.watched.lock() = None;
+        self.programs = None;
+        self.put = None;
+    }
+
     fn site(&self) -> Result<&Site, EbpfError> {
         self.site.as_ref().ok_or(EbpfError::Nowhere)
     }
@@ -182,14 +207,17 @@ impl Ebpf {
     /// Leads sockets to `want`'s services. Returns how many rows changed.
     fn lead(&mut self, want: &NodeState) -> Result<usize, EbpfError> {
         let node = self.node.map_err(|kind| EbpfError::NoCookie(kind.into()))?;
+        let site = self.site.as_ref().ok_or(EbpfError::Nowhere)?;
         let programs = match &mut self.programs {
-            Some(programs) if programs.is_attached() => programs,
-            _ => {
+            Some(programs) if programs.hooks().are_attached() => programs,
+            before => {
+                // The hooks are gone, and perhaps the maps with them.
+                self.put_back += usize::from(before.is_some());
                 self.put = None;
-                let site = self.site.as_ref().ok_or(EbpfError::Nowhere)?;
-                self.programs.insert(Programs::open(site)?)
+                before.insert(Programs::open(site)?)
             }
         };
+        *self.watched.lock() = Some(programs.hooks().clone());
         let before = self.put.take();
         let (wanted, have, mut rows) = match before {
             Some(Put {
@@ -272,8 +300,7 @@ impl ServiceBackend for Ebpf {
             Ok(changes) => Ok(changes),
             Err(error) => {
                 // Nobody may be led to what was: the table alone knows what is. The next application begins anew.
-                self.programs = None;
-                self.put = None;
+                self.let_go();
                 if let Some(site) = &self.site {
                     site.remove()?;
                 }
@@ -298,8 +325,7 @@ impl ServiceBackend for Ebpf {
     }
 
     fn clean(&mut self) -> Result<Vec<String>, ServiceError> {
-        self.programs = None;
-        self.put = None;
+        self.let_go();
         let directory = match self.site() {
             Ok(site) => site.remove()?,
             Err(_) => None,
@@ -309,6 +335,10 @@ impl ServiceBackend for Ebpf {
 
     fn left_out(&self) -> &[String] {
         &self.left_out
+    }
+
+    fn sentinel(&self) -> Option<Box<dyn Sentinel>> {
+        Some(Box::new(Guard(Arc::clone(&self.watched))))
     }
 
     fn take_put_back(&mut self) -> usize {

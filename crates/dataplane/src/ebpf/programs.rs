@@ -49,7 +49,26 @@ pub(super) struct Programs {
     balances: HashMap<MapData, [u8; 20], [u8; 4]>,
     slots: HashMap<MapData, [u8; 24], [u8; 20]>,
     serving: HashMap<MapData, [u8; 40], u32>,
-    hooks: PathBuf,
+    hooks: Hooks,
+}
+
+/// The directory in which a build's hooks of a group are pinned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hooks(PathBuf);
+
+impl Hooks {
+    /// What one build pins below `directory` for a group.
+    fn of(directory: &Path, group: &Path) -> Result<Self, EbpfError> {
+        let digest = Sha256::digest(OBJECT);
+        let build: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let group = cgroup::id(group).map_err(EbpfError::at(group))?;
+        Ok(Hooks(directory.join(format!("hooks-{build}-{group}"))))
+    }
+
+    /// Whether all of them are.
+    pub(super) fn are_attached(&self) -> bool {
+        HOOKS.iter().all(|hook| self.0.join(hook).exists())
+    }
 }
 
 impl Programs {
@@ -57,8 +76,8 @@ impl Programs {
     pub(super) fn open(site: &Site) -> Result<Self, EbpfError> {
         let directory = site.directory()?;
         fs::create_dir_all(&directory).map_err(EbpfError::at(&directory))?;
-        let hooks = directory.join(hooks_name(&site.cgroup)?);
-        if !is_attached(&hooks) {
+        let hooks = Hooks::of(&directory, &site.cgroup)?;
+        if !hooks.are_attached() {
             attach(site, &directory, &hooks)?;
         }
         remove_others(&directory, &hooks);
@@ -73,9 +92,9 @@ impl Programs {
         })
     }
 
-    /// Whether the hooks are there as this opened them.
-    pub(super) fn is_attached(&self) -> bool {
-        is_attached(&self.hooks)
+    /// Where its hooks are.
+    pub(super) fn hooks(&self) -> &Hooks {
+        &self.hooks
     }
 
     /// Everything that is in the maps.
@@ -178,19 +197,7 @@ fn open_map(directory: &Path, name: &'static str) -> Result<Map, EbpfError> {
         .map_err(|source| EbpfError::Map { name, source })
 }
 
-/// The directory of a build's hooks of a group.
-fn hooks_name(group: &Path) -> Result<String, EbpfError> {
-    let digest = Sha256::digest(OBJECT);
-    let build: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    let group = cgroup::id(group).map_err(EbpfError::at(group))?;
-    Ok(format!("hooks-{build}-{group}"))
-}
-
-fn is_attached(hooks: &Path) -> bool {
-    HOOKS.iter().all(|hook| hooks.join(hook).exists())
-}
-
-fn attach(site: &Site, directory: &Path, hooks: &Path) -> Result<(), EbpfError> {
+fn attach(site: &Site, directory: &Path, Hooks(hooks): &Hooks) -> Result<(), EbpfError> {
     // Linux before 5.11 counts maps as locked memory.
     let unlimited = rustix::process::Rlimit {
         current: None,
@@ -232,11 +239,11 @@ fn attach(site: &Site, directory: &Path, hooks: &Path) -> Result<(), EbpfError> 
 }
 
 /// Hooks of other builds and groups, and maps of other layouts.
-fn remove_others(directory: &Path, hooks: &Path) {
+fn remove_others(directory: &Path, Hooks(hooks): &Hooks) {
     let current: Vec<PathBuf> = MAPS.iter().map(|name| map_path(directory, name)).collect();
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
-        if path == hooks || current.contains(&path) {
+        if path == *hooks || current.contains(&path) {
             continue;
         }
         // Whatever stays is tried again by the next agent.

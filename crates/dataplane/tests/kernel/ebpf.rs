@@ -315,8 +315,28 @@ fn what_others_take_off_is_put_back() {
     std::fs::remove_dir_all(&scene.hooks()[0]).unwrap();
     let applied = node.run(|| kernel.apply(&state).unwrap());
     assert_eq!(applied.left_out, [""; 0]);
+    assert_eq!(applied.put_back.services, 1);
     assert_eq!(scene.client.tcp(SERVICE).unwrap().0, "a");
     assert_eq!(scene.translated(), "");
+}
+
+#[test]
+fn what_others_take_out_of_a_map_is_put_back() {
+    let scene = Scene::new();
+    let node = scene.node();
+    let mut kernel = node.run(|| node.kernel(DataplaneName::Ebpf));
+    let state = scene.lab.state(0);
+    node.run(|| kernel.apply(&state).unwrap());
+    // By another data plane of the node, which has no services, so that sockets are led nowhere.
+    let none = Lab::new(1, Routing::default(), Family::V4, 1500).state(0);
+    let mut other = node.run(|| node.kernel(DataplaneName::Ebpf));
+    node.run(|| other.apply(&none).unwrap());
+    let applied = node.run(|| kernel.apply(&state).unwrap());
+    assert!(applied.put_back.services > 8, "{applied:?}");
+    assert_eq!(scene.client.tcp(SERVICE).unwrap().0, "a");
+    assert_eq!(scene.translated(), "");
+    let again = node.run(|| kernel.apply(&state).unwrap());
+    assert!(again.is_nothing() && again.put_back.is_nothing(), "{again:?}");
 }
 
 #[test]
@@ -338,4 +358,19 @@ fn another_back_end_leaves_nothing_of_it() {
     );
     assert_eq!(scene.client.tcp(SERVICE).unwrap().0, "a");
     assert!(scene.translated().contains("dst=10.96.0.1"));
+}
+
+/// All of it after one another, for a kernel that is slow to boot.
+pub(crate) fn everything() {
+    a_connection_goes_to_its_endpoint_untranslated_and_its_peer_is_the_service();
+    a_socket_of_ipv6_reaches_services_of_ipv4();
+    datagrams_are_led_one_by_one_and_answers_come_from_the_service();
+    a_connected_socket_of_udp_is_left_to_the_table_and_outlives_its_endpoint();
+    a_network_that_is_none_of_ours_is_left_alone();
+    what_the_kernel_cannot_have_is_told_and_the_table_carries_services();
+    a_service_for_which_there_is_no_room_is_left_to_the_table();
+    an_agent_that_starts_goes_on_and_one_of_another_build_takes_over();
+    what_others_take_off_is_put_back();
+    what_others_take_out_of_a_map_is_put_back();
+    another_back_end_leaves_nothing_of_it();
 }

@@ -163,7 +163,9 @@ fn converge(node: &Machine, on: BackEnd, state: &NodeState) {
     );
 }
 
-fn an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_completes_it(on: BackEnd) {
+pub(crate) fn an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_completes_it(
+    on: BackEnd,
+) {
     let mut lab = lab().carried_by(on);
     let (server, client) = (lab.pod(0, 2), lab.pod(0, 9));
     server.serve("a", 8080);

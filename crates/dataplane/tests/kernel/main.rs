@@ -23,6 +23,34 @@ macro_rules! on_every_back_end_here {
     };
 }
 
+/// What another kernel's verifier and hooks make of the same.
+mod linux_6_12 {
+    mod ebpf {
+        use crate::common::BackEnd::Ebpf;
+
+        macro_rules! here {
+            ($($name:ident = $test:path;)*) => {$(
+                #[test]
+                #[ignore = "needs Linux 6.12: cargo xtask vm"]
+                fn $name() {
+                    $test(Ebpf)
+                }
+            )*};
+        }
+
+        here! {
+            packets = crate::packets::packets_meet_the_fate_the_oracle_says;
+            killed = crate::killed::an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_completes_it;
+        }
+
+        #[test]
+        #[ignore = "needs Linux 6.12: cargo xtask vm"]
+        fn sockets() {
+            crate::ebpf::everything();
+        }
+    }
+}
+
 /// The same, and `linux_6_12::ipvs::NAME` for a kernel that has IPVS.
 macro_rules! on_every_back_end {
     ($($test:ident),* $(,)?) => {

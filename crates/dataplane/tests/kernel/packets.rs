@@ -499,7 +499,7 @@ fn wrong(scene: &Scene, kinds: &[Kind], askers: &[Asker<'_>]) -> Vec<String> {
     wrong.into_inner().unwrap()
 }
 
-fn packets_meet_the_fate_the_oracle_says(on: BackEnd) {
+pub(crate) fn packets_meet_the_fate_the_oracle_says(on: BackEnd) {
     let mut scene = Scene::followed(Routing::default(), on);
     let far = scene.lab.pod(1, 9);
     for node in &scene.lab.nodes {

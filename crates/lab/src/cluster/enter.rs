@@ -6,6 +6,8 @@ use miette::{Context, IntoDiagnostic, miette};
 use podnet_linux::ns::{Kind, Namespace};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::group;
+use super::layout::LabDir;
 use super::record::Record;
 
 /// Runs `command` inside `node` (or `underlay`, the network that joins the nodes) and returns its exit code.
@@ -22,6 +24,10 @@ pub fn run(record: &Record, node: &str, command: &[String]) -> miette::Result<Ex
     opened.push(Namespace::of_pid(pid, Kind::Pid).into_diagnostic()?);
     for fd in spaces {
         opened.push(Namespace::open(format!("/proc/{pid}/fd/{fd}")).into_diagnostic()?);
+    }
+    // Where its node has a group, programs there see what is run.
+    if let Err(error) = group::enter(&LabDir::of(&record.request.name), node) {
+        eprintln!("podnet: this command is not in the control group of {node}: {error}");
     }
     for namespace in &opened {
         namespace

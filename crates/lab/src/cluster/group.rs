@@ -40,6 +40,18 @@ pub(crate) fn of_node(lab: &Path, node: &str) -> io::Result<PathBuf> {
     Ok(group)
 }
 
+/// Moves the calling process into the group of a node. There may be none.
+pub(crate) fn enter(dir: &LabDir, node: &str) -> io::Result<()> {
+    let Ok(lab) = fs::read_to_string(dir.group()) else {
+        return Ok(());
+    };
+    match cgroup::enter(&Path::new(&lab).join(node), std::process::id()) {
+        // The underlay has none.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        entered => entered,
+    }
+}
+
 /// Removes the group of a lab that has ended. There may be none.
 pub(crate) fn remove(dir: &LabDir) -> io::Result<()> {
     let Ok(group) = fs::read_to_string(dir.group()) else {
