@@ -27,6 +27,8 @@ enum Command {
     Proxy(podnet_agent::proxy::Args),
     /// What services lead to, and why
     Service(podnet_agent::service::Args),
+    /// What this node's eBPF programs have in their maps
+    Bpf(podnet_agent::bpf::Args),
     /// What network policies allow, worked out from files
     Policy(podnet_agent::policy::Args),
     /// The embedded Kubernetes API server
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Command::Status(args) => podnet_agent::status::run(args),
         Command::Cleanup(args) => podnet_agent::cleanup::run(args),
         Command::Service(args) => return podnet_agent::service::run(args),
+        Command::Bpf(args) => return podnet_agent::bpf::run(args),
         Command::Policy(args) => return podnet_agent::policy::run(args),
         Command::Apiserver(args) => podnet_apiserver::cli::run(args),
         Command::Controller(args) => podnet_controllers::cli::run(args),

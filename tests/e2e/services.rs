@@ -272,6 +272,18 @@ fn services_are_reached_past_translation_and_what_others_take_off_is_put_back() 
     // The node's own processes, too, by every way that leads to its own addresses and services'.
     curl(&lab, "node1", &url(&lab, "echo"));
     assert_eq!(translated(), "");
+    let dump = lab.node_sh("node1", "podnet bpf dump");
+    let echo = url(&lab, "echo");
+    let echo = echo.trim_start_matches("http://").trim_end_matches('/');
+    for what in [
+        &format!("service tcp {echo} to 10.244."),
+        "client in network namespace",
+        "connect4",
+    ] {
+        assert!(dump.contains(what), "{what}: {dump}");
+    }
+    let json: Value = serde_json::from_str(&lab.node_sh("node1", "podnet bpf dump -o json")).unwrap();
+    assert!(json["services"].as_array().unwrap().len() > 1, "{json}");
     let pins = "/sys/fs/bpf/podnet";
     let hooks = lab.node_sh("node1", &format!("ls -d {pins}/hooks-*"));
     lab.node_sh("node1", &format!("rm -r {pins}/hooks-*"));

@@ -2,6 +2,7 @@
 
 pub mod announce;
 pub mod blocks;
+pub mod bpf;
 pub mod busy_ports;
 pub mod cleanup;
 pub mod cli;

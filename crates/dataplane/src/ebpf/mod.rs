@@ -4,6 +4,7 @@
 //! machines. What the programs lead past it is what needs nothing but a choice; [`rows`] says what that is. So nothing is
 //! lost where the kernel cannot have them: then the table does it alone, and the agent says so.
 
+mod pinned;
 mod programs;
 mod rows;
 #[cfg(test)]
@@ -25,7 +26,8 @@ use podnet_ebpf_abi::Frontend;
 use podnet_linux::ns;
 
 use crate::services::{Sentinel, ServiceBackend, ServiceError, Services};
-use programs::{Hooks, Programs};
+pub use pinned::{Endpoints, Led, Pinned, pinned};
+use programs::{Hooks, Maps, Programs};
 use rows::{Rows, Step};
 
 /// Where a node's programs are.
@@ -231,17 +233,17 @@ impl Ebpf {
                 rows: put,
                 state: None,
             }) => {
-                let found = programs.rows()?;
+                let found = programs.maps().rows()?;
                 // What we put there and is there no more, or otherwise.
                 self.put_back += put.steps_from(&found).len();
                 (Rows::of(want, node), found.clone(), found)
             }
             None => {
-                let found = programs.rows()?;
+                let found = programs.maps().rows()?;
                 (Rows::of(want, node), found.clone(), found)
             }
         };
-        let (changes, full) = run(programs, &wanted, have, &mut rows)?;
+        let (changes, full) = run(programs.maps(), &wanted, have, &mut rows)?;
         let state = full.is_empty().then(|| want.clone());
         self.left_out = full
             .iter()
@@ -255,7 +257,7 @@ impl Ebpf {
 /// Makes `have` what is `wanted`, and keeps account in `rows`. A service for which there is no room is not led at all, so
 /// that the table carries it; returns these, too.
 fn run(
-    programs: &mut Programs,
+    maps: &mut Maps,
     wanted: &Rows,
     mut have: Rows,
     rows: &mut Rows,
@@ -268,7 +270,7 @@ fn run(
             let row = match &step {
                 Step::Put(row) | Step::Remove(row) => row,
             };
-            match (programs.run(&step), row.frontend()) {
+            match (maps.run(&step), row.frontend()) {
                 (Ok(()), _) => {}
                 (Err(error @ EbpfError::Full(_)), Some(frontend)) => {
                     is_full = Some((frontend, error));

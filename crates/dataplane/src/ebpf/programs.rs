@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
-use aya::{EbpfLoader, include_bytes_aligned};
+use aya::{EbpfLoader, Pod, include_bytes_aligned};
 use podnet_ebpf_abi::connect::{Balance, LAYOUT, Serving, Slot};
 use podnet_ebpf_abi::{Endpoint, Frontend};
 use podnet_linux::{cgroup, mount};
@@ -45,11 +45,16 @@ pub(super) const DIRECTORY: &str = "podnet";
 
 /// The maps of programs that are attached.
 pub(super) struct Programs {
+    maps: Maps,
+    hooks: Hooks,
+}
+
+/// Those that are filled from outside.
+pub(super) struct Maps {
     clients: HashMap<MapData, u64, u32>,
     balances: HashMap<MapData, [u8; 20], [u8; 4]>,
     slots: HashMap<MapData, [u8; 24], [u8; 20]>,
     serving: HashMap<MapData, [u8; 40], u32>,
-    hooks: Hooks,
 }
 
 /// The directory in which a build's hooks of a group are pinned.
@@ -81,20 +86,32 @@ impl Programs {
             attach(site, &directory, &hooks)?;
         }
         remove_others(&directory, &hooks);
-        let map = |name| open_map(&directory, name);
-        let of_other_shape = |name| move |source| EbpfError::Map { name, source };
         Ok(Programs {
-            clients: map("CLIENTS")?.try_into().map_err(of_other_shape("CLIENTS"))?,
-            balances: map("BALANCES")?.try_into().map_err(of_other_shape("BALANCES"))?,
-            slots: map("SLOTS")?.try_into().map_err(of_other_shape("SLOTS"))?,
-            serving: map("SERVING")?.try_into().map_err(of_other_shape("SERVING"))?,
+            maps: Maps::open(&directory)?,
             hooks,
         })
+    }
+
+    /// What they lead by.
+    pub(super) fn maps(&mut self) -> &mut Maps {
+        &mut self.maps
     }
 
     /// Where its hooks are.
     pub(super) fn hooks(&self) -> &Hooks {
         &self.hooks
+    }
+}
+
+impl Maps {
+    /// Those that are pinned in a directory.
+    pub(super) fn open(directory: &Path) -> Result<Self, EbpfError> {
+        Ok(Maps {
+            clients: open_map(directory, "CLIENTS")?,
+            balances: open_map(directory, "BALANCES")?,
+            slots: open_map(directory, "SLOTS")?,
+            serving: open_map(directory, "SERVING")?,
+        })
     }
 
     /// Everything that is in the maps.
@@ -178,7 +195,8 @@ fn is(error: &io::Error, errno: i32) -> bool {
     error.raw_os_error() == Some(errno)
 }
 
-fn all<K: Ord, V>(
+/// All rows of a map.
+pub(super) fn all<K: Ord, V>(
     name: &'static str,
     rows: impl Iterator<Item = Result<(K, V), MapError>>,
 ) -> Result<BTreeMap<K, V>, EbpfError> {
@@ -191,9 +209,14 @@ fn map_path(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}-{LAYOUT}"))
 }
 
-fn open_map(directory: &Path, name: &'static str) -> Result<Map, EbpfError> {
+/// A map that is pinned in a directory, with keys and values of these sizes.
+pub(super) fn open_map<K: Pod, V: Pod>(
+    directory: &Path,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, EbpfError> {
     MapData::from_pin(map_path(directory, name))
         .and_then(Map::from_map_data)
+        .and_then(HashMap::try_from)
         .map_err(|source| EbpfError::Map { name, source })
 }
 
@@ -256,7 +279,7 @@ fn remove_others(directory: &Path, Hooks(hooks): &Hooks) {
 
 impl Site {
     /// Below which everything is pinned, which must be in a file system for that.
-    fn directory(&self) -> Result<PathBuf, EbpfError> {
+    pub(super) fn directory(&self) -> Result<PathBuf, EbpfError> {
         match mount::is_bpffs(&self.bpffs) {
             Ok(true) => Ok(self.bpffs.join(DIRECTORY)),
             Ok(false) => Err(EbpfError::NoPins(self.bpffs.clone())),

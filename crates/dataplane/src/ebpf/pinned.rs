@@ -1,0 +1,170 @@
+//! What is pinned on a node, for people: maps in the model's words.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use podnet_ebpf_abi::Endpoint;
+use podnet_ebpf_abi::connect::{Answers, Peer, Slot};
+use zerocopy::transmute;
+
+use super::programs::{Maps, all, open_map};
+use super::rows::{self, Rows};
+use super::{EbpfError, Site};
+
+/// Everything that is pinned on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pinned {
+    /// The hooks, by the directories in which builds have pinned them.
+    pub hooks: BTreeMap<String, Vec<String>>,
+    /// The cookies of the network namespaces whose sockets are led.
+    pub clients: Vec<u64>,
+    /// Where sockets are led, by what they ask for, such as `tcp 10.96.0.1:443`.
+    pub services: BTreeMap<String, Endpoints>,
+    /// Datagrams of sockets that are not connected.
+    pub datagrams: Vec<Led>,
+    /// Connections.
+    pub connections: Vec<Led>,
+}
+
+/// What a service leads to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Endpoints {
+    /// Each of them as likely as the others; none for the moment in which their number changes.
+    pub balanced: Vec<SocketAddr>,
+    /// Those that datagrams may still go to and that get no new ones.
+    pub draining: Vec<SocketAddr>,
+}
+
+/// A socket that was led. It may be gone by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Led {
+    /// Its cookie.
+    pub socket: u64,
+    /// Whom it asked for.
+    pub asked: SocketAddr,
+    /// Whom it got.
+    pub endpoint: SocketAddr,
+}
+
+/// Reads it; nothing, where nothing of ours is pinned.
+pub fn pinned(site: &Site) -> Result<Option<Pinned>, EbpfError> {
+    let directory = site.directory()?;
+    if !directory.exists() {
+        return Ok(None);
+    }
+    let rows = Maps::open(&directory)?.rows()?;
+    Ok(Some(Pinned {
+        hooks: hooks(&directory)?,
+        clients: rows.clients.keys().copied().collect(),
+        services: services(&rows),
+        datagrams: datagrams(&directory)?,
+        connections: connections(&directory)?,
+    }))
+}
+
+fn names(directory: &Path) -> Result<Vec<String>, EbpfError> {
+    let entries = fs::read_dir(directory).map_err(EbpfError::at(directory))?;
+    let names = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    Ok(names)
+}
+
+fn hooks(directory: &Path) -> Result<BTreeMap<String, Vec<String>>, EbpfError> {
+    let builds = names(directory)?
+        .into_iter()
+        .map(|name| (directory.join(&name), name));
+    let builds = builds.filter(|(path, _)| path.is_dir());
+    builds.map(|(path, name)| Ok((name, names(&path)?))).collect()
+}
+
+fn services(rows: &Rows) -> BTreeMap<String, Endpoints> {
+    let endpoints = rows.balances.iter().map(|(frontend, balance)| {
+        let slots = (0..balance.endpoints).filter_map(|number| {
+            rows.slots.get(&Slot {
+                frontend: *frontend,
+                number,
+            })
+        });
+        let balanced: Vec<SocketAddr> = slots.map(|endpoint| (*endpoint).into()).collect();
+        let serving = rows
+            .serving
+            .keys()
+            .filter(|serving| serving.frontend == *frontend);
+        let serving = serving.map(|serving| SocketAddr::from(serving.endpoint));
+        let draining = serving.filter(|endpoint| !balanced.contains(endpoint)).collect();
+        (rows::shown(frontend), Endpoints { balanced, draining })
+    });
+    endpoints.collect()
+}
+
+fn datagrams(directory: &Path) -> Result<Vec<Led>, EbpfError> {
+    let map = open_map::<[u8; 32], [u8; 20]>(directory, "ANSWERS")?;
+    let led = all("ANSWERS", map.iter())?.into_iter().map(|(key, value)| {
+        let (answers, asked): (Answers, Endpoint) = (transmute!(key), transmute!(value));
+        Led {
+            socket: answers.socket,
+            asked: asked.into(),
+            endpoint: answers.endpoint.into(),
+        }
+    });
+    let mut led: Vec<Led> = led.collect();
+    led.sort();
+    Ok(led)
+}
+
+fn connections(directory: &Path) -> Result<Vec<Led>, EbpfError> {
+    let map = open_map::<u64, [u8; 40]>(directory, "PEERS")?;
+    let led = all("PEERS", map.iter())?.into_iter().map(|(socket, value)| {
+        let Peer { asked, endpoint } = transmute!(value);
+        Led {
+            socket,
+            asked: asked.into(),
+            endpoint: endpoint.into(),
+        }
+    });
+    Ok(led.collect())
+}
+
+impl fmt::Display for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (directory, hooks) in &self.hooks {
+            writeln!(f, "{directory}: {}", hooks.join(" "))?;
+        }
+        for cookie in &self.clients {
+            writeln!(f, "client in network namespace {cookie}")?;
+        }
+        for (service, Endpoints { balanced, draining }) in &self.services {
+            write!(f, "service {service} to")?;
+            balanced
+                .iter()
+                .try_for_each(|endpoint| write!(f, " {endpoint}"))?;
+            draining
+                .iter()
+                .try_for_each(|endpoint| write!(f, " (draining {endpoint})"))?;
+            writeln!(f)?;
+        }
+        for Led {
+            socket,
+            asked,
+            endpoint,
+        } in &self.datagrams
+        {
+            writeln!(f, "datagrams of socket {socket} to {asked} go to {endpoint}")?;
+        }
+        for Led {
+            socket,
+            asked,
+            endpoint,
+        } in &self.connections
+        {
+            writeln!(f, "connection of socket {socket} to {asked} went to {endpoint}")?;
+        }
+        Ok(())
+    }
+}
