@@ -46,7 +46,7 @@ pub fn run(args: Args) -> ExitCode {
 
 fn dump(args: &Dump) -> miette::Result<(String, bool)> {
     let site = ebpf::Site {
-        cgroup: PathBuf::new(),
+        cgroup: None,
         bpffs: args.bpffs.clone(),
         sizes: ebpf::Sizes::default(),
     };

@@ -14,7 +14,6 @@ use podnet_core::path;
 use podnet_core::service::ServiceState;
 use podnet_dataplane::monitor::Monitor;
 use podnet_dataplane::{Kernel, ebpf};
-use podnet_linux::cgroup;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -88,7 +87,7 @@ pub struct Args {
     cluster_dns: Vec<IpAddr>,
     #[command(flatten)]
     paths: NodePaths,
-    /// With --dataplane ebpf: the group of cgroup v2 that all processes of this node and its pods are in [default: the root]
+    /// With --dataplane ebpf: the group of cgroup v2 that all processes of this node and its pods are in [default: the machine's root]
     #[arg(long, value_name = "DIR")]
     cgroup_root: Option<PathBuf>,
     /// The plugin to install [default: podnet-cni beside this executable]
@@ -139,10 +138,8 @@ impl NodePaths {
 
     /// Where programs are; by default they see all processes, and heed those of the node's and its pods' networks.
     pub(crate) fn programs(&self, group: Option<&Path>) -> ebpf::Site {
-        let root = || cgroup::root().ok().flatten();
-        let cgroup = group.map(Path::to_owned).or_else(root);
         ebpf::Site {
-            cgroup: cgroup.unwrap_or_else(|| "/sys/fs/cgroup".into()),
+            cgroup: group.map(Path::to_owned),
             bpffs: self.bpffs.clone(),
             sizes: ebpf::Sizes::default(),
         }

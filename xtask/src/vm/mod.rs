@@ -114,19 +114,24 @@ impl Kernel {
     fn run(&self, command: &str) -> miette::Result<()> {
         let initramfs = recipe::root().join(format!("target/initramfs-{}", std::process::id()));
         fs::write(&initramfs, self.initramfs(command)?).into_diagnostic()?;
-        let ended = self.boot(&initramfs);
+        let mut ended = self.boot(&initramfs);
+        if matches!(ended, Ok(Ended::ByTheEmulator)) {
+            println!(
+                "the emulated CPU ran an instruction that the kernel was replacing: once more, from the start"
+            );
+            ended = self.boot(&initramfs);
+        }
         fs::remove_file(&initramfs).into_diagnostic()?;
         match ended? {
-            Some(0) => Ok(()),
-            Some(code) => Err(miette!("the command in the virtual machine ended with {code}")),
-            None => Err(miette!(
+            Ended::With(0) => Ok(()),
+            Ended::With(code) => Err(miette!("the command in the virtual machine ended with {code}")),
+            Ended::ByTheEmulator | Ended::Before => Err(miette!(
                 "the virtual machine ended before the command: what it said last is above"
             )),
         }
     }
 
-    /// Nothing when the machine stops before the command does.
-    fn boot(&self, initramfs: &Path) -> miette::Result<Option<i32>> {
+    fn boot(&self, initramfs: &Path) -> miette::Result<Ended> {
         let image = self
             .directory
             .join("boot")
@@ -159,18 +164,21 @@ impl Kernel {
             .into_diagnostic()
             .wrap_err("cannot start qemu")?;
         let output = machine.stdout.take().into_iter();
-        let mut code = None;
+        let mut ended = Ended::Before;
         for line in output.flat_map(|output| BufReader::new(output).split(b'\n')) {
             let line = line.into_diagnostic()?;
             let line = String::from_utf8_lossy(&line);
             let line = line.trim_end_matches('\r');
             match line.split_once(MARK) {
-                Some((_, number)) => code = number.trim().parse().ok(),
+                Some((_, number)) => ended = number.trim().parse().map_or(Ended::Before, Ended::With),
                 None => println!("{line}"),
+            }
+            if line.contains(REPLACED) {
+                ended = Ended::ByTheEmulator;
             }
         }
         machine.wait().into_diagnostic()?;
-        Ok(code)
+        Ok(ended)
     }
 
     fn initramfs(&self, command: &str) -> miette::Result<Vec<u8>> {
@@ -201,6 +209,20 @@ impl Kernel {
         Ok(archive.finish())
     }
 }
+
+/// How a machine ended.
+enum Ended {
+    /// After its command, with that code.
+    With(i32),
+    /// In a way in which no CPU ends that is not emulated.
+    ByTheEmulator,
+    /// Before its command, for whatever reason.
+    Before,
+}
+
+/// What a kernel says when it meets a breakpoint of its own. It sets one for the moment in which it replaces an
+/// instruction, and knows those; but an emulated CPU may still run what it translated before that was over.
+const REPLACED: &str = "Oops: int3:";
 
 /// Debian's, with the libraries that came with it. It gives way to other work: emulating takes all of a CPU.
 fn qemu() -> Command {

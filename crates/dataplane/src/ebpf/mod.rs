@@ -10,7 +10,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -28,13 +28,13 @@ use podnet_linux::ns;
 use crate::services::{Sentinel, ServiceBackend, ServiceError, Services};
 pub use pinned::{Endpoints, Led, Pinned, pinned};
 use programs::{Hooks, Maps, Programs};
-use rows::{Rows, Step};
+use rows::Rows;
 
 /// Where a node's programs are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
-    /// The group of cgroup v2 that all processes of the node and its pods are in.
-    pub cgroup: PathBuf,
+    /// The group of cgroup v2 that all processes of the node and its pods are in; the machine's root where none is named.
+    pub cgroup: Option<PathBuf>,
     /// Where a file system is mounted in which programs and maps are pinned.
     pub bpffs: PathBuf,
     /// How much room there is.
@@ -69,6 +69,16 @@ pub enum EbpfError {
     /// Pins need their file system.
     #[error("{place} is no bpffs: mount one there (mount -t bpf bpf {place}), or name another place with --bpffs", place = .0.display())]
     NoPins(PathBuf),
+    /// The hierarchy of control groups is nowhere.
+    #[error("cgroup v2 is mounted nowhere: mount -t cgroup2 cgroup2 /sys/fs/cgroup")]
+    NoGroups,
+    /// What looks like the root is a part, as containers see it.
+    #[error(
+        "{} is not the root of this machine's control groups, so that pods' processes are in others: mount the host's, and \
+         name it with --cgroup-root",
+        .0.display()
+    )]
+    NotTheRoot(PathBuf),
     /// A file or directory.
     #[error("{}: {source}", path.display())]
     At {
@@ -261,20 +271,21 @@ fn run(
     wanted: &Rows,
     mut have: Rows,
     rows: &mut Rows,
-) -> Result<(usize, Vec<(Frontend, EbpfError)>), EbpfError> {
-    let (mut changes, mut full) = (0, Vec::new());
+) -> Result<(usize, BTreeMap<Frontend, EbpfError>), EbpfError> {
+    let (mut changes, mut full) = (0, BTreeMap::new());
     let mut wanted = wanted.clone();
     loop {
-        let mut is_full = None;
+        let known = full.len();
         for step in wanted.steps_from(&have) {
-            let row = match &step {
-                Step::Put(row) | Step::Remove(row) => row,
-            };
-            match (maps.run(&step), row.frontend()) {
+            let frontend = step.row().frontend();
+            if frontend.is_some_and(|frontend| full.contains_key(&frontend)) {
+                continue;
+            }
+            match (maps.run(&step), frontend) {
                 (Ok(()), _) => {}
                 (Err(error @ EbpfError::Full(_)), Some(frontend)) => {
-                    is_full = Some((frontend, error));
-                    break;
+                    full.insert(frontend, error);
+                    continue;
                 }
                 (Err(error), _) => return Err(error),
             }
@@ -282,11 +293,11 @@ fn run(
             have.take(&step);
             rows.take(&step);
         }
-        let Some((frontend, error)) = is_full else {
+        if full.len() == known {
             return Ok((changes, full));
-        };
-        wanted.forget(&BTreeSet::from([frontend]));
-        full.push((frontend, error));
+        }
+        // What there is of them goes now.
+        wanted.forget(&full.keys().copied().collect());
     }
 }
 

@@ -81,9 +81,10 @@ impl Programs {
     pub(super) fn open(site: &Site) -> Result<Self, EbpfError> {
         let directory = site.directory()?;
         fs::create_dir_all(&directory).map_err(EbpfError::at(&directory))?;
-        let hooks = Hooks::of(&directory, &site.cgroup)?;
+        let group = site.group()?;
+        let hooks = Hooks::of(&directory, &group)?;
         if !hooks.are_attached() {
-            attach(site, &directory, &hooks)?;
+            attach(site.sizes, &directory, &hooks, &group)?;
         }
         remove_others(&directory, &hooks);
         Ok(Programs {
@@ -220,7 +221,7 @@ pub(super) fn open_map<K: Pod, V: Pod>(
         .map_err(|source| EbpfError::Map { name, source })
 }
 
-fn attach(site: &Site, directory: &Path, Hooks(hooks): &Hooks) -> Result<(), EbpfError> {
+fn attach(sizes: Sizes, directory: &Path, Hooks(hooks): &Hooks, group: &Path) -> Result<(), EbpfError> {
     // Linux before 5.11 counts maps as locked memory.
     let unlimited = rustix::process::Rlimit {
         current: None,
@@ -228,7 +229,7 @@ fn attach(site: &Site, directory: &Path, Hooks(hooks): &Hooks) -> Result<(), Ebp
     };
     let _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited);
     let mut loader = EbpfLoader::new();
-    let Sizes { services, endpoints } = site.sizes;
+    let Sizes { services, endpoints } = sizes;
     for (name, size) in [
         ("BALANCES", services),
         ("SLOTS", endpoints),
@@ -245,7 +246,7 @@ fn attach(site: &Site, directory: &Path, Hooks(hooks): &Hooks) -> Result<(), Ebp
     // What one that was interrupted left.
     let _ = fs::remove_dir_all(hooks);
     fs::create_dir(hooks).map_err(EbpfError::at(hooks))?;
-    let group = File::open(&site.cgroup).map_err(EbpfError::at(&site.cgroup))?;
+    let group = File::open(group).map_err(EbpfError::at(group))?;
     for hook in HOOKS {
         let failed = |error: &dyn std::error::Error| EbpfError::hook(hook, error);
         let program = object.program_mut(hook).ok_or(EbpfError::NoProgram(hook))?;
@@ -277,7 +278,23 @@ fn remove_others(directory: &Path, Hooks(hooks): &Hooks) {
     }
 }
 
+/// The number of the hierarchy's own root; in a control group namespace what is mounted as root has another.
+const ROOT: u64 = 1;
+
 impl Site {
+    /// Where hooks are attached.
+    fn group(&self) -> Result<PathBuf, EbpfError> {
+        if let Some(group) = &self.cgroup {
+            return Ok(group.clone());
+        }
+        let root = cgroup::root().map_err(EbpfError::at(Path::new("/proc/self/mountinfo")))?;
+        let root = root.ok_or(EbpfError::NoGroups)?;
+        match cgroup::id(&root).map_err(EbpfError::at(&root))? {
+            ROOT => Ok(root),
+            _ => Err(EbpfError::NotTheRoot(root)),
+        }
+    }
+
     /// Below which everything is pinned, which must be in a file system for that.
     pub(super) fn directory(&self) -> Result<PathBuf, EbpfError> {
         match mount::is_bpffs(&self.bpffs) {

@@ -53,6 +53,15 @@ impl Row {
     }
 }
 
+impl Step {
+    /// The row that changes.
+    pub(super) fn row(&self) -> &Row {
+        match self {
+            Step::Put(row) | Step::Remove(row) => row,
+        }
+    }
+}
+
 impl Rows {
     /// Of a state, for the node with that cookie.
     pub(super) fn of(state: &NodeState, node: NetnsCookie) -> Self {

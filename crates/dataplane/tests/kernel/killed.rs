@@ -85,7 +85,7 @@ fn agent() {
     let mut kernel = Kernel::open(None, name).unwrap().with_proxy(site).unwrap();
     if let (Some(cgroup), Some(bpffs)) = (std::env::var_os(CGROUP), std::env::var_os(BPFFS)) {
         let site = podnet_dataplane::ebpf::Site {
-            cgroup: cgroup.into(),
+            cgroup: Some(cgroup.into()),
             bpffs: bpffs.into(),
             sizes: Default::default(),
         };
@@ -114,7 +114,7 @@ impl Agent {
             change(&mut command);
             if on == BackEnd::Ebpf {
                 let site = node.programs();
-                command.env(CGROUP, site.cgroup).env(BPFFS, site.bpffs);
+                command.env(CGROUP, site.cgroup.unwrap()).env(BPFFS, site.bpffs);
             }
             command
                 .args(["--exact", "killed::agent", "--ignored", "--nocapture"])

@@ -23,33 +23,36 @@ macro_rules! on_every_back_end_here {
     };
 }
 
-/// What another kernel's verifier and hooks make of the same.
-mod linux_6_12 {
-    mod ebpf {
-        use crate::common::BackEnd::Ebpf;
+/// What other kernels' verifiers and hooks make of programs.
+macro_rules! programs_on {
+    ($($kernel:ident)*) => {$(
+        mod $kernel {
+            mod ebpf {
+                use crate::common::BackEnd::Ebpf;
 
-        macro_rules! here {
-            ($($name:ident = $test:path;)*) => {$(
                 #[test]
-                #[ignore = "needs Linux 6.12: cargo xtask vm"]
-                fn $name() {
-                    $test(Ebpf)
+                #[ignore = "needs another kernel: cargo xtask vm"]
+                fn packets() {
+                    crate::packets::packets_meet_the_fate_the_oracle_says(Ebpf);
                 }
-            )*};
-        }
 
-        here! {
-            packets = crate::packets::packets_meet_the_fate_the_oracle_says;
-            killed = crate::killed::an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_completes_it;
-        }
+                #[test]
+                #[ignore = "needs another kernel: cargo xtask vm"]
+                fn killed() {
+                    crate::killed::an_agent_that_is_killed_in_the_middle_of_a_sync_loses_no_packet_and_the_next_completes_it(Ebpf);
+                }
 
-        #[test]
-        #[ignore = "needs Linux 6.12: cargo xtask vm"]
-        fn sockets() {
-            crate::ebpf::everything();
+                #[test]
+                #[ignore = "needs another kernel: cargo xtask vm"]
+                fn sockets() {
+                    crate::ebpf::everything();
+                }
+            }
         }
-    }
+    )*};
 }
+
+programs_on!(linux_6_12 linux_6_1);
 
 /// The same, and `linux_6_12::ipvs::NAME` for a kernel that has IPVS.
 macro_rules! on_every_back_end {

@@ -140,7 +140,7 @@ impl Machine {
         let make = || (Group::of_this_process(), mount::bpffs_unattached().unwrap());
         let (group, pins) = self.programs.get_or_init(make);
         ebpf::Site {
-            cgroup: group.path().to_owned(),
+            cgroup: Some(group.path().to_owned()),
             // For child processes as well.
             bpffs: format!("/proc/{}/fd/{}", std::process::id(), pins.as_raw_fd()).into(),
             sizes: ebpf::Sizes::default(),
