@@ -224,9 +224,10 @@ impl Ebpf {
             Some(programs) if programs.hooks().are_attached() => programs,
             before => {
                 // The hooks are gone, and perhaps the maps with them.
-                self.put_back += usize::from(before.is_some());
                 self.put = None;
-                before.insert(Programs::open(site)?)
+                let found = Programs::open(site)?;
+                self.put_back += usize::from(before.is_some());
+                before.insert(found)
             }
         };
         *self.watched.lock() = Some(programs.hooks().clone());

@@ -319,3 +319,36 @@ impl Site {
         Ok(Some(directory))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use podnet_ebpf_abi::connect::{Answers, Asked, Peer};
+
+    use super::*;
+
+    /// What the programs were compiled with is what this side writes.
+    #[test]
+    fn the_objects_maps_have_the_layouts_of_the_abi() {
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        let sizes = |name: &str| {
+            let map = &object.maps[name];
+            (map.key_size() as usize, map.value_size() as usize)
+        };
+        assert_eq!(sizes("CLIENTS"), (size_of::<u64>(), size_of::<u32>()));
+        assert_eq!(sizes("BALANCES"), (size_of::<Frontend>(), size_of::<Balance>()));
+        assert_eq!(sizes("SLOTS"), (size_of::<Slot>(), size_of::<Endpoint>()));
+        assert_eq!(sizes("SERVING"), (size_of::<Serving>(), size_of::<u32>()));
+        assert_eq!(sizes("ASKED"), (size_of::<Asked>(), size_of::<Endpoint>()));
+        assert_eq!(sizes("ANSWERS"), (size_of::<Answers>(), size_of::<Endpoint>()));
+        assert_eq!(sizes("PEERS"), (size_of::<u64>(), size_of::<Peer>()));
+        let (mut maps, mut hooks) = (MAPS, HOOKS);
+        maps.sort();
+        hooks.sort();
+        let mut found: Vec<&String> = object.maps.keys().collect();
+        found.sort();
+        assert_eq!(found, maps);
+        let mut found: Vec<&String> = object.programs.keys().collect();
+        found.sort();
+        assert_eq!(found, hooks);
+    }
+}
