@@ -11,6 +11,13 @@ pub(crate) fn run() -> miette::Result<()> {
     recipe::run(&["cargo", "fmt", "--all", "--check"])?;
     recipe::run(&[
         "cargo",
+        "fmt",
+        "--manifest-path",
+        "crates/ebpf/Cargo.toml",
+        "--check",
+    ])?;
+    recipe::run(&[
+        "cargo",
         "deny",
         "--offline",
         "check",

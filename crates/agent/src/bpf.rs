@@ -52,7 +52,7 @@ fn dump(args: &Dump) -> miette::Result<(String, bool)> {
     };
     let pinned = ebpf::pinned(&site)
         .into_diagnostic()
-        .wrap_err("the maps cannot be read; run this as root on the node")?;
+        .wrap_err("the maps cannot be read: this needs root, and maps of this version")?;
     Ok(match (pinned, args.output) {
         (None, Format::Text) => (
             format!("nothing of podnet is pinned below {}\n", args.bpffs.display()),

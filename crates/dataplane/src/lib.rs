@@ -104,7 +104,8 @@ impl Applied {
     }
 }
 
-/// The kernel's own forwarding, our table of nftables, and a back end for services where these are not in the table.
+/// The kernel's own forwarding, our table of nftables, and a back end for services where these are not in the table, or
+/// where something stands in front of it.
 #[derive(Debug)]
 pub struct Kernel {
     routes: Routes,

@@ -179,6 +179,8 @@ pub trait Datagrams {
     fn choose(&self, asked: &Asked, endpoint: Endpoint) -> bool;
     /// The service that an endpoint answers for.
     fn asked(&self, answers: &Answers) -> Option<Endpoint>;
+    /// It answers for itself from now on.
+    fn forget(&self, answers: &Answers);
 }
 
 /// The endpoint for a new connection, each as likely as the others where `lot` is any number as likely as the others.
@@ -210,7 +212,14 @@ pub fn datagram(
     {
         return Some(endpoint);
     }
-    let endpoint = connection(tables, frontend, lot)?;
+    let Some(endpoint) = connection(tables, frontend, lot) else {
+        // Somebody else, or an endpoint by its own address: who was asked last answers.
+        let answers = Answers::new(socket, frontend.socket());
+        if tables.asked(&answers).is_some() {
+            tables.forget(&answers);
+        }
+        return None;
+    };
     tables.choose(&asked, endpoint).then_some(endpoint)
 }
 

@@ -68,6 +68,10 @@ impl Datagrams for Tables {
     fn asked(&self, answers: &Answers) -> Option<Endpoint> {
         self.answers.borrow().get(answers).copied()
     }
+
+    fn forget(&self, answers: &Answers) {
+        self.answers.borrow_mut().remove(answers);
+    }
 }
 
 fn frontend(text: &str, protocol: Protocol) -> Frontend {
@@ -192,6 +196,20 @@ fn answers_come_from_the_service_that_was_asked() {
     assert_eq!(answer(&tables, 1, pod), Some(other.socket()));
     datagram(&tables, 1, &one, 0).unwrap();
     assert_eq!(answer(&tables, 1, pod), Some(one.socket()));
+}
+
+#[test]
+fn an_endpoint_that_is_asked_by_its_own_address_answers_for_itself() {
+    let mut tables = Tables::default();
+    let dns = frontend("10.96.0.10:53", Protocol::UDP);
+    tables.serve(dns, &endpoints(1), &[]);
+    let pod = datagram(&tables, 1, &dns, 0).unwrap();
+    let direct = Frontend::new(pod.address, pod.port, Protocol::UDP);
+    assert_eq!(datagram(&tables, 1, &direct, 0), None);
+    assert_eq!(answer(&tables, 1, pod), None);
+    // And for the service when that is asked again, by the same choice.
+    assert_eq!(datagram(&tables, 1, &dns, 0), Some(pod));
+    assert_eq!(answer(&tables, 1, pod), Some(dns.socket()));
 }
 
 #[test]

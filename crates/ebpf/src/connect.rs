@@ -52,7 +52,8 @@ struct Maps;
 impl Services for Maps {
     #[inline(always)]
     fn balance(&self, frontend: &Frontend) -> Option<Balance> {
-        // SAFETY: the value is copied at once; entries are freed after a grace period only.
+        // SAFETY: the value is copied at once. An entry that is taken out meanwhile may be used again for another key; what
+        // is read then is a row of that one, as of a state that is just being changed.
         unsafe { BALANCES.get(frontend) }.copied()
     }
 
@@ -71,7 +72,7 @@ impl Services for Maps {
 impl Datagrams for Maps {
     #[inline(always)]
     fn chosen(&self, asked: &Asked) -> Option<Endpoint> {
-        // SAFETY: an entry that is used again at this moment is one of another socket, which `datagram` notices.
+        // SAFETY: as above; `datagram` compares with what answers say.
         unsafe { ASKED.get(asked) }.copied()
     }
 
@@ -88,6 +89,12 @@ impl Datagrams for Maps {
     fn asked(&self, answers: &Answers) -> Option<Endpoint> {
         // SAFETY: as above.
         unsafe { ANSWERS.get(answers) }.copied()
+    }
+
+    #[inline(always)]
+    fn forget(&self, answers: &Answers) {
+        // Who has forgotten it already has.
+        let _ = ANSWERS.remove(answers);
     }
 }
 
@@ -107,6 +114,15 @@ impl Call {
         // SAFETY: the helper takes the context.
         let namespace = unsafe { bpf_get_netns_cookie(self.0.as_ptr()) };
         CLIENTS.get_ptr(namespace).is_some()
+    }
+
+    /// Whether the socket has a peer, and takes answers from nobody else.
+    #[inline(always)]
+    fn is_connected(&mut self) -> bool {
+        /// Of include/net/tcp_states.h, TCP_ESTABLISHED; connected sockets of UDP have it, too.
+        const ESTABLISHED: u32 = 1;
+        // SAFETY: the kernel gives the socket to programs of this type.
+        unsafe { (*self.fields().__bindgen_anon_1.sk).state == ESTABLISHED }
     }
 
     #[inline(always)]
@@ -225,7 +241,7 @@ fn connect<F: Family>(mut call: Call) -> Option<()> {
 #[inline(always)]
 fn send<F: Family>(mut call: Call) -> Option<()> {
     let protocol = call.protocol();
-    if protocol != Protocol::UDP || !call.is_ours() {
+    if protocol != Protocol::UDP || call.is_connected() || !call.is_ours() {
         return None;
     }
     let frontend = Frontend::new(F::address(&mut call), call.port(), protocol);

@@ -88,7 +88,7 @@ pub enum EbpfError {
         source: io::Error,
     },
     /// The kernel cannot tell network namespaces apart.
-    #[error("this kernel does not number its network namespaces (Linux 5.14 and later do): {0}")]
+    #[error("the number of the node's network namespace cannot be had (Linux 5.14 and later have one): {0}")]
     NoCookie(io::Error),
     /// The object as a whole.
     #[error("the kernel does not take the programs' maps: {}", chain(.0))]
@@ -174,7 +174,10 @@ impl Sentinel for Guard {
 pub struct Ebpf {
     watched: Watched,
     site: Option<Site>,
-    node: Result<NetnsCookie, io::ErrorKind>,
+    /// None until the kernel has told.
+    node: Option<NetnsCookie>,
+    /// The last application failed: the next that looks for what changed unseen tries again.
+    failed: bool,
     programs: Option<Programs>,
     put: Option<Put>,
     left_out: Vec<String>,
@@ -190,14 +193,13 @@ impl fmt::Debug for Ebpf {
 }
 
 impl Ebpf {
-    /// For the network namespace of the calling thread.
+    /// For the network namespace of the thread that applies.
     pub(crate) fn new(site: Option<Site>) -> Self {
-        let cookie = ns::net_cookie().map_err(|error| error.kind());
-        let node = cookie.and_then(|cookie| NonZeroU64::new(cookie).ok_or(io::ErrorKind::Unsupported));
         Ebpf {
             watched: Watched::default(),
             site,
-            node: node.map(NetnsCookie),
+            node: None,
+            failed: false,
             programs: None,
             put: None,
             left_out: Vec::new(),
@@ -218,7 +220,10 @@ impl Ebpf {
 
     /// Leads sockets to `want`'s services. Returns how many rows changed.
     fn lead(&mut self, want: &NodeState) -> Result<usize, EbpfError> {
-        let node = self.node.map_err(|kind| EbpfError::NoCookie(kind.into()))?;
+        let node = match self.node {
+            Some(node) => node,
+            None => *self.node.insert(own_cookie()?),
+        };
         let site = self.site.as_ref().ok_or(EbpfError::Nowhere)?;
         let programs = match &mut self.programs {
             Some(programs) if programs.hooks().are_attached() => programs,
@@ -265,6 +270,14 @@ impl Ebpf {
     }
 }
 
+/// The cookie of the calling thread's network namespace.
+fn own_cookie() -> Result<NetnsCookie, EbpfError> {
+    let cookie = ns::net_cookie().map_err(EbpfError::NoCookie)?;
+    let cookie =
+        NonZeroU64::new(cookie).ok_or_else(|| EbpfError::NoCookie(io::ErrorKind::Unsupported.into()))?;
+    Ok(NetnsCookie(cookie))
+}
+
 /// Makes `have` what is `wanted`, and keeps account in `rows`. A service for which there is no room is not led at all, so
 /// that the table carries it; returns these, too.
 fn run(
@@ -276,16 +289,17 @@ fn run(
     let (mut changes, mut full) = (0, BTreeMap::new());
     let mut wanted = wanted.clone();
     loop {
-        let known = full.len();
+        let mut found = BTreeMap::new();
         for step in wanted.steps_from(&have) {
             let frontend = step.row().frontend();
-            if frontend.is_some_and(|frontend| full.contains_key(&frontend)) {
+            // The next pass takes out what there is of it.
+            if frontend.is_some_and(|frontend| found.contains_key(&frontend)) {
                 continue;
             }
             match (maps.run(&step), frontend) {
                 (Ok(()), _) => {}
                 (Err(error @ EbpfError::Full(_)), Some(frontend)) => {
-                    full.insert(frontend, error);
+                    found.insert(frontend, error);
                     continue;
                 }
                 (Err(error), _) => return Err(error),
@@ -294,11 +308,11 @@ fn run(
             have.take(&step);
             rows.take(&step);
         }
-        if full.len() == known {
+        if found.is_empty() {
             return Ok((changes, full));
         }
-        // What there is of them goes now.
-        wanted.forget(&full.keys().copied().collect());
+        wanted.forget(&found.keys().copied().collect());
+        full.append(&mut found);
     }
 }
 
@@ -310,9 +324,13 @@ fn left_to_table(what: &str, why: &EbpfError) -> String {
 
 impl ServiceBackend for Ebpf {
     fn apply(&mut self, want: &NodeState) -> Result<usize, ServiceError> {
+        if self.failed {
+            return Ok(0);
+        }
         match self.lead(want) {
             Ok(changes) => Ok(changes),
             Err(error) => {
+                self.failed = true;
                 // Nobody may be led to what was: the table alone knows what is. The next application begins anew.
                 self.let_go();
                 if let Some(site) = &self.site {
@@ -360,6 +378,7 @@ impl ServiceBackend for Ebpf {
     }
 
     fn distrust(&mut self) {
+        self.failed = false;
         if let Some(put) = &mut self.put {
             put.state = None;
         }

@@ -1,13 +1,13 @@
 //! What is pinned on a node, for people: maps in the model's words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use podnet_ebpf_abi::Endpoint;
-use podnet_ebpf_abi::connect::{Answers, Peer, Slot};
+use podnet_ebpf_abi::connect::{Answers, Peer};
 use zerocopy::transmute;
 
 use super::programs::{Maps, all, open_map};
@@ -84,19 +84,13 @@ fn hooks(directory: &Path) -> Result<BTreeMap<String, Vec<String>>, EbpfError> {
 }
 
 fn services(rows: &Rows) -> BTreeMap<String, Endpoints> {
-    let endpoints = rows.balances.iter().map(|(frontend, balance)| {
-        let slots = (0..balance.endpoints).filter_map(|number| {
-            rows.slots.get(&Slot {
-                frontend: *frontend,
-                number,
-            })
-        });
-        let balanced: Vec<SocketAddr> = slots.map(|endpoint| (*endpoint).into()).collect();
-        let serving = rows
+    let endpoints = rows.balances.keys().map(|frontend| {
+        let own = rows.some(&BTreeSet::from([*frontend]));
+        let balanced: Vec<SocketAddr> = own.slots.values().map(|endpoint| (*endpoint).into()).collect();
+        let serving = own
             .serving
             .keys()
-            .filter(|serving| serving.frontend == *frontend);
-        let serving = serving.map(|serving| SocketAddr::from(serving.endpoint));
+            .map(|serving| SocketAddr::from(serving.endpoint));
         let draining = serving.filter(|endpoint| !balanced.contains(endpoint)).collect();
         (rows::shown(frontend), Endpoints { balanced, draining })
     });

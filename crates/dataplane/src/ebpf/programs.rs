@@ -86,7 +86,7 @@ impl Programs {
         if !hooks.are_attached() {
             attach(site.sizes, &directory, &hooks, &group)?;
         }
-        remove_others(&directory, &hooks);
+        remove_others(&directory, &hooks)?;
         Ok(Programs {
             maps: Maps::open(&directory)?,
             hooks,
@@ -173,11 +173,11 @@ impl Maps {
         match done {
             // Somebody else was first.
             Err(MapError::SyscallError(error))
-                if matches!(step, Step::Remove(_)) && is(&error.io_error, libc_errno::ENOENT) =>
+                if matches!(step, Step::Remove(_)) && is(&error.io_error, errno::ENOENT) =>
             {
                 Ok(())
             }
-            Err(MapError::SyscallError(error)) if is(&error.io_error, libc_errno::E2BIG) => {
+            Err(MapError::SyscallError(error)) if is(&error.io_error, errno::E2BIG) => {
                 Err(EbpfError::Full(name))
             }
             other => other.map_err(|source| EbpfError::Map { name, source }),
@@ -186,7 +186,7 @@ impl Maps {
 }
 
 /// What the kernel says of maps.
-mod libc_errno {
+mod errno {
     pub(super) const ENOENT: i32 = rustix::io::Errno::NOENT.raw_os_error();
     /// A map is full.
     pub(super) const E2BIG: i32 = rustix::io::Errno::TOOBIG.raw_os_error();
@@ -222,12 +222,6 @@ pub(super) fn open_map<K: Pod, V: Pod>(
 }
 
 fn attach(sizes: Sizes, directory: &Path, Hooks(hooks): &Hooks, group: &Path) -> Result<(), EbpfError> {
-    // Linux before 5.11 counts maps as locked memory.
-    let unlimited = rustix::process::Rlimit {
-        current: None,
-        maximum: None,
-    };
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited);
     let mut loader = EbpfLoader::new();
     let Sizes { services, endpoints } = sizes;
     for (name, size) in [
@@ -262,20 +256,22 @@ fn attach(sizes: Sizes, directory: &Path, Hooks(hooks): &Hooks, group: &Path) ->
     Ok(())
 }
 
-/// Hooks of other builds and groups, and maps of other layouts.
-fn remove_others(directory: &Path, Hooks(hooks): &Hooks) {
+/// Removes hooks of other builds and groups, and maps of other layouts. Hooks that stayed would lead by rows that nobody
+/// keeps.
+fn remove_others(directory: &Path, Hooks(hooks): &Hooks) -> Result<(), EbpfError> {
     let current: Vec<PathBuf> = MAPS.iter().map(|name| map_path(directory, name)).collect();
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    for path in entries.map(|entry| entry.path()) {
+    let entries = fs::read_dir(directory).map_err(EbpfError::at(directory))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
         if path == *hooks || current.contains(&path) {
             continue;
         }
-        // Whatever stays is tried again by the next agent.
-        let _ = match path.is_dir() {
+        let removed = match path.is_dir() {
             true => fs::remove_dir_all(&path),
             false => fs::remove_file(&path),
         };
+        removed.map_err(EbpfError::at(&path))?;
     }
+    Ok(())
 }
 
 /// The number of the hierarchy's own root; in a control group namespace what is mounted as root has another.

@@ -158,7 +158,11 @@ impl Rows {
 
     fn lead_port(&mut self, state: &NodeState, node_port: &NodePort, entry: &Entry) {
         for address in addresses(state, node_port) {
-            self.lead(&port_of(address, node_port), entry);
+            let port = port_of(address, node_port);
+            // A service that has the node's address and that port comes first, whatever is made of it.
+            if !model(&port).is_some_and(|asked| state.services.frontends.contains_key(&asked)) {
+                self.lead(&port, entry);
+            }
         }
     }
 
@@ -193,7 +197,7 @@ impl Rows {
     /// How `have` becomes `self`: what a service leads to is there before the service says so, and goes after it.
     ///
     /// So at every moment a service that both have leads to endpoints of either, and a service that one of them has to its
-    /// endpoints there or to none.
+    /// endpoints there or to none. And where datagrams are led they may go on to.
     pub(super) fn steps_from(&self, have: &Rows) -> Vec<Step> {
         let clients = Delta::between(&self.clients, &have.clients);
         let balances = Delta::between(&self.balances, &have.balances);
@@ -214,12 +218,12 @@ impl Rows {
                 .iter()
                 .map(|(frontend, balance)| Step::Remove(Row::Balance(**frontend, **balance))),
         );
-        slots
-            .set()
-            .for_each(|(slot, endpoint)| put(&mut steps, Row::Slot(*slot, *endpoint)));
         serving
             .set()
             .for_each(|(serving, ())| put(&mut steps, Row::Serving(*serving)));
+        slots
+            .set()
+            .for_each(|(slot, endpoint)| put(&mut steps, Row::Slot(*slot, *endpoint)));
         balances
             .set()
             .for_each(|(frontend, balance)| put(&mut steps, Row::Balance(*frontend, *balance)));

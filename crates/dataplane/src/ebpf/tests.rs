@@ -111,6 +111,9 @@ proptest! {
                 let (before, after) = (before.get(&frontend), after.get(&frontend));
                 let either: BTreeSet<_> = before.unwrap_or(&nobody).union(after.unwrap_or(&nobody)).copied().collect();
                 prop_assert!(led.is_subset(&either), "{step}: {led:?}");
+                let serves = |endpoint: &Endpoint| rows.serves(&Serving { frontend, endpoint: *endpoint });
+                let is_udp = frontend.protocol == podnet_ebpf_abi::Protocol::UDP;
+                prop_assert!(!is_udp || led.iter().all(serves), "{step}: {led:?}");
                 // Who has endpoints before and after has some all the time.
                 prop_assert!(before.is_none() || after.is_none() || !led.is_empty(), "{step}");
             }

@@ -53,6 +53,20 @@ mod iptables {
     }
 }
 
+mod led {
+    use super::*;
+
+    #[test]
+    fn connections_outlive_the_switch_between_the_table_alone_and_programs_in_front_of_it() {
+        connections_outlive_a_switch(BackEnd::Nftables, BackEnd::Ebpf);
+    }
+
+    #[test]
+    fn connections_outlive_the_switch_between_iptables_and_programs() {
+        connections_outlive_a_switch(BackEnd::IptablesLegacy, BackEnd::Ebpf);
+    }
+}
+
 mod proxied {
     use super::*;
 
@@ -279,12 +293,21 @@ fn connections_outlive_a_switch(other: BackEnd, on: BackEnd) {
         let found = [
             rest.contains("iptables"),
             rest.contains("ipset"),
+            rest.contains("eBPF programs"),
             rest.contains("service proxy"),
             rest.contains(GATE_LINK),
             table.contains("10.96.0.1"),
         ];
         let is_table = [BackEnd::Nftables, BackEnd::Ebpf].contains(&now);
-        found == [is_iptables, is_iptables, proxied, false, is_table]
+        found
+            == [
+                is_iptables,
+                is_iptables,
+                now == BackEnd::Ebpf,
+                proxied,
+                false,
+                is_table,
+            ]
     };
     let mut proxied = other == BackEnd::Userspace;
     for now in [on, other, on] {

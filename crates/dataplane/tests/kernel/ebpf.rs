@@ -183,6 +183,76 @@ fn a_connected_socket_of_udp_is_left_to_the_table_and_outlives_its_endpoint() {
     assert_eq!(crate::common::ask(&socket).unwrap().0, "b");
 }
 
+/// Such a socket takes answers from its peer alone.
+#[test]
+fn a_connected_socket_that_names_its_peer_is_left_to_the_table() {
+    let scene = Scene::new();
+    for to in [SERVICE, SERVICE_SIX] {
+        let socket = scene.client.udp_socket(to);
+        assert_eq!(exchange(&socket, to).unwrap(), ("a".into(), to.parse().unwrap()));
+    }
+    assert!(
+        scene.translated().contains("dst=10.96.0.1"),
+        "{}",
+        scene.translated()
+    );
+}
+
+#[test]
+fn an_endpoint_that_is_asked_by_its_own_address_answers_by_it() {
+    let scene = Scene::new();
+    let socket = unconnected(&scene.client, "0.0.0.0:0");
+    let direct = "10.244.0.2:8080";
+    for to in [SERVICE, direct, SERVICE] {
+        assert_eq!(exchange(&socket, to).unwrap(), ("a".into(), to.parse().unwrap()));
+    }
+}
+
+/// One that was led there would go on to be, though nobody keeps its rows.
+#[test]
+fn a_service_that_has_outgrown_its_room_is_led_no_more() {
+    let mut scene = Scene::new();
+    scene
+        .node()
+        .run(|| scene.node().kernel(DataplaneName::Ebpf).clean().unwrap());
+    let (mut kernel, state) = changed(&scene, |site| {
+        site.sizes = Sizes {
+            services: 100,
+            endpoints: 8,
+        }
+    });
+    assert_eq!(
+        scene.node().run(|| kernel.apply(&state).unwrap()).left_out,
+        [""; 0]
+    );
+    // Two other pods, and no room for more than one.
+    let third = scene.lab.pod(0, 4);
+    third.serve_at("c", "10.244.0.4:8080".parse().unwrap());
+    scene.lab.endpoints(1, &[(0, 3), (0, 4)], &[]);
+    let state = scene.lab.state(0);
+    let applied = scene.node().run(|| kernel.follow(&state).unwrap());
+    assert!(
+        applied.left_out.iter().all(|told| told.contains("is full")),
+        "{applied:?}"
+    );
+    assert!(!applied.left_out.is_empty());
+    for _ in 0..8 {
+        for who in [scene.client.tcp(SERVICE), scene.client.tcp("172.30.0.11:30001")] {
+            assert!(["b", "c"].contains(&who.unwrap().0.as_str()));
+        }
+    }
+    // It takes no room either: with one endpoint everything is led again.
+    scene.lab.endpoints(1, &[(0, 3)], &[]);
+    let state = scene.lab.state(0);
+    assert_eq!(
+        scene.node().run(|| kernel.follow(&state).unwrap()).left_out,
+        [""; 0]
+    );
+    scene.node().command("conntrack -F 2>/dev/null");
+    assert_eq!(scene.client.tcp(SERVICE).unwrap().0, "b");
+    assert_eq!(scene.translated(), "");
+}
+
 /// Its addresses may be the services', and mean something else.
 #[test]
 fn a_network_that_is_none_of_ours_is_left_alone() {
@@ -369,6 +439,9 @@ pub(crate) fn everything() {
     a_socket_of_ipv6_reaches_services_of_ipv4();
     datagrams_are_led_one_by_one_and_answers_come_from_the_service();
     a_connected_socket_of_udp_is_left_to_the_table_and_outlives_its_endpoint();
+    a_connected_socket_that_names_its_peer_is_left_to_the_table();
+    an_endpoint_that_is_asked_by_its_own_address_answers_by_it();
+    a_service_that_has_outgrown_its_room_is_led_no_more();
     a_network_that_is_none_of_ours_is_left_alone();
     what_the_kernel_cannot_have_is_told_and_the_table_carries_services();
     a_service_for_which_there_is_no_room_is_left_to_the_table();

@@ -58,19 +58,18 @@ pub(crate) fn remove(dir: &LabDir) -> io::Result<()> {
         return Ok(());
     };
     let group = PathBuf::from(group);
-    let nodes = match fs::read_dir(&group) {
-        Ok(entries) => entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.is_dir())
-            .collect(),
-        Err(_) => Vec::new(),
-    };
-    let until = Instant::now() + PATIENCE;
-    nodes
-        .iter()
-        .chain([&group])
-        .try_for_each(|group| remove_when_empty(group, until))
+    remove_below(&group, Instant::now() + PATIENCE)
+}
+
+/// A group and all below it. Whoever is in them may have made more.
+fn remove_below(group: &Path, until: Instant) -> io::Result<()> {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            // That one stays is told by the one above it.
+            let _ = remove_below(&entry.path(), until);
+        }
+    }
+    remove_when_empty(group, until)
 }
 
 fn remove_when_empty(group: &Path, until: Instant) -> io::Result<()> {

@@ -154,10 +154,13 @@ impl Supervisor {
         let does_not_start = |error: io::Error| {
             io::Error::new(error.kind(), format!("{} does not start: {error}", service.name))
         };
-        let child = enter::spawn(&namespaces, &mut command).map_err(does_not_start)?;
-        if let Some(group) = &service.group {
-            // Before it has read its arguments it has no children.
-            cgroup::enter(group, child.id()).map_err(does_not_start)?;
+        let mut child = enter::spawn(&namespaces, &mut command).map_err(does_not_start)?;
+        if let Some(group) = &service.group
+            && let Err(error) = cgroup::enter(group, child.id())
+        {
+            // Nobody would know of it.
+            let _ = child.kill();
+            return Err(does_not_start(error));
         }
         Ok(child.id())
     }

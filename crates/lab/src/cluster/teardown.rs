@@ -32,8 +32,10 @@ pub fn remove(dir: &LabDir) -> io::Result<Removed> {
     } else {
         Removed::Remains
     };
-    group::remove(dir)?;
+    // Its files go in any case: a group that stays is told, and taken over by the next lab of the name.
+    let group = group::remove(dir);
     remove_tree(dir.root())?;
+    group?;
     if let Some(base) = dir.root().parent() {
         // Gone with its last lab; another lab in it is no error.
         let _ = fs::remove_dir(base);
