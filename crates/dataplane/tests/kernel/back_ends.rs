@@ -312,8 +312,10 @@ fn connections_outlive_a_switch(other: BackEnd, on: BackEnd) {
     let mut proxied = other == BackEnd::Userspace;
     for now in [on, other, on] {
         let applied = apply(now);
+        // The table behind programs has everything already.
+        let is_there = now == BackEnd::Nftables && [on, other].contains(&BackEnd::Ebpf);
         assert!(
-            applied.refused.is_empty() && applied.service_changes > 0,
+            applied.refused.is_empty() && (is_there || applied.service_changes > 0),
             "{applied:?}"
         );
         connections.push(open());
