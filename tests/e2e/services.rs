@@ -305,6 +305,7 @@ fn services_are_reached_past_translation_and_what_others_take_off_is_put_back() 
     let agents = lab.pids(&format!("agent --node {home}"));
     assert!(!agents.is_empty());
     agents.iter().for_each(|pid| kill_9(*pid));
+    lab.node_sh(&home, "conntrack -F 2>/dev/null");
     ask();
     assert_eq!(translated(), "");
     lab.until("another agent is there", || {
