@@ -89,3 +89,42 @@ fn remove_when_empty(group: &Path, until: Instant) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::teardown;
+
+    /// Directories like any others: what the kernel makes of groups is for labs to show.
+    fn lab(base: &Path) -> (LabDir, PathBuf) {
+        let (dir, group) = (LabDir::at(base.join("labs/x")), base.join("group"));
+        fs::create_dir_all(dir.root()).unwrap();
+        fs::create_dir_all(group.join("node1/of a pod/deeper")).unwrap();
+        fs::create_dir_all(group.join("node2")).unwrap();
+        fs::write(dir.group(), group.as_os_str().as_encoded_bytes()).unwrap();
+        (dir, group)
+    }
+
+    #[test]
+    fn all_groups_of_a_lab_go_with_it_and_a_lab_without_any_is_no_error() {
+        let base = tempfile::tempdir().unwrap();
+        let (dir, group) = lab(base.path());
+        remove(&dir).unwrap();
+        assert!(!group.exists());
+        remove(&dir).unwrap();
+        fs::remove_file(dir.group()).unwrap();
+        remove(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_group_that_stays_is_told_and_keeps_no_files() {
+        let base = tempfile::tempdir().unwrap();
+        let (dir, group) = lab(base.path());
+        // Something that is no group is in the way.
+        fs::write(group.join("node1/file"), "").unwrap();
+        let error = teardown::remove(&dir).unwrap_err().to_string();
+        assert!(error.contains("control group"), "{error}");
+        assert!(!dir.exists());
+        assert!(!group.join("node2").exists() && !group.join("node1/of a pod").exists());
+    }
+}
