@@ -29,7 +29,11 @@ impl Group {
             path: root.join(format!("{PREFIX}{}", std::process::id())),
             parent: cgroup::own().unwrap().unwrap(),
         });
-        std::fs::create_dir(&made.path).unwrap();
+        match std::fs::create_dir(&made.path) {
+            // This process had one before, and a child of it lived too long for that to go.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made.unwrap(),
+        }
         cgroup::enter(&made.path, std::process::id()).unwrap();
         *group = Arc::downgrade(&made);
         made
