@@ -7,15 +7,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// So a socket of IPv6 that asks for a mapped address asks for what a socket of IPv4 would.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "bytes",
-    derive(
-        zerocopy::IntoBytes,
-        zerocopy::FromBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
+#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Address(pub [u8; 16]);
 
 /// The first 12 bytes of a mapped address.
@@ -58,15 +50,7 @@ impl From<Address> for IpAddr {
 /// A transport protocol by its number (IANA).
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "bytes",
-    derive(
-        zerocopy::IntoBytes,
-        zerocopy::FromBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
+#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Protocol(pub u8);
 
 impl Protocol {
@@ -81,15 +65,7 @@ impl Protocol {
 /// What a service is asked for by: 20 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "bytes",
-    derive(
-        zerocopy::IntoBytes,
-        zerocopy::FromBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
+#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Frontend {
     /// One of the service's addresses, or of the node's where it is a node port.
     pub address: Address,
@@ -121,15 +97,7 @@ impl Frontend {
 /// An address and a port, of an endpoint of a service or of whatever else a socket speaks to: 20 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "bytes",
-    derive(
-        zerocopy::IntoBytes,
-        zerocopy::FromBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
+#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Endpoint {
     /// The address.
     pub address: Address,

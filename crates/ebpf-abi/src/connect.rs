@@ -17,15 +17,7 @@ pub const LAYOUT: u32 = 1;
 /// How many endpoints a service has for new connections: 4 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "bytes",
-    derive(
-        zerocopy::IntoBytes,
-        zerocopy::FromBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
+#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Balance {
     /// At least one; they are in the slots from 0 on.
     pub endpoints: u32,
@@ -34,15 +26,7 @@ pub struct Balance {
 /// Where an endpoint of a service is: 24 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "bytes",
-    derive(
-        zerocopy::IntoBytes,
-        zerocopy::FromBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
+#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Slot {
     /// The service.
     pub frontend: Frontend,
@@ -53,15 +37,7 @@ pub struct Slot {
 /// That datagrams to a service may go on to an endpoint, which may be one that gets no new ones: 40 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "bytes",
-    derive(
-        zerocopy::IntoBytes,
-        zerocopy::FromBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
+#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Serving {
     /// The service.
     pub frontend: Frontend,
@@ -72,15 +48,7 @@ pub struct Serving {
 /// A socket and what it sent a datagram to: 32 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "bytes",
-    derive(
-        zerocopy::IntoBytes,
-        zerocopy::FromBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
+#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Asked {
     /// The socket's cookie, which no other socket has until the machine starts again.
     pub socket: u64,
@@ -104,15 +72,7 @@ impl Asked {
 /// A socket and who answers it: 32 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "bytes",
-    derive(
-        zerocopy::IntoBytes,
-        zerocopy::FromBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
+#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Answers {
     /// The socket's cookie.
     pub socket: u64,
@@ -136,15 +96,7 @@ impl Answers {
 /// A connection that was led: 40 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "bytes",
-    derive(
-        zerocopy::IntoBytes,
-        zerocopy::FromBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
+#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Peer {
     /// Whom the socket asked for.
     pub asked: Endpoint,

@@ -176,7 +176,7 @@ pub struct Ebpf {
     site: Option<Site>,
     /// None until the kernel has told.
     node: Option<NetnsCookie>,
-    /// The last application failed: the next that looks for what changed unseen tries again.
+    /// The last application failed, and left nothing: the next that looks for what changed unseen tries again.
     failed: bool,
     programs: Option<Programs>,
     put: Option<Put>,
@@ -330,12 +330,12 @@ impl ServiceBackend for Ebpf {
         match self.lead(want) {
             Ok(changes) => Ok(changes),
             Err(error) => {
-                self.failed = true;
-                // Nobody may be led to what was: the table alone knows what is. The next application begins anew.
+                // Nobody may be led to what was: the table alone knows what is. What stays is an error, and tried again.
                 self.let_go();
                 if let Some(site) = &self.site {
                     site.remove()?;
                 }
+                self.failed = true;
                 self.left_out = vec![left_to_table("services", &error)];
                 Ok(0)
             }

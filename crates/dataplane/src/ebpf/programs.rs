@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -17,6 +16,7 @@ use aya::{EbpfLoader, Pod, include_bytes_aligned};
 use podnet_ebpf_abi::connect::{Balance, LAYOUT, Serving, Slot};
 use podnet_ebpf_abi::{Endpoint, Frontend};
 use podnet_linux::{cgroup, mount};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use zerocopy::transmute;
 
@@ -170,30 +170,18 @@ impl Maps {
                 ("SERVING", self.serving.remove(&key))
             }
         };
-        match done {
+        let Err(source) = done else { return Ok(()) };
+        let errno = match &source {
+            MapError::SyscallError(error) => Errno::from_io_error(&error.io_error),
+            _ => None,
+        };
+        match (step, errno) {
             // Somebody else was first.
-            Err(MapError::SyscallError(error))
-                if matches!(step, Step::Remove(_)) && is(&error.io_error, errno::ENOENT) =>
-            {
-                Ok(())
-            }
-            Err(MapError::SyscallError(error)) if is(&error.io_error, errno::E2BIG) => {
-                Err(EbpfError::Full(name))
-            }
-            other => other.map_err(|source| EbpfError::Map { name, source }),
+            (Step::Remove(_), Some(Errno::NOENT)) => Ok(()),
+            (Step::Put(_), Some(Errno::TOOBIG)) => Err(EbpfError::Full(name)),
+            _ => Err(EbpfError::Map { name, source }),
         }
     }
-}
-
-/// What the kernel says of maps.
-mod errno {
-    pub(super) const ENOENT: i32 = rustix::io::Errno::NOENT.raw_os_error();
-    /// A map is full.
-    pub(super) const E2BIG: i32 = rustix::io::Errno::TOOBIG.raw_os_error();
-}
-
-fn is(error: &io::Error, errno: i32) -> bool {
-    error.raw_os_error() == Some(errno)
 }
 
 /// All rows of a map.
