@@ -7,7 +7,7 @@ use miette::{Context, IntoDiagnostic};
 use podnet_dataplane::ebpf::{self, Led, Pinned};
 use serde_json::{Value, json};
 
-use crate::output;
+use crate::output::{self, Format};
 
 /// Command-line arguments.
 #[derive(Debug, clap::Args)]
@@ -30,12 +30,6 @@ struct Dump {
     /// How to print it
     #[arg(long, short, value_enum, default_value_t = Format::Text)]
     output: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 /// Prints it.

@@ -5,6 +5,13 @@ use std::process::ExitCode;
 
 use miette::IntoDiagnostic;
 
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
 /// Prints a text. Whoever reads no more of it (`| head`) has read enough: that is no error.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut output = io::stdout().lock();

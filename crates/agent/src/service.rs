@@ -16,6 +16,7 @@ use podnet_core::service::{Client, Explanation, Verdict, explain, keep_rivals, s
 use podnet_core::state::Problem;
 use serde_json::{Value, json};
 
+use crate::output::Format;
 use crate::watch::is_not_served;
 use crate::{cli, output, parse};
 
@@ -51,12 +52,6 @@ struct Explain {
     /// How to print
     #[arg(long, short, value_enum, default_value_t = Format::Text)]
     output: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 /// Runs a subcommand. The exit code is 0 when clients get an endpoint, 1 when there is an address by which they get none,

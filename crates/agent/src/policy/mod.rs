@@ -18,7 +18,7 @@ use podnet_core::policy::judge::Judge;
 use podnet_core::policy::lint::lint;
 use podnet_core::policy::matrix::{Target, matrix};
 
-use crate::output;
+use crate::output::{self, Format};
 
 pub use load::{Loaded, load};
 
@@ -90,12 +90,6 @@ struct Lint {
     /// How to print
     #[arg(long, short, value_enum, default_value_t = Format::Text)]
     output: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
