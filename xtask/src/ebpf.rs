@@ -16,7 +16,7 @@ const SOURCES: &str = "crates/ebpf";
 /// Where the objects are.
 const OBJECTS: &str = "crates/ebpf/objects";
 /// By the names of their sources.
-const PROGRAMS: [&str; 1] = ["connect"];
+const PROGRAMS: [&str; 2] = ["connect", "path"];
 const TARGET: &str = "bpfel-unknown-none";
 /// What links; other versions may make other bytes. `.ci/setup` installs it.
 const LINKER: &str = "0.10.3";

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use miette::{Context, IntoDiagnostic};
-use podnet_dataplane::ebpf::{self, Led, Pinned};
+use podnet_dataplane::ebpf::{self, Led, Past, Pinned};
 use serde_json::{Value, json};
 
 use crate::output::{self, Format};
@@ -18,7 +18,8 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Every map, in words: whose sockets are led, where to, and which were (exit code 1 where nothing is pinned)
+    /// Every map, in words: whose sockets are led, where to, and which were; whose packets go past the stack, and which
+    /// do not (exit code 1 where nothing is pinned)
     Dump(Dump),
 }
 
@@ -67,11 +68,20 @@ fn as_json(pinned: &Pinned) -> Value {
     let services = pinned.services.iter().map(|(service, endpoints)| {
         json!({ "service": service, "endpoints": endpoints.balanced, "draining": endpoints.draining })
     });
+    let past = pinned.path.as_ref().map(|past| {
+        let Past {
+            rows,
+            translated,
+            connections,
+        } = past;
+        json!({ "rows": rows, "translated": translated, "connections": connections })
+    });
     json!({
         "hooks": pinned.hooks,
         "clients": pinned.clients,
         "services": services.collect::<Vec<_>>(),
         "datagrams": led(&pinned.datagrams),
         "connections": led(&pinned.connections),
+        "path": past,
     })
 }

@@ -202,6 +202,7 @@ mod tests {
             wiring: podnet_cni::WiringName::Bridge,
             allowed_sysctls: Vec::new(),
             settings: Default::default(),
+            programs: None,
         };
         cni_server::install_from(&plugin, &bin, &conf, &config).unwrap();
         std::fs::write(conf.join("20-other.conflist"), "{}").unwrap();

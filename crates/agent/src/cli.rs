@@ -329,6 +329,7 @@ async fn agent(args: Args) -> miette::Result<()> {
         wiring: args.wiring,
         allowed_sysctls: args.allowed_unsafe_sysctls.clone(),
         settings: kernel.settings(),
+        programs: (args.dataplane == DataplaneName::Ebpf).then(|| args.paths.programs(None)),
     };
     let not_yet = Readiness::NotReady("the agent has not seen the cluster yet".into());
     let (readiness, ready) = watch::channel(not_yet);

@@ -22,7 +22,7 @@ pub struct PodPolicies {
     inner: Mutex<Inner>,
     in_force: Condvar,
     changed: Notify,
-    /// The kernel is told which network namespaces pods have, whether there are policies or not.
+    /// The kernel is told which network namespaces and links pods have, whether there are policies or not.
     tells_namespaces: bool,
 }
 
@@ -59,7 +59,8 @@ impl Default for PodPolicies {
 }
 
 impl PodPolicies {
-    /// Of a node that has no pods yet; `tells_namespaces` where the data plane is to know the pods' network namespaces.
+    /// Of a node that has no pods yet; `tells_namespaces` where the data plane is to know the pods' network namespaces
+    /// and links.
     pub fn new(tells_namespaces: bool) -> Self {
         PodPolicies {
             tells_namespaces,
@@ -94,6 +95,7 @@ impl PodPolicies {
             namespace: NonZeroU64::new(lease.netns_cookie)
                 .filter(|_| self.tells_namespaces)
                 .map(NetnsCookie),
+            link: None,
         };
         let name = ObjectName::new(&*pod.namespace, &*pod.name);
         let mut inner = self.inner();
@@ -101,6 +103,18 @@ impl PodPolicies {
         let version = (inner.any || self.tells_namespaces).then(|| self.change(&mut inner));
         // Until a pod's sockets are led, packets are translated: nobody need wait for that.
         version.filter(|_| inner.any)
+    }
+
+    /// The link of an attachment is there.
+    pub fn wired(&self, attachment: &Attachment) {
+        if !self.tells_namespaces {
+            return;
+        }
+        let mut inner = self.inner();
+        if let Some((_, wired)) = inner.pods.get_mut(attachment) {
+            wired.link = Some(attachment.host_link());
+            self.change(&mut inner);
+        }
     }
 
     /// The addresses of an attachment are no pod's any more.

@@ -82,7 +82,8 @@ fn compute_with(ledger: &mut Ledger, cluster: &Cluster, node: &NodeName, changes
     problems.extend(ledger.problems());
     routing.sink(services.addresses());
     let wired = cluster.local.pods.values().flatten();
-    let namespaces = Arc::new(wired.filter_map(|wired| wired.namespace).collect());
+    let wired = wired.filter(|wired| wired.namespace.is_some() || wired.link.is_some());
+    let wired = Arc::new(wired.cloned().collect());
     let masquerade = masquerade::compute(cluster, &routing.pod_ranges);
     let names = names::compute(cluster, &mut problems).map(Arc::new);
     let policy = Arc::new(policy::compute(cluster, node, &mut problems));
@@ -99,7 +100,7 @@ fn compute_with(ledger: &mut Ledger, cluster: &Cluster, node: &NodeName, changes
         routing,
         addressing,
         services,
-        namespaces,
+        wired,
         masquerade,
         names,
         policy,

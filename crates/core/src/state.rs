@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::announce::Announcements;
-use crate::cluster::{NetnsCookie, NodeName, ObjectRef};
+use crate::cluster::{NetnsCookie, NodeName, ObjectRef, Wired};
 use crate::ipam::Addressing;
 use crate::masquerade::Masquerade;
 use crate::names::Names;
@@ -26,8 +27,8 @@ pub struct NodeState {
     pub addressing: Addressing,
     /// Service addresses and what is behind them.
     pub services: Arc<ServiceState>,
-    /// The network namespaces of this node's pods.
-    pub namespaces: Arc<BTreeSet<NetnsCookie>>,
+    /// The networks of this node's pods, where the data plane is to know their namespaces and links.
+    pub wired: Arc<BTreeSet<Wired>>,
     /// What leaves the cluster with the node's address.
     pub masquerade: Option<Masquerade>,
     /// The cluster's names; `None` where somebody else answers them.
@@ -47,12 +48,23 @@ impl NodeState {
         self
     }
 
+    /// The network namespaces of the node's pods.
+    pub fn namespaces(&self) -> impl Iterator<Item = NetnsCookie> {
+        self.wired.iter().filter_map(|wired| wired.namespace)
+    }
+
+    /// The pods whose links are there: the name of the node's end, and the addresses.
+    pub fn links(&self) -> impl Iterator<Item = (&str, &BTreeSet<IpAddr>)> {
+        let wired = self.wired.iter();
+        wired.filter_map(|wired| Some((wired.link.as_deref()?, &wired.addresses)))
+    }
+
     /// Whether two states ask the same of the kernel.
     pub fn same_kernel_state(&self, other: &NodeState) -> bool {
         self.node == other.node
             && self.routing == other.routing
             && self.services == other.services
-            && self.namespaces == other.namespaces
+            && self.wired == other.wired
             && self.masquerade == other.masquerade
             && self.policy == other.policy
     }
@@ -77,8 +89,20 @@ impl fmt::Display for NodeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "node {} generation {}", self.node, self.generation)?;
         write!(f, "{}{}{}", self.routing, self.addressing, self.services)?;
-        for NetnsCookie(cookie) in self.namespaces.iter() {
-            writeln!(f, "pod in network namespace {cookie}")?;
+        for wired in self.wired.iter() {
+            write!(f, "pod")?;
+            wired
+                .addresses
+                .iter()
+                .try_for_each(|address| write!(f, " {address}"))?;
+            if let Some(NetnsCookie(cookie)) = wired.namespace {
+                write!(f, " in network namespace {cookie}")?;
+            }
+            wired
+                .link
+                .iter()
+                .try_for_each(|link| write!(f, " behind {link}"))?;
+            writeln!(f)?;
         }
         if let Some(masquerade) = &self.masquerade {
             write!(f, "{masquerade}")?;

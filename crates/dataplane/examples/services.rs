@@ -16,7 +16,6 @@ mod common;
 #[path = "services/packets.rs"]
 mod packets;
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::Path;
@@ -204,9 +203,8 @@ fn measure(scene: &Scene, services: u32, (label, on, changes): (&str, BackEnd, u
     let endpoint: SocketAddr = "10.244.0.251:8080".parse().unwrap();
     add_probe(&mut wanted.cluster, address, endpoint);
     let client = Wired {
-        uid: String::new(),
-        addresses: BTreeSet::new(),
         namespace: Some(scene.client.cookie()),
+        ..Wired::default()
     };
     let pods = &mut wanted.cluster.local.pods;
     pods.insert(ObjectName::new("default", "client"), vec![client]);

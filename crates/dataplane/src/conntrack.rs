@@ -5,8 +5,10 @@
 //! A UDP client that keeps its port stays with the endpoint that connection tracking once gave it, for as long as it
 //! sends. So when an endpoint goes, its flows are taken out of the table, and the next datagram chooses anew.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use podnet_ebpf_abi::{self as abi, packet};
 use podnet_linux::netfilter::wire::{Attributes, Reader, Received};
 use podnet_linux::netfilter::{Message, Netfilter, NetfilterError, SUBSYSTEM_CONNTRACK};
 use podnet_linux::sysctl;
@@ -14,11 +16,20 @@ use rustix::thread::{MembarrierCommand, membarrier};
 
 use crate::settings::{SettingError, Settings};
 
+const NEW: u16 = 0;
 const GET: u16 = 1;
 const DELETE: u16 = 2;
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const PROTOCOL: u16 = 4;
+const TIMEOUT: u16 = 7;
 const ZONE: u16 = 18;
+const STATUS_MASK: u16 = 26;
+/// IPS_SRC_NAT.
+const SOURCE_TRANSLATED: u32 = 1 << 4;
+/// IPS_DST_NAT.
+const DESTINATION_TRANSLATED: u32 = 1 << 5;
 const UDP: u8 = 17;
 
 /// Has segments outside a connection's window translated like all others, so that the socket they are for judges them.
@@ -123,6 +134,146 @@ fn deletion(message: &Received<'_>, condemned: impl FnOnce(&Connection) -> bool)
     })
 }
 
+/// The flows that were translated, by whomever: as they were before it, and as they are after it, in the direction in which
+/// they were begun.
+pub(crate) fn translated(socket: &mut Netfilter) -> Result<BTreeSet<packet::Tuple>, NetfilterError> {
+    let mut found = BTreeSet::new();
+    for status in [SOURCE_TRANSLATED, DESTINATION_TRANSLATED] {
+        // Since Linux 5.15 the kernel leaves out the others.
+        let which = Attributes::new().u32(STATUS, status).u32(STATUS_MASK, status);
+        dump(socket, &which, |original, reply| {
+            let (before, after) = (original.flow(), reply.flow().map(|flow| flow.reversed()));
+            if before != after {
+                found.extend(before.into_iter().chain(after));
+            }
+        })?;
+    }
+    Ok(found)
+}
+
+/// Has tracking know TCP connections that it has not seen begin, in the direction in which they were begun: as
+/// established, since both ends have spoken.
+pub(crate) fn take_up(
+    socket: &mut Netfilter,
+    connections: &BTreeSet<packet::Tuple>,
+) -> Result<(), NetfilterError> {
+    let (mut unknown, mut turned) = (connections.clone(), Vec::new());
+    dump(socket, &Attributes::new(), |original, reply| {
+        let (Some(began), Some(answered)) = (original.flow(), reply.flow()) else {
+            return;
+        };
+        if connections.contains(&answered.reversed()) {
+            unknown.remove(&answered.reversed());
+        } else if began.reversed() == answered && connections.contains(&answered) {
+            // Taken up in the middle, by a packet of who was asked.
+            turned.push(began);
+        }
+    })?;
+    for began in turned {
+        let message = about(DELETE, 0, &began, Attributes::new());
+        match socket.request(SUBSYSTEM_CONNTRACK, &message) {
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => {}
+        }
+    }
+    let timeout = sysctl::get("net/netfilter/nf_conntrack_tcp_timeout_established");
+    let timeout = timeout.ok().and_then(|text| text.parse().ok());
+    for connection in unknown {
+        // A packet of its own may have been first.
+        match socket.request(
+            SUBSYSTEM_CONNTRACK,
+            &established(&connection, timeout.unwrap_or(DAYS)),
+        ) {
+            Err(error) if !error.is_exists() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Five days in seconds, after which the kernel as it comes forgets a connection that says nothing.
+const DAYS: u32 = 432_000;
+
+fn established(connection: &packet::Tuple, timeout: u32) -> Message {
+    const CREATE_EXCLUSIVELY: u16 = 0x400 | 0x200;
+    /// IPS_SEEN_REPLY, IPS_ASSURED and IPS_CONFIRMED.
+    const BOTH_SPOKE: u32 = 0b1110;
+    const TCP: u16 = 1;
+    const STATE: u16 = 1;
+    /// TCP_CONNTRACK_ESTABLISHED.
+    const ESTABLISHED: u8 = 3;
+    let state = Attributes::new().nest(TCP, Attributes::new().bytes(STATE, &[ESTABLISHED]));
+    let rest = Attributes::new()
+        .nest(REPLY, written(&connection.reversed()))
+        .u32(STATUS, BOTH_SPOKE)
+        .nest(PROTOCOL, state)
+        .u32(TIMEOUT, timeout);
+    about(NEW, CREATE_EXCLUSIVELY, connection, rest)
+}
+
+/// A message about the connection that began so.
+fn about(kind: u16, flags: u16, began: &packet::Tuple, rest: Attributes) -> Message {
+    const AF_INET: u8 = 2;
+    const AF_INET6: u8 = 10;
+    let family = match IpAddr::from(began.source) {
+        IpAddr::V4(_) => AF_INET,
+        IpAddr::V6(_) => AF_INET6,
+    };
+    let [from, to] = began.ends().map(SocketAddr::from);
+    Message {
+        kind,
+        flags,
+        family,
+        attributes: Attributes::new().nest(ORIGINAL, written(began)).and(rest),
+        what: format!("track the connection from {from} to {to}"),
+    }
+}
+
+fn written(tuple: &packet::Tuple) -> Attributes {
+    let ends = [tuple.source, tuple.destination].map(IpAddr::from);
+    let addresses = match ends {
+        [IpAddr::V4(from), IpAddr::V4(to)] => {
+            Attributes::new().bytes(1, &from.octets()).bytes(2, &to.octets())
+        }
+        [from, to] => Attributes::new().bytes(3, &six(from)).bytes(4, &six(to)),
+    };
+    let abi::Protocol(protocol) = tuple.protocol;
+    let ports = Attributes::new()
+        .bytes(1, &[protocol])
+        .bytes(2, &tuple.source_port)
+        .bytes(3, &tuple.destination_port);
+    Attributes::new().nest(1, addresses).nest(2, ports)
+}
+
+fn six(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// All connections that are `which`, in the direction in which they were begun and in the other.
+fn dump(
+    socket: &mut Netfilter,
+    which: &Attributes,
+    mut connection: impl FnMut(Tuple, Tuple),
+) -> Result<(), NetfilterError> {
+    socket.dump(
+        SUBSYSTEM_CONNTRACK,
+        GET,
+        0,
+        which,
+        "list connections",
+        |message| {
+            let attributes = message.attributes();
+            let read = |kind| attributes.nested(kind).and_then(Tuple::read);
+            if let (Some(original), Some(reply)) = (read(ORIGINAL), read(REPLY)) {
+                connection(original, reply);
+            }
+        },
+    )
+}
+
 struct Tuple {
     protocol: u8,
     source: IpAddr,
@@ -132,6 +283,14 @@ struct Tuple {
 }
 
 impl Tuple {
+    /// As programs see it; none where it has no ports.
+    fn flow(&self) -> Option<packet::Tuple> {
+        let end = |address, port: Option<u16>| Some(abi::Endpoint::from(SocketAddr::new(address, port?)));
+        let from = end(self.source, self.from_port)?;
+        let to = end(self.destination, self.to_port)?;
+        Some(packet::Tuple::new(from, to, abi::Protocol(self.protocol)))
+    }
+
     fn read(tuple: Reader<'_>) -> Option<Tuple> {
         let (addresses, ports) = (tuple.nested(1)?, tuple.nested(2)?);
         let address = |v4, v6| addresses.get(v4).or_else(|| addresses.get(v6)).and_then(ip);

@@ -34,6 +34,7 @@ use podnet_core::route::RoutingState;
 use podnet_core::service::NodePort;
 use podnet_linux::netfilter::NetfilterError;
 
+use ebpf::Ebpf;
 use iptables::Turns;
 use monitor::Monitor;
 use nftables::Nftables;
@@ -308,10 +309,16 @@ impl Kernel {
     /// Services are in force throughout: another back end has them before the table lets them go, and the other way round.
     /// Returns how many things changed, and what was left out.
     fn apply_services(&mut self, want: &NodeState) -> Result<(usize, Vec<String>), ApplyError> {
+        if self.name != DataplaneName::Ebpf && !self.is_alone {
+            // What programs of another data plane lead past the table comes back to it first.
+            let mut before = Ebpf::new(self.setup.ebpf.clone());
+            before.make_way(want)?;
+        }
         let Some(services) = &mut self.services else {
             return Ok((table_of(&mut self.table)?.apply(want)?.changes(), Vec::new()));
         };
         if services.is_in_front() {
+            services.make_way(want)?;
             // The table first: it carries what the other leaves to it.
             let of_table = table_of(&mut self.table)?.apply(want)?.changes();
             let in_front = services.apply(want)?;

@@ -10,5 +10,7 @@
 
 mod address;
 pub mod connect;
+pub mod packet;
+pub mod path;
 
 pub use address::{Address, Endpoint, Frontend, Protocol};

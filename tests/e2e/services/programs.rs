@@ -1,4 +1,4 @@
-//! With programs at sockets in front of the table.
+//! With programs in front of the table: at sockets, and at pods' links.
 
 use super::*;
 
@@ -72,4 +72,79 @@ fn services_are_reached_past_translation_and_what_others_take_off_is_put_back() 
     assert!(group.join("node1").exists());
     lab.down();
     assert!(!group.exists());
+}
+
+const TRUSTING: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: trusting}
+spec:
+  podSelector: {matchLabels: {app: echo}}
+  ingress: [{}]
+";
+
+#[test]
+fn packets_between_pods_go_past_the_stack_until_a_policy_is_about_them() {
+    let lab = Lab::up("path", &["--nodes", "2", "-f", DEMO, "--dataplane", "ebpf"]);
+    let pods = lab.kubectl_json(&["get", "pods", "-ojson", "-l", "app=echo"]);
+    let of_echo = pods["items"].as_array().unwrap().iter().map(|pod| {
+        let text = |path: &str| pod.pointer(path).unwrap().as_str().unwrap().to_owned();
+        (text("/status/podIP"), text("/spec/nodeName"))
+    });
+    let of_echo: Vec<_> = of_echo.collect();
+    let nodes: std::collections::BTreeSet<&str> = of_echo.iter().map(|(_, node)| node.as_str()).collect();
+    assert_eq!(nodes.len(), 2, "{of_echo:?}");
+    let rows = |node: &str| {
+        let dump = lab.node_sh(node, "podnet bpf dump");
+        dump.lines().filter(|line| line.starts_with("pod ")).count()
+    };
+    let ask = |address: &str| {
+        let url = format!("http://{}/", authority(address, 8080));
+        let answer = lab.sh("toolbox", &format!("curl -sS -g --max-time 10 '{url}'"));
+        assert!(answer.contains("\"pod\""), "{answer}");
+    };
+    let tracked = |address: &str| {
+        let list = format!("conntrack -L -p tcp -d {address} 2>/dev/null");
+        let of_node = |node: &&str| lab.node_sh(node, &list);
+        nodes.iter().map(of_node).collect::<String>()
+    };
+    lab.until("the pods are on the path", || {
+        let conntrack = |node: &&str| drop(lab.node_sh(node, "conntrack -F 2>/dev/null"));
+        nodes.iter().for_each(conntrack);
+        of_echo.iter().for_each(|(address, _)| ask(address));
+        let is_past = |(address, _): &(String, String)| tracked(address).is_empty();
+        of_echo.iter().all(is_past).then_some(())
+    });
+    let status = nodes.iter().map(|node| lab.node_sh(node, "podnet status"));
+    for status in status {
+        assert!(!status.contains("do not go past"), "{status}");
+    }
+
+    // Whoever is judged is seen by the table.
+    let before: Vec<usize> = nodes.iter().map(|node| rows(node)).collect();
+    lab.apply(TRUSTING);
+    lab.until("the policed pods take the stack", || {
+        of_echo.iter().for_each(|(address, _)| ask(address));
+        let takes_it = |(address, _): &(String, String)| !tracked(address).is_empty();
+        of_echo.iter().all(takes_it).then_some(())
+    });
+    lab.kubectl_ok(&["delete", "networkpolicy", "trusting"]);
+    lab.until("they are on the path again", || {
+        let now: Vec<usize> = nodes.iter().map(|node| rows(node)).collect();
+        (now == before).then_some(())
+    });
+
+    // One that is gone is gone from the maps, and its link's programs with it.
+    let home = lab.kubectl_ok(&["get", "pod", "toolbox", "-ojsonpath={.spec.nodeName}"]);
+    let links = || {
+        lab.node_sh(&home, "ls /sys/fs/bpf/podnet/path/links")
+            .lines()
+            .count()
+    };
+    let (rows_before, links_before) = (rows(&home), links());
+    lab.kubectl_ok(&["delete", "pod", "toolbox", "--wait=true"]);
+    lab.until("its rows are gone", || {
+        (rows(&home) < rows_before && links() + 2 == links_before).then_some(())
+    });
+    lab.down();
 }

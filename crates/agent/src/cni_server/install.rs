@@ -120,6 +120,7 @@ mod tests {
             wiring: podnet_cni::WiringName::Bridge,
             allowed_sysctls: Vec::new(),
             settings: Default::default(),
+            programs: None,
         };
         for _ in 0..2 {
             install_from(&plugin, &bin, &conf, &config).unwrap();

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use podnet_cni::{AgentReply, AgentRequest, CniError, WiringName};
 use podnet_core::ipam::Addressing;
-use podnet_dataplane::Settings;
+use podnet_dataplane::{Settings, ebpf};
 use podnet_linux::netlink::NetlinkError;
 use podnet_linux::ns::Namespace;
 use podnet_linux::{bootid, fdpass};
@@ -88,6 +88,8 @@ pub struct CniServerConfig {
     pub allowed_sysctls: Vec<AllowedSysctl>,
     /// The node's, which some wirings change.
     pub settings: Settings,
+    /// Where programs know pods' links, where the data plane has any.
+    pub programs: Option<ebpf::Site>,
 }
 
 /// Why the server cannot serve.
@@ -123,6 +125,7 @@ struct Server {
     wiring: WiringName,
     allowed_sysctls: Vec<AllowedSysctl>,
     settings: Settings,
+    programs: Option<ebpf::Site>,
     reaper: Reaper,
     ready: watch::Receiver<Readiness>,
     node: String,
@@ -243,6 +246,7 @@ impl Server {
         }
         for lease in leases.all().into_iter().chain(leases.ended()) {
             pod_policies.claim(&lease);
+            pod_policies.wired(&lease.attachment);
         }
         let reaper = Reaper::start(
             Arc::clone(&leases),
@@ -257,6 +261,7 @@ impl Server {
             wiring: config.wiring,
             allowed_sysctls: config.allowed_sysctls.clone(),
             settings: config.settings.clone(),
+            programs: config.programs.clone(),
             reaper,
             ready,
             node: config.node.clone(),

@@ -11,6 +11,7 @@ use podnet_cni::{
 };
 use podnet_core::ipam::{Bounds, PoolId, Refused, hosts, static_addresses};
 use podnet_core::service::HostPort;
+use podnet_dataplane::ebpf;
 use podnet_dataplane::nftables::{Gap, NetfilterError, Nftables};
 use podnet_linux::ns::Namespace;
 use serde_json::Map;
@@ -146,6 +147,7 @@ impl Server {
             sysctls: &sysctls,
             settings: &self.settings,
         };
+        self.let_go_of(&lease.addresses);
         if let Err(error) = wiring::attach(&pod, target.namespace) {
             if error.link_left {
                 self.leave_to_the_reaper(&lease);
@@ -161,6 +163,7 @@ impl Server {
                 .with_details("the agent could not change nftables; see its log for the cause"));
         }
         self.leases.wired(&lease);
+        self.pod_policies.wired(&lease.attachment);
         Ok(result(&pod, &network, target))
     }
 
@@ -218,6 +221,15 @@ impl Server {
                 NotInForce::UnknownPod => "the API server is away or slow; see the agent's log",
             })
         })
+    }
+
+    /// Has programs know no pod by these addresses. Whoever had them is gone, but the loop may not have come to that.
+    fn let_go_of(&self, addresses: &[IpAddr]) {
+        if let Some(site) = &self.programs
+            && let Err(error) = ebpf::let_go_of(site, addresses)
+        {
+            tracing::warn!("programs may still know the pod that had {addresses:?} before: {error}");
+        }
     }
 
     /// What of a pod's policies is not in the kernel.

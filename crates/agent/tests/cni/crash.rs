@@ -42,6 +42,7 @@ fn serves_until_it_is_killed() {
         wiring: WiringName::Ptp,
         allowed_sysctls: Vec::new(),
         settings: Default::default(),
+        programs: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

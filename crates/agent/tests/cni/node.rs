@@ -231,6 +231,7 @@ impl Node {
             wiring: self.wiring,
             allowed_sysctls: vec!["net.core.*".parse().unwrap()],
             settings: Default::default(),
+            programs: None,
         }
     }
 

@@ -72,6 +72,7 @@ impl Files {
                 wiring: WiringName::Ptp,
                 allowed_sysctls: Vec::new(),
                 settings: Default::default(),
+                programs: None,
             },
             name,
             cluster,

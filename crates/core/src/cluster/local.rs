@@ -35,7 +35,7 @@ pub struct Local {
 pub struct NetnsCookie(pub NonZeroU64);
 
 /// A network that this node gave to a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Wired {
     /// The pod's unique identifier as the runtime knows it; empty where it does not say.
     pub uid: String,
@@ -43,6 +43,8 @@ pub struct Wired {
     pub addresses: BTreeSet<IpAddr>,
     /// The network namespace it has them in, where that is known.
     pub namespace: Option<NetnsCookie>,
+    /// The name of the node's end of its link, once there is one and where that is known.
+    pub link: Option<String>,
 }
 
 impl Local {

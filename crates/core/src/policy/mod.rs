@@ -269,7 +269,7 @@ mod tests {
             let wired = Wired {
                 uid: uid.into(),
                 addresses: [address].into(),
-                namespace: None,
+                ..Wired::default()
             };
             cluster.local.pods = [(name.clone(), vec![wired])].into();
             let state = compute(&cluster, &me, &mut Vec::new());

@@ -96,6 +96,13 @@ impl PodRules {
         self.ingress.is_open() && self.egress.is_open()
     }
 
+    fn has_clusterwide(&self) -> bool {
+        let tiers = [&self.ingress, &self.egress];
+        tiers
+            .iter()
+            .any(|tiers| !tiers.admin.is_empty() || !tiers.baseline.is_empty())
+    }
+
     /// The policies that are about the pod.
     pub fn policies(&self) -> impl Iterator<Item = PolicyRef> {
         let rules = self.all().map(|rule| rule.origin.policy.clone());
@@ -139,6 +146,21 @@ impl PolicyState {
     /// Whether no policy is about anything of the node.
     pub fn is_open(&self) -> bool {
         self.pods.is_empty() && self.strangers.is_empty()
+    }
+
+    /// The addresses of the node's pods that some policy is about, or may be.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let pods = self.pods.values().flat_map(|pod| &pod.addresses);
+        pods.chain(&self.strangers).copied().collect()
+    }
+
+    /// Those that a ClusterNetworkPolicy is about. What they say to themselves through a service is subject to it.
+    pub fn clusterwide(&self) -> BTreeSet<IpAddr> {
+        let pods = self.pods.values().filter(|pod| {
+            let rules = self.rules.get(&pod.label_set);
+            rules.is_some_and(PodRules::has_clusterwide)
+        });
+        pods.flat_map(|pod| pod.addresses.iter().copied()).collect()
     }
 
     /// A local pod's rules; `None` when no policy is about it.

@@ -1,34 +1,31 @@
-//! Services at connect time: programs at the sockets of the node and its pods, in front of the table.
+//! Programs in the kernel, in front of the table: at the sockets of the node and its pods, and at pods' links.
 //!
 //! The table carries all services, for whoever's sockets no program sees: clients outside, raw sockets, pods in virtual
-//! machines. What the programs lead past it is what needs nothing but a choice; [`rows`] says what that is. So nothing is
-//! lost where the kernel cannot have them: then the table does it alone, and the agent says so.
+//! machines. What the programs lead past it is what needs nothing but a choice ([`connect`]). Packets between pods go past
+//! the host's stack where nothing is to be decided about them ([`path`]). So nothing is lost where the kernel cannot have
+//! them: then the table and the stack do it alone, and the agent says so.
 
+mod connect;
+mod path;
 mod pinned;
-mod programs;
-mod rows;
-#[cfg(test)]
-mod tests;
+mod pins;
+mod site;
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::num::NonZeroU64;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use aya::maps::MapError;
-use parking_lot::Mutex;
 use podnet_core::NodeState;
-use podnet_core::cluster::NetnsCookie;
-use podnet_ebpf_abi::Frontend;
-use podnet_linux::ns;
+use podnet_linux::netfilter::NetfilterError;
+use podnet_linux::netlink::NetlinkError;
 
 use crate::services::{Sentinel, ServiceBackend, ServiceError, Services};
-pub use pinned::{Endpoints, Led, Pinned, pinned};
-use programs::{Hooks, Maps, Programs};
-use rows::Rows;
+use connect::Sockets;
+use path::PodPath;
+pub use pinned::{Endpoints, Led, Past, Pinned, pinned};
 
 /// Where a node's programs are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +112,15 @@ pub enum EbpfError {
     /// A map takes no more.
     #[error("the map {0} is full")]
     Full(&'static str),
+    /// Programs at links that are attached as ours are.
+    #[error("the kernel has no tcx, which is of Linux 6.6")]
+    NoTcx,
+    /// Links, routes and neighbours.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Connection tracking.
+    #[error(transparent)]
+    Netfilter(#[from] NetfilterError),
 }
 
 impl EbpfError {
@@ -149,39 +155,12 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// What is in the maps, and by which state.
-struct Put {
-    rows: Rows,
-    /// None where not all that it asks for is there.
-    state: Option<NodeState>,
-}
-
-/// The hooks that should be there, shared with who looks whether they are; none while there are none.
-type Watched = Arc<Mutex<Option<Hooks>>>;
-
-/// Looks whether the hooks are still there. Maps are looked over with everything else.
-struct Guard(Watched);
-
-impl Sentinel for Guard {
-    fn is_disturbed(&mut self) -> bool {
-        // Told once: whoever puts them back says again what there is.
-        let mut hooks = self.0.lock();
-        hooks.take_if(|hooks| !hooks.are_attached()).is_some()
-    }
-}
-
 /// The programs of a node.
 pub struct Ebpf {
-    watched: Watched,
     site: Option<Site>,
-    /// None until the kernel has told.
-    node: Option<NetnsCookie>,
-    /// The last application failed, and left nothing: the next that looks for what changed unseen tries again.
-    failed: bool,
-    programs: Option<Programs>,
-    put: Option<Put>,
+    sockets: Sockets,
+    path: PodPath,
     left_out: Vec<String>,
-    put_back: usize,
 }
 
 impl fmt::Debug for Ebpf {
@@ -196,150 +175,32 @@ impl Ebpf {
     /// For the network namespace of the thread that applies.
     pub(crate) fn new(site: Option<Site>) -> Self {
         Ebpf {
-            watched: Watched::default(),
             site,
-            node: None,
-            failed: false,
-            programs: None,
-            put: None,
+            sockets: Sockets::default(),
+            path: PodPath::default(),
             left_out: Vec::new(),
-            put_back: 0,
         }
-    }
-
-    /// What is removed now is not missed.
-    fn let_go(&mut self) {
-        *self.watched.lock() = None;
-        self.programs = None;
-        self.put = None;
     }
 
     fn site(&self) -> Result<&Site, EbpfError> {
         self.site.as_ref().ok_or(EbpfError::Nowhere)
     }
-
-    /// Leads sockets to `want`'s services. Returns how many rows changed.
-    fn lead(&mut self, want: &NodeState) -> Result<usize, EbpfError> {
-        let node = match self.node {
-            Some(node) => node,
-            None => *self.node.insert(own_cookie()?),
-        };
-        let site = self.site.as_ref().ok_or(EbpfError::Nowhere)?;
-        let programs = match &mut self.programs {
-            Some(programs) if programs.hooks().are_attached() => programs,
-            before => {
-                // The hooks are gone, and perhaps the maps with them.
-                self.put = None;
-                let found = Programs::open(site)?;
-                self.put_back += usize::from(before.is_some());
-                before.insert(found)
-            }
-        };
-        *self.watched.lock() = Some(programs.hooks().clone());
-        let before = self.put.take();
-        let (wanted, have, mut rows) = match before {
-            Some(Put {
-                rows,
-                state: Some(state),
-            }) => {
-                let changed = Rows::changed(&state, want);
-                (Rows::of_some(want, node, &changed), rows.some(&changed), rows)
-            }
-            Some(Put {
-                rows: put,
-                state: None,
-            }) => {
-                let found = programs.maps().rows()?;
-                // What we put there and is there no more, or otherwise.
-                self.put_back += put.steps_from(&found).len();
-                (Rows::of(want, node), found.clone(), found)
-            }
-            None => {
-                let found = programs.maps().rows()?;
-                (Rows::of(want, node), found.clone(), found)
-            }
-        };
-        let (changes, full) = run(programs.maps(), &wanted, have, &mut rows)?;
-        let state = full.is_empty().then(|| want.clone());
-        self.left_out = full
-            .iter()
-            .map(|(frontend, why)| left_to_table(&rows::shown(frontend), why))
-            .collect();
-        self.put = Some(Put { rows, state });
-        Ok(changes)
-    }
-}
-
-/// The cookie of the calling thread's network namespace.
-fn own_cookie() -> Result<NetnsCookie, EbpfError> {
-    let cookie = ns::net_cookie().map_err(EbpfError::NoCookie)?;
-    let cookie =
-        NonZeroU64::new(cookie).ok_or_else(|| EbpfError::NoCookie(io::ErrorKind::Unsupported.into()))?;
-    Ok(NetnsCookie(cookie))
-}
-
-/// Makes `have` what is `wanted`, and keeps account in `rows`. A service for which there is no room is not led at all, so
-/// that the table carries it; returns these, too.
-fn run(
-    maps: &mut Maps,
-    wanted: &Rows,
-    mut have: Rows,
-    rows: &mut Rows,
-) -> Result<(usize, BTreeMap<Frontend, EbpfError>), EbpfError> {
-    let (mut changes, mut full) = (0, BTreeMap::new());
-    let mut wanted = wanted.clone();
-    loop {
-        let mut found = BTreeMap::new();
-        for step in wanted.steps_from(&have) {
-            let frontend = step.row().frontend();
-            // The next pass takes out what there is of it.
-            if frontend.is_some_and(|frontend| found.contains_key(&frontend)) {
-                continue;
-            }
-            match (maps.run(&step), frontend) {
-                (Ok(()), _) => {}
-                (Err(error @ EbpfError::Full(_)), Some(frontend)) => {
-                    found.insert(frontend, error);
-                    continue;
-                }
-                (Err(error), _) => return Err(error),
-            }
-            changes += 1;
-            have.take(&step);
-            rows.take(&step);
-        }
-        if found.is_empty() {
-            return Ok((changes, full));
-        }
-        wanted.forget(&found.keys().copied().collect());
-        full.append(&mut found);
-    }
-}
-
-fn left_to_table(what: &str, why: &EbpfError) -> String {
-    format!(
-        "sockets are not led to {what} when they connect: {why}; nftables translates every connection's first packet instead"
-    )
 }
 
 impl ServiceBackend for Ebpf {
+    fn make_way(&mut self, want: &NodeState) -> Result<(), ServiceError> {
+        match &self.site {
+            Some(site) => Ok(self.path.make_way(site, want)?),
+            None => Ok(()),
+        }
+    }
+
     fn apply(&mut self, want: &NodeState) -> Result<usize, ServiceError> {
-        if self.failed {
-            return Ok(0);
-        }
-        match self.lead(want) {
-            Ok(changes) => Ok(changes),
-            Err(error) => {
-                // Nobody may be led to what was: the table alone knows what is. What stays is an error, and tried again.
-                self.let_go();
-                if let Some(site) = &self.site {
-                    site.remove()?;
-                }
-                self.failed = true;
-                self.left_out = vec![left_to_table("services", &error)];
-                Ok(0)
-            }
-        }
+        let site = self.site.as_ref().ok_or(EbpfError::Nowhere)?;
+        let changes = self.sockets.apply(site, want)? + self.path.apply(site, want)?;
+        let left_out = self.sockets.left_out.iter().chain(self.path.left_out());
+        self.left_out = left_out.cloned().collect();
+        Ok(changes)
     }
 
     fn is_in_front(&self) -> bool {
@@ -357,11 +218,12 @@ impl ServiceBackend for Ebpf {
     }
 
     fn clean(&mut self) -> Result<Vec<String>, ServiceError> {
-        self.let_go();
-        let directory = match self.site() {
-            Ok(site) => site.remove()?,
-            Err(_) => None,
+        self.sockets.let_go();
+        let Some(site) = &self.site else {
+            return Ok(Vec::new());
         };
+        self.path.leave(site)?;
+        let directory = site.remove()?;
         Ok(directory.iter().map(|directory| removed(directory)).collect())
     }
 
@@ -370,19 +232,22 @@ impl ServiceBackend for Ebpf {
     }
 
     fn sentinel(&self) -> Option<Box<dyn Sentinel>> {
-        Some(Box::new(Guard(Arc::clone(&self.watched))))
+        Some(self.sockets.sentinel())
     }
 
     fn take_put_back(&mut self) -> usize {
-        std::mem::take(&mut self.put_back)
+        self.sockets.take_put_back() + self.path.take_put_back()
     }
 
     fn distrust(&mut self) {
-        self.failed = false;
-        if let Some(put) = &mut self.put {
-            put.state = None;
-        }
+        self.sockets.distrust();
+        self.path.distrust();
     }
+}
+
+/// Has the programs at `site`, if there are any, know no pod by these addresses.
+pub fn let_go_of(site: &Site, addresses: &[IpAddr]) -> Result<(), EbpfError> {
+    path::let_go_of(site, addresses)
 }
 
 fn removed(directory: &Path) -> String {

@@ -8,10 +8,14 @@ use std::path::Path;
 
 use podnet_ebpf_abi::Endpoint;
 use podnet_ebpf_abi::connect::{Answers, Peer};
+use podnet_ebpf_abi::packet::Tuple;
 use zerocopy::transmute;
 
-use super::programs::{Maps, all, open_map};
-use super::rows::{self, Rows};
+use super::connect::rows::{self, Rows};
+use super::connect::{Maps, pins};
+use super::path;
+use super::pins::all;
+use super::site::PATH;
 use super::{EbpfError, Site};
 
 /// Everything that is pinned on a node.
@@ -27,6 +31,19 @@ pub struct Pinned {
     pub datagrams: Vec<Led>,
     /// Connections.
     pub connections: Vec<Led>,
+    /// What goes past the stack; nothing where no programs are at links.
+    pub path: Option<Past>,
+}
+
+/// What programs at links have in their maps.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Past {
+    /// Pods and ranges, in words.
+    pub rows: Vec<String>,
+    /// The ends of flows that the table translated, which take the stack.
+    pub translated: Vec<[SocketAddr; 2]>,
+    /// The connections of TCP, from whom to whom.
+    pub connections: Vec<[SocketAddr; 2]>,
 }
 
 /// What a service leads to.
@@ -62,7 +79,17 @@ pub fn pinned(site: &Site) -> Result<Option<Pinned>, EbpfError> {
         services: services(&rows),
         datagrams: datagrams(&directory)?,
         connections: connections(&directory)?,
+        path: path::Maps::present(site)?.map(|maps| past(&maps)).transpose()?,
     }))
+}
+
+fn past(maps: &path::Maps) -> Result<Past, EbpfError> {
+    let ends = |tuple: &Tuple| tuple.ends().map(SocketAddr::from);
+    Ok(Past {
+        rows: maps.rows()?.to_string().lines().map(str::to_owned).collect(),
+        translated: maps.noted()?.keys().map(ends).collect(),
+        connections: maps.begun()?.iter().map(ends).collect(),
+    })
 }
 
 fn names(directory: &Path) -> Result<Vec<String>, EbpfError> {
@@ -79,7 +106,7 @@ fn hooks(directory: &Path) -> Result<BTreeMap<String, Vec<String>>, EbpfError> {
     let builds = names(directory)?
         .into_iter()
         .map(|name| (directory.join(&name), name));
-    let builds = builds.filter(|(path, _)| path.is_dir());
+    let builds = builds.filter(|(path, name)| path.is_dir() && name != PATH);
     builds.map(|(path, name)| Ok((name, names(&path)?))).collect()
 }
 
@@ -98,7 +125,7 @@ fn services(rows: &Rows) -> BTreeMap<String, Endpoints> {
 }
 
 fn datagrams(directory: &Path) -> Result<Vec<Led>, EbpfError> {
-    let map = open_map::<[u8; 32], [u8; 20]>(directory, "ANSWERS")?;
+    let map = pins(directory).hash::<[u8; 32], [u8; 20]>("ANSWERS")?;
     let led = all("ANSWERS", map.iter())?.into_iter().map(|(key, value)| {
         let (answers, asked): (Answers, Endpoint) = (transmute!(key), transmute!(value));
         Led {
@@ -113,7 +140,7 @@ fn datagrams(directory: &Path) -> Result<Vec<Led>, EbpfError> {
 }
 
 fn connections(directory: &Path) -> Result<Vec<Led>, EbpfError> {
-    let map = open_map::<u64, [u8; 40]>(directory, "PEERS")?;
+    let map = pins(directory).hash::<u64, [u8; 40]>("PEERS")?;
     let led = all("PEERS", map.iter())?.into_iter().map(|(socket, value)| {
         let Peer { asked, endpoint } = transmute!(value);
         Led {
@@ -158,6 +185,14 @@ impl fmt::Display for Pinned {
         } in &self.connections
         {
             writeln!(f, "connection of socket {socket} to {asked} went to {endpoint}")?;
+        }
+        let Some(past) = &self.path else { return Ok(()) };
+        past.rows.iter().try_for_each(|row| writeln!(f, "{row}"))?;
+        for [one, other] in &past.translated {
+            writeln!(f, "translated between {one} and {other}, by the stack")?;
+        }
+        for [from, to] in &past.connections {
+            writeln!(f, "connection from {from} to {to} past the stack")?;
         }
         Ok(())
     }

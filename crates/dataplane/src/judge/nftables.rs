@@ -168,7 +168,7 @@ impl Evaluation<'_> {
             Clause::SourceIsLocal => holds(self.node.is_own(from)),
             // It matters for what the node itself sends, whose source is not judged.
             Clause::Leaves(_) => holds(true),
-            Clause::Translated => holds(moving.translated),
+            Clause::Translated | Clause::TranslatedAtAll => holds(moving.translated),
             Clause::Marked => holds(moving.mark & OURS != 0),
             Clause::Mark => {
                 moving.mark |= OURS;
@@ -178,6 +178,8 @@ impl Evaluation<'_> {
                 moving.mark &= !OURS;
                 Said::Yes
             }
+            // For programs; no rule asks for it.
+            Clause::Note => Said::Yes,
             // A first packet answers nothing, and none of these is a ping.
             Clause::Answers | Clause::EchoRequest(_) => Said::No,
             // Nobody asks twice.

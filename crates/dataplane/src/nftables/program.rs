@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
+use podnet_ebpf_abi::path::TRANSLATED;
 use podnet_linux::netfilter::expression::Comparison::{Equal, NotEqual};
 use podnet_linux::netfilter::expression::{
     Comparison, Expressions, META_IIFNAME, META_L4PROTO, META_MARK, META_OIFNAME, NETWORK_HEADER,
@@ -18,6 +19,10 @@ use crate::services::OURS;
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
+/// IPS_SRC_NAT.
+const SOURCE: u32 = 1 << 4;
+/// IPS_DST_NAT.
+const DESTINATION: u32 = 1 << 5;
 
 /// A rule's expressions in the making.
 #[derive(Default)]
@@ -41,10 +46,12 @@ impl Program {
             Clause::SourceIsLocal => self.local(End::Source),
             Clause::Leaves(link) => self.0.link(META_OIFNAME, Equal, link),
             Clause::CameNotBy(link) => self.0.link(META_IIFNAME, NotEqual, link),
-            Clause::Translated => self.translated(),
+            Clause::Translated => self.translated(DESTINATION),
+            Clause::TranslatedAtAll => self.translated(SOURCE | DESTINATION),
             Clause::Marked => self.marked(),
-            Clause::Mark => self.mark(OURS),
-            Clause::Unmark => self.mark(0),
+            Clause::Mark => self.mark(OURS, OURS),
+            Clause::Unmark => self.mark(OURS, 0),
+            Clause::Note => self.mark(TRANSLATED, TRANSLATED),
             Clause::Answers => self.answers(),
             Clause::Protocol(number) => self.0.protocol(*number),
             Clause::EchoRequest(family) => self.echo_request(*family),
@@ -211,11 +218,9 @@ impl Program {
         self.0.compare(NotEqual, &octets(address));
     }
 
-    fn translated(&mut self) {
-        /// IPS_DST_NAT.
-        const DESTINATION: u32 = 1 << 5;
+    fn translated(&mut self, which: u32) {
         self.0.connection(CT_STATUS);
-        self.0.mask(&DESTINATION.to_ne_bytes());
+        self.0.mask(&which.to_ne_bytes());
         self.0.compare(NotEqual, &[0; 4]);
     }
 
@@ -225,10 +230,10 @@ impl Program {
         self.0.compare(NotEqual, &[0; 4]);
     }
 
-    /// All of the packet's mark stays as it is but the bit that is ours.
-    fn mark(&mut self, ours: u32) {
+    /// All of the packet's mark stays as it is but that bit.
+    fn mark(&mut self, bit: u32, to: u32) {
         self.0.meta(META_MARK, REGISTER);
-        self.0.bitwise(&(!OURS).to_ne_bytes(), &ours.to_ne_bytes());
+        self.0.bitwise(&(!bit).to_ne_bytes(), &to.to_ne_bytes());
         self.0.set_meta(META_MARK, REGISTER);
     }
 

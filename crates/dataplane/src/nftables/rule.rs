@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use podnet_core::cluster::Family;
+use podnet_ebpf_abi::path::TRANSLATED;
 use podnet_linux::netfilter::wire::Attributes;
 
 use super::model::{SetName, Verdict, digit};
@@ -46,12 +47,16 @@ pub enum Clause {
     CameNotBy(&'static str),
     /// The connection's destination was translated.
     Translated,
+    /// The connection's destination or source was translated, by whomever.
+    TranslatedAtAll,
     /// The packet carries [`OURS`].
     Marked,
     /// Put [`OURS`] on the packet.
     Mark,
     /// Take [`OURS`] off the packet.
     Unmark,
+    /// `meta mark set`: the bit by which programs at links know that the flow is translated.
+    Note,
     /// The packet answers one that began the connection.
     Answers,
     /// The transport protocol, by number.
@@ -246,9 +251,11 @@ impl fmt::Display for Clause {
             Clause::Leaves(link) => write!(f, "oifname \"{link}\""),
             Clause::CameNotBy(link) => write!(f, "iifname != \"{link}\""),
             Clause::Translated => f.write_str("ct status dnat"),
+            Clause::TranslatedAtAll => f.write_str("ct status snat,dnat"),
             Clause::Marked => write!(f, "meta mark & {OURS:#010x} != 0x00000000"),
             Clause::Mark => write!(f, "meta mark set meta mark | {OURS:#010x}"),
             Clause::Unmark => write!(f, "meta mark set meta mark & {:#010x}", !OURS),
+            Clause::Note => write!(f, "meta mark set meta mark | {TRANSLATED:#010x}"),
             Clause::Answers => f.write_str("ct direction reply"),
             Clause::Protocol(6) => f.write_str("meta l4proto tcp"),
             Clause::Protocol(number) => write!(f, "meta l4proto {number}"),

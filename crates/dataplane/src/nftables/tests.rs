@@ -130,6 +130,29 @@ fn clients_outside_are_all_but_the_node_and_its_pods() {
     );
 }
 
+/// Every packet of it, since a flow need not begin again when programs come to its links.
+#[test]
+fn what_is_translated_is_marked_where_programs_lead_packets_past() {
+    let mut state = state(&[]);
+    assert!(!render(&state).chains.contains_key("noting"));
+    let pod = podnet_core::cluster::Wired {
+        link: Some("pod1".into()),
+        ..Default::default()
+    };
+    state.wired = std::sync::Arc::new([pod].into());
+    let noting = &render(&state).chains["noting"];
+    let Base { kind, hook, priority } = noting.base.as_ref().unwrap();
+    assert_eq!((*kind, *hook, *priority), ("filter", Hook::Postrouting, 110));
+    let rules: Vec<String> = noting.rules.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        rules,
+        [
+            "ct direction reply return",
+            "ct status snat,dnat meta mark set meta mark | 0x00002000"
+        ]
+    );
+}
+
 /// Runs a transaction on a table as the kernel would.
 fn run(transaction: &Transaction, mut table: Table) -> Table {
     for operation in transaction.0.clone() {

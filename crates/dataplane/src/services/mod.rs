@@ -36,6 +36,10 @@ pub(crate) const OURS: u32 = 0x4000;
 /// Services by other means than the table. It keeps nothing that it could not read back, and belongs to the network
 /// namespace of the thread that opened it.
 pub trait ServiceBackend: fmt::Debug + Send {
+    /// Has whatever is past the table's rules in `want` come back to them, before these rules are in force.
+    fn make_way(&mut self, _want: &NodeState) -> Result<(), ServiceError> {
+        Ok(())
+    }
     /// Makes the kernel's state the one of `want`'s services, changing only what differs: what is added comes before
     /// what goes. Flows of UDP to what is gone are forgotten. Returns how many things changed.
     fn apply(&mut self, want: &NodeState) -> Result<usize, ServiceError>;
@@ -210,7 +214,7 @@ pub(crate) fn without_services(state: &NodeState) -> NodeState {
             node_port_addresses: services.node_port_addresses.clone(),
             ..ServiceState::default()
         }),
-        namespaces: Default::default(),
+        wired: Default::default(),
         masquerade: state.masquerade.clone(),
         names: None,
         policy: Arc::clone(&state.policy),

@@ -76,6 +76,7 @@ mod affinity;
 mod back_ends;
 mod changes;
 mod common;
+mod crafted;
 mod ebpf;
 mod established;
 mod flows;
@@ -87,7 +88,11 @@ mod node_ports;
 mod packets;
 mod paths;
 mod peers;
+mod pod_path;
 mod policy;
+#[expect(clippy::duplicate_mod, reason = "it is what differs that is tested")]
+#[path = "policy/mod.rs"]
+mod policy_by_programs;
 mod repairs;
 mod rolling;
 mod sctp;

@@ -78,6 +78,11 @@ impl NetfilterError {
         matches!(self, NetfilterError::Refused { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
+    /// What was to be made is there already.
+    pub fn is_exists(&self) -> bool {
+        matches!(self, NetfilterError::Refused { source, .. } if source.kind() == io::ErrorKind::AlreadyExists)
+    }
+
     /// The kernel has no netfilter, or not the part of it that was asked.
     pub fn is_unsupported(&self) -> bool {
         let (source, errno) = match self {

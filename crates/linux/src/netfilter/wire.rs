@@ -48,6 +48,12 @@ impl Attributes {
         self.bytes(kind | NESTED, &inner.bytes)
     }
 
+    /// Adds others after these.
+    pub fn and(mut self, others: Attributes) -> Self {
+        self.bytes.extend(others.bytes);
+        self
+    }
+
     /// Their length in bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()

@@ -70,7 +70,7 @@ fn cluster() -> Cluster {
     let stranger = Wired {
         uid: "1".into(),
         addresses: ["10.244.0.9".parse().unwrap()].into(),
-        namespace: None,
+        ..Wired::default()
     };
     let name = ObjectName::new("shop", "stranger");
     cluster.local.pods.insert(name, vec![stranger]);

@@ -79,6 +79,8 @@ const DSTNAT: i32 = -100;
 const AFTER_DSTNAT: i32 = DSTNAT + 10;
 /// NF_IP_PRI_NAT_SRC: where sources are translated.
 pub(super) const SRCNAT: i32 = 100;
+/// When all have had their turn that translate sources at the usual priority, or close to it.
+const AFTER_SRCNAT: i32 = SRCNAT + 10;
 /// When our table translates, among all that translate at the same hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -348,6 +350,14 @@ fn chains(table: &mut Table, state: &NodeState, turn: Turn) {
         turn.after(SRCNAT),
         leaving::sources(state, turn),
     );
+    if state.links().next().is_some() {
+        // Every packet of such a flow, not its first alone: see `ebpf::path`.
+        let noted = [
+            rule([Clause::Answers, leave()]),
+            rule([Clause::TranslatedAtAll, Clause::Note]),
+        ];
+        base("noting", "filter", Hook::Postrouting, AFTER_SRCNAT, noted.into());
+    }
     let mut plain = |name: &str, rules: Vec<Rule>| {
         if !rules.is_empty() {
             table.chains.insert(name.into(), Chain { base: None, rules });

@@ -283,6 +283,11 @@ impl Machine {
         self.counted("Icmp: ", "InDestUnreachs") + six.unwrap().trim().parse::<u64>().unwrap()
     }
 
+    /// How often this machine was told that what it sent has passed too many routers (IPv4).
+    pub(crate) fn told_time_exceeded(&self) -> u64 {
+        self.counted("Icmp: ", "InTimeExcds")
+    }
+
     /// A figure of one of the kernel's protocols.
     fn counted(&self, protocol: &str, what: &str) -> u64 {
         let counters = self.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());

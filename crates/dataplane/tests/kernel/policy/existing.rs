@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use podnet_core::cluster::{Existing, Family, NetworkPolicy};
+use podnet_core::cluster::{Direction, Existing, Family, NetworkPolicy};
 
 use super::{Who, World, pods, policy, rule};
 
@@ -85,6 +85,26 @@ fn a_policy_that_keeps_existing_connections_denies_new_ones_only() {
     assert_eq!(kept.carries(), [false; 2]);
 }
 
+/// Whoever speaks first when a policy begins: who began the connection is known.
+#[test]
+fn a_connection_keeps_its_direction_under_a_policy_that_begins() {
+    let mut world = World::of(&["a"], 2);
+    for family in [Family::V4, Family::V6] {
+        world.set([]);
+        let Established(mut client, mut server) = Established::new(&world, 1, 0, family);
+        // The server may not begin anything.
+        let silent = NetworkPolicy {
+            types: Some(Ok([Direction::Egress].into())),
+            ..policy("app=x")
+        };
+        world.set([("a", silent)]);
+        server.write_all(b"!").unwrap();
+        client.set_read_timeout(Some(super::PATIENCE)).unwrap();
+        client.read_exact(&mut [0]).unwrap();
+        assert_eq!(Established(client, server).carries(), [true; 2]);
+    }
+}
+
 #[test]
 fn a_peer_that_loses_its_label_is_cut() {
     let mut world = World::of(&["a"], 2);
@@ -115,10 +135,7 @@ fn an_agent_that_starts_cuts_what_was_denied_while_there_was_none() {
         Established(client, listener.accept().unwrap().0)
     };
     for (kernel, node) in world.kernels.iter_mut().zip(&world.lab.nodes) {
-        *kernel = node.run(|| {
-            let name = podnet_core::cluster::DataplaneName::default();
-            podnet_dataplane::Kernel::open(None, name).unwrap()
-        });
+        *kernel = node.run(|| node.kernel(super::on().name()));
     }
     world.set([("a", isolated("app=x", Existing::Cut))]);
     assert_eq!(connection.carries(), [false; 2]);

@@ -14,16 +14,16 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use podnet_core::cluster::{
-    ClusterNetworkPolicy, DataplaneName, Existing, Family, IpBlock, NamedPort, Namespace, NetworkPolicy,
-    NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicyRule, ObjectName, Pod, PolicyPort, PortRange,
-    Protocol, Routing, Selector,
+    ClusterNetworkPolicy, Existing, Family, IpBlock, NamedPort, Namespace, NetworkPolicy, NetworkPolicyPeer,
+    NetworkPolicyPort, NetworkPolicyRule, ObjectName, Pod, PolicyPort, PortRange, Protocol, Routing,
+    Selector,
 };
 use podnet_core::flow::{Flow, Traffic};
 use podnet_core::oracle;
 use podnet_dataplane::{Applied, Dataplane, Kernel};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use crate::common::{Lab, Machine, node_name};
+use crate::common::{BackEnd, Lab, Machine, node_name};
 
 /// How long what is allowed may take, which on a busy machine is long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,6 +59,14 @@ pub(crate) struct TestPod {
     tcp: Vec<TcpListener>,
     udp: Vec<(u16, UdpSocket)>,
     clients: [UdpSocket; 2],
+}
+
+/// This module is there twice: without programs in front of the table, and with them.
+pub(crate) fn on() -> BackEnd {
+    match module_path!().ends_with("policy_by_programs") {
+        true => BackEnd::Ebpf,
+        false => BackEnd::Nftables,
+    }
 }
 
 /// Nodes whose pods serve, and the policies about them.
@@ -140,16 +148,14 @@ impl World {
 
     pub(crate) fn of(names: &[&str], pods_each: u8) -> Self {
         let mut world = World {
-            lab: Lab::new(2, Routing::Direct, Family::V4, 1500),
+            lab: Lab::new(2, Routing::Direct, Family::V4, 1500).carried_by(on()),
             pods: Vec::new(),
             kernels: Vec::new(),
             node_clients: Vec::new(),
             round: std::cell::Cell::new(0),
         };
         for node in &world.lab.nodes {
-            world
-                .kernels
-                .push(node.run(|| Kernel::open(None, DataplaneName::default()).unwrap()));
+            world.kernels.push(node.run(|| node.kernel(on().name())));
             world.node_clients.push(clients(node));
         }
         for name in names {

@@ -476,7 +476,7 @@ fn a_pods_first_packet_is_judged_though_the_api_does_not_know_its_address() {
         let wired = Wired {
             uid: format!("uid{index}"),
             addresses,
-            namespace: None,
+            ..Wired::default()
         };
         let name = world.pods[index].name.clone();
         world.lab.cluster.local.pods.insert(name, vec![wired]);

@@ -7,6 +7,7 @@ use podnet_dataplane::Dataplane;
 use podnet_dataplane::nftables::Nftables;
 
 use super::{Who, World, block, pods, policy, rule, tcp};
+use crate::common::BackEnd;
 
 fn some() -> NetworkPolicy {
     NetworkPolicy {
@@ -54,7 +55,17 @@ fn a_pod_that_comes_or_goes_changes_elements_only() {
         world.apply()
     };
     // In two sets of each family: of whom port 80 is for, and of whom port 81 is.
-    assert_eq!(applied[0].service_changes, 4, "{}", world.lab.nodes[0].nft());
+    // Programs get the pod's sockets, and its link at each of its addresses.
+    let rows = match super::on() {
+        BackEnd::Ebpf => 3,
+        _ => 0,
+    };
+    assert_eq!(
+        applied[0].service_changes,
+        4 + rows,
+        "{}",
+        world.lab.nodes[0].nft()
+    );
     let after = world.lab.nodes[0]
         .command("nft -s list table inet podnet | grep -c chain")
         .trim()

@@ -14,20 +14,20 @@ use crate::delta::Delta;
 
 /// The rows of all maps that are filled from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Rows {
+pub(in crate::ebpf) struct Rows {
     /// Whose sockets are led.
-    pub(super) clients: BTreeMap<u64, ()>,
+    pub(in crate::ebpf) clients: BTreeMap<u64, ()>,
     /// The services they are led to.
-    pub(super) balances: BTreeMap<Frontend, Balance>,
+    pub(in crate::ebpf) balances: BTreeMap<Frontend, Balance>,
     /// Where these lead.
-    pub(super) slots: BTreeMap<Slot, Endpoint>,
+    pub(in crate::ebpf) slots: BTreeMap<Slot, Endpoint>,
     /// Where datagrams that were led before may still go.
-    pub(super) serving: BTreeMap<Serving, ()>,
+    pub(in crate::ebpf) serving: BTreeMap<Serving, ()>,
 }
 
 /// A row of one of the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Row {
+pub(in crate::ebpf) enum Row {
     Client(u64),
     Balance(Frontend, Balance),
     Slot(Slot, Endpoint),
@@ -36,14 +36,14 @@ pub(super) enum Row {
 
 /// A change of one row, which is one call of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(in crate::ebpf) enum Step {
     Put(Row),
     Remove(Row),
 }
 
 impl Row {
     /// The service it is of.
-    pub(super) fn frontend(&self) -> Option<Frontend> {
+    pub(in crate::ebpf) fn frontend(&self) -> Option<Frontend> {
         match self {
             Row::Client(_) => None,
             Row::Balance(frontend, _) => Some(*frontend),
@@ -55,7 +55,7 @@ impl Row {
 
 impl Step {
     /// The row that changes.
-    pub(super) fn row(&self) -> &Row {
+    pub(in crate::ebpf) fn row(&self) -> &Row {
         match self {
             Step::Put(row) | Step::Remove(row) => row,
         }
@@ -64,7 +64,7 @@ impl Step {
 
 impl Rows {
     /// Of a state, for the node with that cookie.
-    pub(super) fn of(state: &NodeState, node: NetnsCookie) -> Self {
+    pub(in crate::ebpf) fn of(state: &NodeState, node: NetnsCookie) -> Self {
         let mut rows = Rows::default();
         rows.let_in(state, node);
         let services = &state.services;
@@ -78,7 +78,7 @@ impl Rows {
     }
 
     /// Those whose services differ between two states, of either.
-    pub(super) fn changed(old: &NodeState, new: &NodeState) -> BTreeSet<Frontend> {
+    pub(in crate::ebpf) fn changed(old: &NodeState, new: &NodeState) -> BTreeSet<Frontend> {
         let frontends = Delta::between_shared(&new.services.frontends, &old.services.frontends);
         let mut changed: BTreeSet<_> = frontends.keys().map(frontend).collect();
         let ports = |state: &NodeState, node_port: &NodePort| -> Vec<Frontend> {
@@ -99,7 +99,11 @@ impl Rows {
     }
 
     /// Those of some services only, and of all clients.
-    pub(super) fn of_some(state: &NodeState, node: NetnsCookie, frontends: &BTreeSet<Frontend>) -> Self {
+    pub(in crate::ebpf) fn of_some(
+        state: &NodeState,
+        node: NetnsCookie,
+        frontends: &BTreeSet<Frontend>,
+    ) -> Self {
         let mut rows = Rows::default();
         rows.let_in(state, node);
         for frontend in frontends {
@@ -122,7 +126,7 @@ impl Rows {
     }
 
     /// Of these rows those of some services, and all clients.
-    pub(super) fn some(&self, frontends: &BTreeSet<Frontend>) -> Self {
+    pub(in crate::ebpf) fn some(&self, frontends: &BTreeSet<Frontend>) -> Self {
         let mut some = Rows {
             clients: self.clients.clone(),
             ..Rows::default()
@@ -152,7 +156,14 @@ impl Rows {
     }
 
     fn let_in(&mut self, state: &NodeState, NetnsCookie(node): NetnsCookie) {
-        let pods = state.namespaces.iter().map(|NetnsCookie(pod)| pod.get());
+        // What they say to themselves through a service is judged, and what they say to their own address is not.
+        let judged = state.policy.clusterwide();
+        let pods = state
+            .wired
+            .iter()
+            .filter(|wired| wired.addresses.is_disjoint(&judged));
+        let pods = pods.filter_map(|wired| wired.namespace);
+        let pods = pods.map(|NetnsCookie(pod)| pod.get());
         self.clients = pods.chain([node.get()]).map(|cookie| (cookie, ())).collect();
     }
 
@@ -198,7 +209,7 @@ impl Rows {
     ///
     /// So at every moment a service that both have leads to endpoints of either, and a service that one of them has to its
     /// endpoints there or to none. And where datagrams are led they may go on to.
-    pub(super) fn steps_from(&self, have: &Rows) -> Vec<Step> {
+    pub(in crate::ebpf) fn steps_from(&self, have: &Rows) -> Vec<Step> {
         let clients = Delta::between(&self.clients, &have.clients);
         let balances = Delta::between(&self.balances, &have.balances);
         let slots = Delta::between(&self.slots, &have.slots);
@@ -246,7 +257,7 @@ impl Rows {
     }
 
     /// The rows after a step.
-    pub(super) fn take(&mut self, step: &Step) {
+    pub(in crate::ebpf) fn take(&mut self, step: &Step) {
         match *step {
             Step::Put(Row::Client(cookie)) => drop(self.clients.insert(cookie, ())),
             Step::Put(Row::Balance(frontend, balance)) => drop(self.balances.insert(frontend, balance)),
@@ -260,7 +271,7 @@ impl Rows {
     }
 
     /// Without some services.
-    pub(super) fn forget(&mut self, frontends: &BTreeSet<Frontend>) {
+    pub(in crate::ebpf) fn forget(&mut self, frontends: &BTreeSet<Frontend>) {
         self.balances.retain(|frontend, _| !frontends.contains(frontend));
         self.slots.retain(|slot, _| !frontends.contains(&slot.frontend));
         self.serving
@@ -305,7 +316,7 @@ fn model(frontend: &Frontend) -> Option<service::Frontend> {
     })
 }
 
-pub(super) fn protocol(protocol: Protocol) -> abi::Protocol {
+pub(in crate::ebpf) fn protocol(protocol: Protocol) -> abi::Protocol {
     match protocol {
         Protocol::Tcp => abi::Protocol::TCP,
         Protocol::Udp => abi::Protocol::UDP,
@@ -314,7 +325,7 @@ pub(super) fn protocol(protocol: Protocol) -> abi::Protocol {
 }
 
 /// A service as the model writes it.
-pub(super) fn shown(frontend: &Frontend) -> String {
+pub(in crate::ebpf) fn shown(frontend: &Frontend) -> String {
     match model(frontend) {
         Some(frontend) => frontend.to_string(),
         None => format!(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use podnet_core::cluster::NetnsCookie;
+use podnet_core::cluster::{NetnsCookie, Wired};
 use podnet_core::service::{Backend, Entry};
 use podnet_ebpf_abi::connect::{Balance, Services, Serving, Slot, connection};
 use podnet_ebpf_abi::{Endpoint, Frontend};
@@ -45,8 +45,11 @@ fn all_led(rows: &Rows) -> BTreeMap<Frontend, BTreeSet<Endpoint>> {
 #[test]
 fn what_is_in_the_maps() {
     let mut state = everything();
-    let pods = [7, 8].map(|cookie| NetnsCookie(NonZeroU64::new(cookie).unwrap()));
-    state.namespaces = Arc::new(pods.into());
+    let pods = [7, 8].map(|cookie| Wired {
+        namespace: NonZeroU64::new(cookie).map(NetnsCookie),
+        ..Wired::default()
+    });
+    state.wired = Arc::new(pods.into());
     insta::assert_snapshot!(Rows::of(&state, NODE));
 }
 

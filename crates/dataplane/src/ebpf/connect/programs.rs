@@ -9,21 +9,21 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, MapData};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
-use aya::{EbpfLoader, Pod, include_bytes_aligned};
+use aya::{EbpfLoader, include_bytes_aligned};
 use podnet_ebpf_abi::connect::{Balance, LAYOUT, Serving, Slot};
 use podnet_ebpf_abi::{Endpoint, Frontend};
-use podnet_linux::{cgroup, mount};
-use rustix::io::Errno;
-use sha2::{Digest, Sha256};
+use podnet_linux::cgroup;
 use zerocopy::transmute;
 
 use super::rows::{Row, Rows, Step};
-use super::{EbpfError, Site, Sizes};
+use crate::ebpf::pins::{self, Pins, all};
+use crate::ebpf::site::PATH;
+use crate::ebpf::{EbpfError, Site, Sizes};
 
-static OBJECT: &[u8] = include_bytes_aligned!("../../../ebpf/objects/connect.o");
+static OBJECT: &[u8] = include_bytes_aligned!("../../../../ebpf/objects/connect.o");
 
 /// In the order in which they are attached: nobody is led before his answers are.
 const HOOKS: [&str; 8] = [
@@ -40,8 +40,14 @@ const HOOKS: [&str; 8] = [
 const MAPS: [&str; 7] = [
     "CLIENTS", "BALANCES", "SLOTS", "SERVING", "ASKED", "ANSWERS", "PEERS",
 ];
-/// What everything of ours is below, in the file system of pins.
-pub(super) const DIRECTORY: &str = "podnet";
+
+/// Where the maps are.
+pub(in crate::ebpf) fn pins(directory: &Path) -> Pins<'_> {
+    Pins {
+        directory,
+        layout: LAYOUT,
+    }
+}
 
 /// The maps of programs that are attached.
 pub(super) struct Programs {
@@ -50,7 +56,7 @@ pub(super) struct Programs {
 }
 
 /// Those that are filled from outside.
-pub(super) struct Maps {
+pub(in crate::ebpf) struct Maps {
     clients: HashMap<MapData, u64, u32>,
     balances: HashMap<MapData, [u8; 20], [u8; 4]>,
     slots: HashMap<MapData, [u8; 24], [u8; 20]>,
@@ -64,8 +70,7 @@ pub(super) struct Hooks(PathBuf);
 impl Hooks {
     /// What one build pins below `directory` for a group.
     fn of(directory: &Path, group: &Path) -> Result<Self, EbpfError> {
-        let digest = Sha256::digest(OBJECT);
-        let build: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let build = pins::build(OBJECT);
         let group = cgroup::id(group).map_err(EbpfError::at(group))?;
         Ok(Hooks(directory.join(format!("hooks-{build}-{group}"))))
     }
@@ -106,17 +111,18 @@ impl Programs {
 
 impl Maps {
     /// Those that are pinned in a directory.
-    pub(super) fn open(directory: &Path) -> Result<Self, EbpfError> {
+    pub(in crate::ebpf) fn open(directory: &Path) -> Result<Self, EbpfError> {
+        let pins = pins(directory);
         Ok(Maps {
-            clients: open_map(directory, "CLIENTS")?,
-            balances: open_map(directory, "BALANCES")?,
-            slots: open_map(directory, "SLOTS")?,
-            serving: open_map(directory, "SERVING")?,
+            clients: pins.hash("CLIENTS")?,
+            balances: pins.hash("BALANCES")?,
+            slots: pins.hash("SLOTS")?,
+            serving: pins.hash("SERVING")?,
         })
     }
 
     /// Everything that is in the maps.
-    pub(super) fn rows(&self) -> Result<Rows, EbpfError> {
+    pub(in crate::ebpf) fn rows(&self) -> Result<Rows, EbpfError> {
         let clients: BTreeMap<u64, u32> = all("CLIENTS", self.clients.iter())?;
         let balances: BTreeMap<[u8; 20], [u8; 4]> = all("BALANCES", self.balances.iter())?;
         let slots: BTreeMap<[u8; 24], [u8; 20]> = all("SLOTS", self.slots.iter())?;
@@ -170,43 +176,11 @@ impl Maps {
                 ("SERVING", self.serving.remove(&key))
             }
         };
-        let Err(source) = done else { return Ok(()) };
-        let errno = match &source {
-            MapError::SyscallError(error) => Errno::from_io_error(&error.io_error),
-            _ => None,
-        };
-        match (step, errno) {
-            // Somebody else was first.
-            (Step::Remove(_), Some(Errno::NOENT)) => Ok(()),
-            (Step::Put(_), Some(Errno::TOOBIG)) => Err(EbpfError::Full(name)),
-            _ => Err(EbpfError::Map { name, source }),
+        match step {
+            Step::Put(_) => pins::put(name, done),
+            Step::Remove(_) => pins::removed(name, done),
         }
     }
-}
-
-/// All rows of a map.
-pub(super) fn all<K: Ord, V>(
-    name: &'static str,
-    rows: impl Iterator<Item = Result<(K, V), MapError>>,
-) -> Result<BTreeMap<K, V>, EbpfError> {
-    rows.collect::<Result<_, _>>()
-        .map_err(|source| EbpfError::Map { name, source })
-}
-
-/// Without a dot, which the file system of pins reserves.
-fn map_path(directory: &Path, name: &str) -> PathBuf {
-    directory.join(format!("{name}-{LAYOUT}"))
-}
-
-/// A map that is pinned in a directory, with keys and values of these sizes.
-pub(super) fn open_map<K: Pod, V: Pod>(
-    directory: &Path,
-    name: &'static str,
-) -> Result<HashMap<MapData, K, V>, EbpfError> {
-    MapData::from_pin(map_path(directory, name))
-        .and_then(Map::from_map_data)
-        .and_then(HashMap::try_from)
-        .map_err(|source| EbpfError::Map { name, source })
 }
 
 fn attach(sizes: Sizes, directory: &Path, Hooks(hooks): &Hooks, group: &Path) -> Result<(), EbpfError> {
@@ -220,7 +194,7 @@ fn attach(sizes: Sizes, directory: &Path, Hooks(hooks): &Hooks, group: &Path) ->
         loader.map_max_entries(name, size);
     }
     for name in MAPS {
-        loader.map_pin_path(name, map_path(directory, name));
+        loader.map_pin_path(name, pins(directory).path(name));
     }
     let mut object = loader
         .load(OBJECT)
@@ -247,10 +221,14 @@ fn attach(sizes: Sizes, directory: &Path, Hooks(hooks): &Hooks, group: &Path) ->
 /// Removes hooks of other builds and groups, and maps of other layouts. Hooks that stayed would lead by rows that nobody
 /// keeps.
 fn remove_others(directory: &Path, Hooks(hooks): &Hooks) -> Result<(), EbpfError> {
-    let current: Vec<PathBuf> = MAPS.iter().map(|name| map_path(directory, name)).collect();
+    let maps = MAPS.iter().map(|name| pins(directory).path(name));
+    remove_all_but(directory, &maps.chain([hooks.clone()]).collect::<Vec<_>>())
+}
+
+fn remove_all_but(directory: &Path, kept: &[PathBuf]) -> Result<(), EbpfError> {
     let entries = fs::read_dir(directory).map_err(EbpfError::at(directory))?;
     for path in entries.flatten().map(|entry| entry.path()) {
-        if path == *hooks || current.contains(&path) {
+        if path == directory.join(PATH) || kept.contains(&path) {
             continue;
         }
         let removed = match path.is_dir() {
@@ -262,45 +240,11 @@ fn remove_others(directory: &Path, Hooks(hooks): &Hooks) -> Result<(), EbpfError
     Ok(())
 }
 
-/// The number of the hierarchy's own root; in a control group namespace what is mounted as root has another.
-const ROOT: u64 = 1;
-
-impl Site {
-    /// Where hooks are attached.
-    fn group(&self) -> Result<PathBuf, EbpfError> {
-        if let Some(group) = &self.cgroup {
-            return Ok(group.clone());
-        }
-        let root = cgroup::root().map_err(EbpfError::at(Path::new("/proc/self/mountinfo")))?;
-        let root = root.ok_or(EbpfError::NoGroups)?;
-        match cgroup::id(&root).map_err(EbpfError::at(&root))? {
-            ROOT => Ok(root),
-            _ => Err(EbpfError::NotTheRoot(root)),
-        }
-    }
-
-    /// Below which everything is pinned, which must be in a file system for that.
-    pub(super) fn directory(&self) -> Result<PathBuf, EbpfError> {
-        match mount::is_bpffs(&self.bpffs) {
-            Ok(true) => Ok(self.bpffs.join(DIRECTORY)),
-            Ok(false) => Err(EbpfError::NoPins(self.bpffs.clone())),
-            Err(error) => Err(EbpfError::at(&self.bpffs)(error)),
-        }
-    }
-
-    /// What there is of ours.
-    pub(super) fn present(&self) -> Option<PathBuf> {
-        let directory = self.directory().ok()?;
-        directory.exists().then_some(directory)
-    }
-
-    /// Detaches and removes everything; says where it was.
-    pub(super) fn remove(&self) -> Result<Option<PathBuf>, EbpfError> {
-        let Some(directory) = self.present() else {
-            return Ok(None);
-        };
-        fs::remove_dir_all(&directory).map_err(EbpfError::at(&directory))?;
-        Ok(Some(directory))
+/// Takes off everything that is at sockets.
+pub(super) fn remove(site: &Site) -> Result<(), EbpfError> {
+    match site.present() {
+        Some(directory) => remove_all_but(&directory, &[]),
+        None => Ok(()),
     }
 }
 

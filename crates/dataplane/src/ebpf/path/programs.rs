@@ -1,0 +1,406 @@
+//! The programs at links, and their maps, in the kernel.
+//!
+//! All of it is pinned below one directory, so that it outlives the agent: maps by the version of their layout, a build's
+//! programs in a directory that is called after their object, and what holds a program at a link (a tcx link) by the link's
+//! index. Another build replaces the program at each link in one step; one of another layout begins with empty maps, so
+//! that packets take the stack meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, MapData};
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use aya::{EbpfLoader, include_bytes_aligned};
+use podnet_ebpf_abi::Address;
+use podnet_ebpf_abi::packet::Tuple;
+use podnet_ebpf_abi::path::{LAYOUT, Notes, Pod, Range};
+use podnet_linux::netlink::Netlink;
+use zerocopy::transmute;
+
+use super::rows::{Row, Rows, Side, Step};
+use crate::ebpf::pins::{self, Pins, all};
+use crate::ebpf::site::PATH;
+use crate::ebpf::{EbpfError, Site};
+
+static OBJECT: &[u8] = include_bytes_aligned!("../../../../ebpf/objects/path.o");
+
+const POD_SENDS: &str = "pod_sends";
+const NODE_SENDS: &str = "node_sends";
+const STACK_SENDS: &str = "stack_sends";
+const PROGRAMS: [&str; 3] = [STACK_SENDS, POD_SENDS, NODE_SENDS];
+/// Those that programs fill are last.
+const MAPS: [&str; 5] = ["PODS", "WAYS", "NOTED", "BEGUN", "NOTES"];
+/// Where what holds programs at links is pinned, in the directory of maps.
+const LINKS: &str = "links";
+
+/// Where the maps are.
+fn pins(directory: &Path) -> Pins<'_> {
+    Pins {
+        directory,
+        layout: LAYOUT,
+    }
+}
+
+/// Programs that can be attached, and their maps.
+pub(super) struct Programs {
+    directory: PathBuf,
+    pinned: PathBuf,
+    programs: BTreeMap<&'static str, SchedClassifier>,
+    maps: Maps,
+}
+
+/// All of them.
+pub(in crate::ebpf) struct Maps {
+    pods: HashMap<MapData, [u8; 16], [u8; 24]>,
+    ways: LpmTrie<MapData, [u8; 16], [u8; 24]>,
+    noted: HashMap<MapData, [u8; 40], u32>,
+    begun: HashMap<MapData, [u8; 40], u32>,
+    notes: Array<MapData, [u8; 8]>,
+}
+
+/// What each side of a link has, the egress first: a flow is noted before anything can go past.
+fn hooks(side: Side) -> [(&'static str, TcAttachType); 2] {
+    let sends = match side {
+        Side::Pod => POD_SENDS,
+        Side::Nodes => NODE_SENDS,
+    };
+    [
+        (STACK_SENDS, TcAttachType::Egress),
+        (sends, TcAttachType::Ingress),
+    ]
+}
+
+fn directory(site: &Site) -> Result<PathBuf, EbpfError> {
+    Ok(site.directory()?.join(PATH))
+}
+
+impl Programs {
+    /// Those that are there, or new ones in their place.
+    pub(super) fn open(site: &Site) -> Result<Self, EbpfError> {
+        let directory = directory(site)?;
+        let links = directory.join(LINKS);
+        fs::create_dir_all(&links).map_err(EbpfError::at(&links))?;
+        let pinned = directory.join(format!("programs-{}", pins::build(OBJECT)));
+        let programs = match PROGRAMS.iter().all(|name| pinned.join(name).exists()) {
+            true => open(&pinned)?,
+            false => replace(&directory, &pinned)?,
+        };
+        remove_others(&directory, &pinned)?;
+        Ok(Programs {
+            maps: Maps::open(&directory)?,
+            directory,
+            pinned,
+            programs,
+        })
+    }
+
+    /// Whether they are still where others find them.
+    pub(super) fn are_pinned(&self) -> bool {
+        PROGRAMS.iter().all(|name| self.pinned.join(name).exists())
+    }
+
+    pub(super) fn maps(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
+    /// Has programs at these links, and at no others. Returns how many were missing.
+    pub(super) fn attach(&mut self, wanted: &BTreeMap<u32, Side>) -> Result<usize, EbpfError> {
+        let links = self.directory.join(LINKS);
+        let names = |(link, side): (&u32, &Side)| {
+            hooks(*side).map(|(hook, at)| (pin(*link, hook), (*link, hook, at)))
+        };
+        let wanted: BTreeMap<String, _> = wanted.iter().flat_map(names).collect();
+        let have = entries(&links)?;
+        for name in have.iter().filter(|name| !wanted.contains_key(*name)) {
+            let path = links.join(name);
+            fs::remove_file(&path).map_err(EbpfError::at(&path))?;
+        }
+        let mut missing = 0;
+        // All that note, before all that lead past.
+        for program in PROGRAMS {
+            let of_program = wanted.iter().filter(|(_, (_, hook, _))| *hook == program);
+            for (name, wanted) in of_program.filter(|(name, _)| !have.contains(*name)) {
+                missing += 1;
+                if let Some(program) = self.programs.get_mut(program) {
+                    attach(program, *wanted, &links.join(name))?;
+                }
+            }
+        }
+        Ok(missing)
+    }
+}
+
+fn pin(link: u32, hook: &str) -> String {
+    format!("{link}-{hook}")
+}
+
+fn attach(
+    program: &mut SchedClassifier,
+    (link, hook, at): (u32, &'static str, TcAttachType),
+    path: &Path,
+) -> Result<(), EbpfError> {
+    let failed = |error: &dyn std::error::Error| EbpfError::hook(hook, error);
+    // One that went away meanwhile needs none.
+    let Some(link) = Netlink::open()?.link_by_index(link)? else {
+        return Ok(());
+    };
+    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let held = match program.attach_with_options(&link.name, at, order) {
+        Ok(held) => held,
+        // Attach types that a kernel does not know.
+        Err(ProgramError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::InvalidInput =>
+        {
+            return Err(EbpfError::NoTcx);
+        }
+        Err(error) => return Err(failed(&error)),
+    };
+    let held = program.take_link(held).map_err(|error| failed(&error))?;
+    let held: FdLink = held.try_into().map_err(|error| failed(&error))?;
+    held.pin(path).map_err(|error| failed(&error))?;
+    Ok(())
+}
+
+/// Those that this build has pinned.
+fn open(pinned: &Path) -> Result<BTreeMap<&'static str, SchedClassifier>, EbpfError> {
+    let programs = PROGRAMS.map(|name| {
+        let program = SchedClassifier::from_pin(pinned.join(name));
+        Ok((name, program.map_err(|error| EbpfError::hook(name, &error))?))
+    });
+    programs.into_iter().collect()
+}
+
+/// Loads this build's, and puts them in the place of another's at every link. They are pinned in the end, so that who is
+/// interrupted begins again.
+fn replace(directory: &Path, pinned: &Path) -> Result<BTreeMap<&'static str, SchedClassifier>, EbpfError> {
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, pins(directory).path(name));
+    }
+    let mut object = loader
+        .load(OBJECT)
+        .map_err(|error| EbpfError::Load(error.into()))?;
+    // What one that was interrupted left.
+    let _ = fs::remove_dir_all(pinned);
+    fs::create_dir(pinned).map_err(EbpfError::at(pinned))?;
+    for name in PROGRAMS {
+        let failed = |error: &dyn std::error::Error| EbpfError::hook(name, error);
+        let program = object.program_mut(name).ok_or(EbpfError::NoProgram(name))?;
+        let program: &mut SchedClassifier = program.try_into().map_err(|error| failed(&error))?;
+        program.load().map_err(|error| failed(&error))?;
+        let links = directory.join(LINKS);
+        for held in entries(&links)? {
+            if held.split_once('-').is_some_and(|(_, hook)| hook == name) {
+                // One whose link is gone is none to hold anything.
+                let _ = take_over(program, &links.join(held));
+            }
+        }
+        program.pin(pinned.join(name)).map_err(|error| failed(&error))?;
+    }
+    open(pinned)
+}
+
+/// Has a link hold this program from now on.
+fn take_over(program: &mut SchedClassifier, path: &Path) -> Result<(), ProgramError> {
+    let held = FdLink::from(PinnedLink::from_pin(path).map_err(|_| ProgramError::NotAttached)?);
+    let held = SchedClassifierLink::try_from(held).map_err(|_| ProgramError::NotAttached)?;
+    let held = program.attach_to_link(held)?;
+    // The pin holds it.
+    program.take_link(held).map(std::mem::forget)
+}
+
+fn entries(directory: &Path) -> Result<BTreeSet<String>, EbpfError> {
+    let entries = fs::read_dir(directory).map_err(EbpfError::at(directory))?;
+    let names = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.collect())
+}
+
+/// Removes programs of other builds, and maps of other layouts.
+fn remove_others(directory: &Path, programs: &Path) -> Result<(), EbpfError> {
+    let maps = MAPS.iter().map(|name| pins(directory).path(name));
+    let kept: Vec<PathBuf> = maps.chain([programs.to_owned(), directory.join(LINKS)]).collect();
+    for name in entries(directory)? {
+        let path = directory.join(name);
+        let removed = match path.is_dir() {
+            _ if kept.contains(&path) => Ok(()),
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        removed.map_err(EbpfError::at(&path))?;
+    }
+    Ok(())
+}
+
+/// Takes off everything that is at links.
+pub(super) fn remove(site: &Site) -> Result<(), EbpfError> {
+    let Some(directory) = site.present().map(|directory| directory.join(PATH)) else {
+        return Ok(());
+    };
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EbpfError::at(&directory)(error)),
+        _ => Ok(()),
+    }
+}
+
+impl Maps {
+    /// Those of a node; none where there are none.
+    pub(in crate::ebpf) fn present(site: &Site) -> Result<Option<Self>, EbpfError> {
+        let Some(directory) = site.present().map(|directory| directory.join(PATH)) else {
+            return Ok(None);
+        };
+        let is_there = MAPS.iter().all(|name| pins(&directory).path(name).exists());
+        is_there.then(|| Maps::open(&directory)).transpose()
+    }
+
+    fn open(directory: &Path) -> Result<Self, EbpfError> {
+        let pins = pins(directory);
+        Ok(Maps {
+            pods: pins.hash("PODS")?,
+            ways: pins.trie("WAYS")?,
+            noted: pins.hash("NOTED")?,
+            begun: pins.hash("BEGUN")?,
+            notes: pins.array("NOTES")?,
+        })
+    }
+
+    /// Everything that is filled from outside.
+    pub(in crate::ebpf) fn rows(&self) -> Result<Rows, EbpfError> {
+        let pods: BTreeMap<[u8; 16], [u8; 24]> = all("PODS", self.pods.iter())?;
+        let pods = pods.into_iter();
+        let ways = self.ways.iter().map(|row| {
+            row.map(|(key, way)| {
+                let range = Range {
+                    length: key.prefix_len(),
+                    address: Address(key.data()),
+                };
+                (range, transmute!(way))
+            })
+        });
+        Ok(Rows {
+            pods: pods
+                .map(|(address, pod)| -> (Address, Pod) { (Address(address), transmute!(pod)) })
+                .collect(),
+            ways: all("WAYS", ways)?,
+        })
+    }
+
+    /// Changes a row.
+    pub(super) fn run(&mut self, step: &Step) -> Result<(), EbpfError> {
+        match *step {
+            Step::Put(Row::Pod(Address(address), pod)) => {
+                let pod: [u8; 24] = transmute!(pod);
+                pins::put("PODS", self.pods.insert(address, pod, 0))
+            }
+            Step::Put(Row::Way(range, way)) => {
+                let way: [u8; 24] = transmute!(way);
+                pins::put("WAYS", self.ways.insert(&key(range), way, 0))
+            }
+            Step::Remove(Row::Pod(address, _)) => self.remove_pod(address),
+            Step::Remove(Row::Way(range, _)) => pins::removed("WAYS", self.ways.remove(&key(range))),
+        }
+    }
+
+    /// Takes a pod off.
+    pub(super) fn remove_pod(&mut self, Address(address): Address) -> Result<(), EbpfError> {
+        pins::removed("PODS", self.pods.remove(&address))
+    }
+
+    /// Flows that the table translated; whether a packet of theirs came by since [`Maps::unsee`].
+    pub(in crate::ebpf) fn noted(&self) -> Result<BTreeMap<Tuple, bool>, EbpfError> {
+        let noted = self
+            .noted
+            .iter()
+            .map(|row| row.map(|(flow, seen)| -> (Tuple, bool) { (transmute!(flow), seen != 0) }));
+        all("NOTED", noted)
+    }
+
+    /// Notes a flow that may be noted already.
+    pub(super) fn note(&mut self, flow: &Tuple) -> Result<(), EbpfError> {
+        let flow: [u8; 40] = transmute!(flow.either());
+        pins::put("NOTED", self.noted.insert(flow, 1, 0))
+    }
+
+    /// From now on nobody saw it.
+    pub(super) fn unsee(&mut self, flow: Tuple) -> Result<(), EbpfError> {
+        let flow: [u8; 40] = transmute!(flow);
+        pins::put("NOTED", self.noted.insert(flow, 0, 0))
+    }
+
+    /// Takes a note back.
+    pub(super) fn cross_out(&mut self, flow: Tuple) -> Result<(), EbpfError> {
+        let flow: [u8; 40] = transmute!(flow);
+        pins::removed("NOTED", self.noted.remove(&flow))
+    }
+
+    /// What is known of them at once.
+    pub(super) fn notes(&self) -> Result<Notes, EbpfError> {
+        let notes = self.notes.get(&0, 0).map_err(|source| EbpfError::Map {
+            name: "NOTES",
+            source,
+        })?;
+        Ok(transmute!(notes))
+    }
+
+    /// Says so.
+    pub(super) fn set_notes(&mut self, notes: Notes) -> Result<(), EbpfError> {
+        let notes: [u8; 8] = transmute!(notes);
+        pins::put("NOTES", self.notes.set(0, notes, 0))
+    }
+
+    /// Connections past the stack, in the direction in which they were begun.
+    pub(in crate::ebpf) fn begun(&self) -> Result<BTreeSet<Tuple>, EbpfError> {
+        let begun = self
+            .begun
+            .iter()
+            .map(|row| row.map(|(flow, _)| -> (Tuple, ()) { (transmute!(flow), ()) }));
+        Ok(all("BEGUN", begun)?.into_keys().collect())
+    }
+
+    /// Forgets one.
+    pub(super) fn forget(&mut self, connection: &Tuple) -> Result<(), EbpfError> {
+        let connection: [u8; 40] = transmute!(*connection);
+        pins::removed("BEGUN", self.begun.remove(&connection))
+    }
+}
+
+fn key(range: Range) -> Key<[u8; 16]> {
+    let Address(address) = range.address;
+    Key::new(range.length, address)
+}
+
+#[cfg(test)]
+mod tests {
+    use podnet_ebpf_abi::path::Way;
+
+    use super::*;
+
+    /// What the programs were compiled with is what this side writes.
+    #[test]
+    fn the_objects_maps_have_the_layouts_of_the_abi() {
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        let sizes = |name: &str| {
+            let map = &object.maps[name];
+            (map.key_size() as usize, map.value_size() as usize)
+        };
+        assert_eq!(sizes("PODS"), (size_of::<Address>(), size_of::<Pod>()));
+        assert_eq!(sizes("WAYS"), (size_of::<Range>(), size_of::<Way>()));
+        assert_eq!(sizes("NOTED"), (size_of::<Tuple>(), size_of::<u32>()));
+        assert_eq!(sizes("BEGUN"), (size_of::<Tuple>(), size_of::<u32>()));
+        assert_eq!(sizes("NOTES"), (size_of::<u32>(), size_of::<Notes>()));
+        let (mut maps, mut programs) = (MAPS, PROGRAMS);
+        maps.sort();
+        programs.sort();
+        let mut found: Vec<&String> = object.maps.keys().collect();
+        found.sort();
+        assert_eq!(found, maps);
+        let mut found: Vec<&String> = object.programs.keys().collect();
+        found.sort();
+        assert_eq!(found, programs);
+    }
+}

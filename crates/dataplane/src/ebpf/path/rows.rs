@@ -1,0 +1,251 @@
+//! What is in the maps: who is on the path, rendered from a state and from where its things are in the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use podnet_core::NodeState;
+use podnet_core::route::Hop;
+use podnet_ebpf_abi::Address;
+use podnet_ebpf_abi::path::{Pod, Range, Way};
+use podnet_linux::MacAddr;
+use podnet_linux::netlink::{
+    Link, LinkKind, MAIN_TABLE, Neighbour, Netlink, Route, RouteFilter, TokenBucket,
+};
+
+use crate::delta::Delta;
+use crate::ebpf::EbpfError;
+use crate::route::ROUTE_PROTOCOL;
+
+/// The rows of all maps that are filled from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(in crate::ebpf) struct Rows {
+    /// The pods that are on the path.
+    pub(in crate::ebpf) pods: BTreeMap<Address, Pod>,
+    /// All pods' ranges.
+    pub(in crate::ebpf) ways: BTreeMap<Range, Way>,
+}
+
+/// A row of one of the maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Row {
+    Pod(Address, Pod),
+    Way(Range, Way),
+}
+
+/// A change of one row, which is one call of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Put(Row),
+    Remove(Row),
+}
+
+/// Where a state's things are in the kernel, as far as packets that go past the stack must know.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Places {
+    pub(super) links: Vec<Link>,
+    pub(super) neighbours: Vec<Neighbour>,
+    pub(super) routes: Vec<Route>,
+    pub(super) buckets: Vec<TokenBucket>,
+}
+
+/// The programs that a link is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Side {
+    /// A pod is behind it.
+    Pod,
+    /// Other nodes are.
+    Nodes,
+}
+
+impl Places {
+    /// As the kernel has them in the network namespace of the calling thread.
+    pub(super) fn look(state: &NodeState) -> Result<Self, EbpfError> {
+        let mut netlink = Netlink::open()?;
+        let filter = RouteFilter {
+            protocol: Some(ROUTE_PROTOCOL),
+            table: Some(MAIN_TABLE),
+            ..RouteFilter::default()
+        };
+        let mut links = netlink.links()?;
+        let routes = netlink.routes(filter)?;
+        let is_next = |link: &Link| routes.iter().any(|route| route.link == Some(link.index));
+        let names: BTreeSet<&str> = state.links().map(|(name, _)| name).collect();
+        links.retain(|link| names.contains(link.name.as_str()) || is_next(link));
+        Ok(Places {
+            links,
+            neighbours: netlink.neighbours(None)?,
+            routes,
+            buckets: netlink.token_buckets()?,
+        })
+    }
+
+    /// The links that programs are at, by their indices.
+    pub(super) fn attachments(&self, state: &NodeState) -> BTreeMap<u32, Side> {
+        let pods = state.links().filter_map(|(name, _)| self.pair(name));
+        let nodes = state
+            .routing
+            .routes
+            .iter()
+            .filter_map(|(net, hop)| self.way(state, *net, *hop));
+        let nodes = nodes
+            .filter(|way| way.link != 0)
+            .map(|way| (way.link, Side::Nodes));
+        pods.map(|link| (link.index, Side::Pod)).chain(nodes).collect()
+    }
+
+    /// The node's end of a pod's link.
+    fn pair(&self, name: &str) -> Option<&Link> {
+        let is_pair = |link: &&Link| matches!(link.kind, LinkKind::Veth | LinkKind::Netkit);
+        self.links.iter().filter(is_pair).find(|link| link.name == name)
+    }
+
+    fn pod(&self, link: &Link, address: IpAddr) -> Option<Pod> {
+        let is_shaped = self.buckets.iter().any(|bucket| bucket.link == link.index);
+        if is_shaped || link.master.is_some() {
+            return None;
+        }
+        let known = |of: &&Neighbour| of.permanent && of.link == link.index && of.address == address;
+        let MacAddr(mac) = self.neighbours.iter().find(known)?.mac?;
+        let MacAddr(gateway) = link.mac?;
+        Some(Pod::new(link.index, link.mtu, mac, gateway))
+    }
+
+    /// None for what is no pods' range.
+    fn way(&self, state: &NodeState, net: IpNet, hop: Hop) -> Option<Way> {
+        let router = match hop {
+            Hop::Sink => return None,
+            Hop::Unreachable => return Some(Way::HERE),
+            Hop::Tunnel(router) | Hop::Via(router) => router,
+        };
+        // What the kernel has otherwise, or not yet, is the stack's.
+        let route = self
+            .routes
+            .iter()
+            .find(|route| route.destination == net && route.via == Some(router));
+        let link = route.and_then(|route| route.link);
+        let link = self.links.iter().find(|known| Some(known.index) == link);
+        Some(link.map_or(Way::HERE, |link| {
+            Way {
+                link: link.index,
+                mtu: state
+                    .routing
+                    .path_mtu
+                    .get(&net)
+                    .copied()
+                    .unwrap_or(link.mtu)
+                    .min(link.mtu),
+                router: router.into(),
+            }
+        }))
+    }
+}
+
+impl Rows {
+    /// Of a state.
+    pub(super) fn of(state: &NodeState, places: &Places) -> Self {
+        let routes = state.routing.routes.iter();
+        let ways = routes.filter_map(|(net, hop)| {
+            let range = Range::new(net.network().into(), net.prefix_len());
+            Some((range, places.way(state, *net, *hop)?))
+        });
+        let policed = state.policy.addresses();
+        let is_in_range = |address: &IpAddr| {
+            let mut routes = state.routing.routes.iter();
+            routes.any(|(net, hop)| *hop != Hop::Sink && net.contains(address))
+        };
+        let links = state
+            .links()
+            .filter_map(|(name, addresses)| Some((places.pair(name)?, addresses)));
+        let pods = links.flat_map(|(link, addresses)| {
+            let addresses = addresses.iter();
+            let open = addresses.filter(|address| !policed.contains(address) && is_in_range(address));
+            open.filter_map(|address| Some((Address::from(*address), places.pod(link, *address)?)))
+        });
+        Rows {
+            pods: pods.collect(),
+            ways: ways.collect(),
+        }
+    }
+
+    /// Whether an address is in a pods' range.
+    pub(super) fn is_pods(&self, address: &Address) -> bool {
+        let lengths: BTreeSet<u32> = self.ways.keys().map(|range| range.length).collect();
+        let mut ranges = lengths.into_iter().map(|length| Range::around(*address, length));
+        ranges.any(|range| self.ways.contains_key(&range))
+    }
+
+    /// Without some pods.
+    pub(super) fn without(&self, addresses: &BTreeSet<Address>) -> Self {
+        let mut rest = self.clone();
+        rest.pods.retain(|address, _| !addresses.contains(address));
+        rest
+    }
+
+    /// How `have` becomes `self`: whoever goes is off the path first, and ranges are known before anybody is on it.
+    pub(super) fn steps_from(&self, have: &Rows) -> Vec<Step> {
+        let pods = Delta::between(&self.pods, &have.pods);
+        let ways = Delta::between(&self.ways, &have.ways);
+        let gone = pods
+            .remove
+            .iter()
+            .map(|(address, pod)| Step::Remove(Row::Pod(**address, **pod)));
+        let left = ways
+            .remove
+            .iter()
+            .map(|(range, way)| Step::Remove(Row::Way(**range, **way)));
+        let put_way = |(range, way): (&Range, &Way)| Step::Put(Row::Way(*range, *way));
+        let here = ways.set().filter(|(_, way)| way.link == 0).map(put_way);
+        let there = ways.set().filter(|(_, way)| way.link != 0).map(put_way);
+        let come = pods
+            .set()
+            .map(|(address, pod)| Step::Put(Row::Pod(*address, *pod)));
+        gone.chain(here).chain(there).chain(left).chain(come).collect()
+    }
+
+    /// The rows after a step.
+    pub(super) fn take(&mut self, step: &Step) {
+        match *step {
+            Step::Put(Row::Pod(address, pod)) => drop(self.pods.insert(address, pod)),
+            Step::Put(Row::Way(range, way)) => drop(self.ways.insert(range, way)),
+            Step::Remove(Row::Pod(address, _)) => drop(self.pods.remove(&address)),
+            Step::Remove(Row::Way(range, _)) => drop(self.ways.remove(&range)),
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Row::Pod(address, pod) => {
+                let (address, mac) = (IpAddr::from(*address), MacAddr(pod.mac));
+                write!(
+                    f,
+                    "pod {address} at {mac} behind link {} mtu {}",
+                    pod.link, pod.mtu
+                )
+            }
+            Row::Way(range, way) => {
+                let address = IpAddr::from(range.address);
+                let above = if address.is_ipv4() { 96 } else { 0 };
+                write!(f, "range {address}/{}", range.length.saturating_sub(above))?;
+                match way.link {
+                    0 => write!(f, " here"),
+                    link => {
+                        let router = IpAddr::from(way.router);
+                        write!(f, " via {router} by link {link} mtu {}", way.mtu)
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pods = self.pods.iter().map(|(address, pod)| Row::Pod(*address, *pod));
+        let ways = self.ways.iter().map(|(range, way)| Row::Way(*range, *way));
+        pods.chain(ways).try_for_each(|row| writeln!(f, "{row}"))
+    }
+}

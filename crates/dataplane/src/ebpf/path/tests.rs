@@ -1,0 +1,222 @@
+//! Who is on the path, without a kernel.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use podnet_core::NodeState;
+use podnet_core::cluster::Wired;
+use podnet_core::route::Hop;
+use podnet_ebpf_abi::Address;
+use podnet_ebpf_abi::path::{Pod, Range, Way};
+use podnet_linux::MacAddr;
+use podnet_linux::netlink::{Link, LinkKind, Neighbour, Route, TokenBucket};
+use proptest::prelude::*;
+
+use super::rows::{Places, Row, Rows, Side, Step};
+
+fn link(index: u32, name: &str, kind: LinkKind) -> Link {
+    Link {
+        index,
+        name: name.into(),
+        mac: Some(MacAddr([2, 0, 0, 0, 0, index as u8])),
+        mtu: 1450,
+        up: true,
+        running: true,
+        loopback: false,
+        master: None,
+        lower: None,
+        link_namespace: None,
+        group: 0,
+        kind,
+    }
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A node with a pod behind each of these links, 10.244.0.INDEX and fd00:10:244::INDEX, and another node.
+fn scene(names: &[&str]) -> (NodeState, Places) {
+    let mut state = crate::services::any::state(&[]);
+    let own = [
+        ("10.244.0.0/24", Hop::Unreachable),
+        ("fd00:10:244::/64", Hop::Unreachable),
+    ];
+    let there = [
+        ("10.244.1.0/24", Hop::Via(address("172.30.0.12"))),
+        ("10.244.2.0/24", Hop::Via(address("172.30.0.13"))),
+        ("10.96.0.10/32", Hop::Sink),
+    ];
+    let routes = own.into_iter().chain(there);
+    state.routing.routes = routes.map(|(net, hop)| (net.parse().unwrap(), hop)).collect();
+    state.routing.path_mtu = [("10.244.1.0/24".parse().unwrap(), 1400)].into();
+    let mut places = Places {
+        links: vec![link(2, "eth0", LinkKind::Device)],
+        // Not of 10.244.2.0/24, which the kernel does not have yet.
+        routes: vec![Route::via(
+            "10.244.1.0/24".parse().unwrap(),
+            address("172.30.0.12"),
+            Some(2),
+            crate::route::ROUTE_PROTOCOL,
+        )],
+        ..Places::default()
+    };
+    let mut wired = BTreeSet::new();
+    for (index, name) in (10..).zip(names) {
+        let addresses = [format!("10.244.0.{index}"), format!("fd00:10:244::{index}")];
+        let addresses = addresses.map(|text| address(&text));
+        let mac = MacAddr([6, 0, 0, 0, 0, index as u8]);
+        let neighbours = addresses.map(|address| Neighbour::permanent(index, address, mac));
+        places.neighbours.extend(neighbours);
+        places.links.push(link(index, name, LinkKind::Veth));
+        wired.insert(Wired {
+            addresses: addresses.into(),
+            link: Some((*name).to_owned()),
+            ..Wired::default()
+        });
+    }
+    state.wired = Arc::new(wired);
+    (state, places)
+}
+
+#[test]
+fn what_is_in_the_maps() {
+    let (state, places) = scene(&["one", "other"]);
+    insta::assert_snapshot!(Rows::of(&state, &places));
+    let attached = places.attachments(&state);
+    assert_eq!(
+        attached,
+        [(2, Side::Nodes), (10, Side::Pod), (11, Side::Pod)].into()
+    );
+}
+
+/// Each has programs at its link all the same: what is translated for it is noted from the beginning.
+#[test]
+fn who_is_not_on_the_path() {
+    let all = [
+        "open",
+        "policed",
+        "strange",
+        "shaped",
+        "bridged",
+        "moved",
+        "elsewhere",
+        "gone",
+    ];
+    let (mut state, mut places) = scene(&all);
+    let policy = Arc::make_mut(&mut state.policy);
+    policy.strangers = [address("10.244.0.12")].into();
+    let pods = podnet_core::policy::LocalPod {
+        label_set: "0123456789abcdef0123456789abcdef".parse().unwrap(),
+        addresses: [address("10.244.0.11"), address("fd00:10:244::11")].into(),
+    };
+    policy
+        .pods
+        .insert(podnet_core::cluster::ObjectName::new("shop", "web"), pods);
+    places.buckets.push(TokenBucket {
+        link: 13,
+        rate: 1,
+        burst: 1,
+        limit: 1,
+    });
+    for link in &mut places.links {
+        if link.name == "bridged" {
+            link.master = Some(3);
+        }
+    }
+    places.neighbours.retain(|of| of.link != 15);
+    let mut wired = (*state.wired).clone();
+    for mut of in state.wired.iter().cloned() {
+        if of.link.as_deref() == Some("elsewhere") {
+            wired.remove(&of);
+            of.addresses = [address("192.0.2.16")].into();
+            wired.insert(of);
+        }
+    }
+    state.wired = Arc::new(wired);
+    places.links.retain(|link| link.name != "gone");
+    let rows = Rows::of(&state, &places);
+    let on: Vec<IpAddr> = rows.pods.keys().map(|address| (*address).into()).collect();
+    let open = ["10.244.0.10", "fd00:10:244::10", "fd00:10:244::12"].map(address);
+    assert_eq!(on.into_iter().collect::<BTreeSet<_>>(), open.into());
+    let attached: BTreeSet<u32> = places.attachments(&state).into_keys().collect();
+    assert_eq!(attached, [2, 10, 11, 12, 13, 14, 15, 16].into());
+}
+
+fn any_rows() -> impl Strategy<Value = Rows> {
+    let pods = proptest::collection::btree_map(0..12_u8, 1..4_u32, 0..8);
+    let ways = proptest::collection::btree_map(0..8_u8, 0..3_u32, 0..8);
+    (pods, ways).prop_map(|(pods, ways)| {
+        let pod = |(host, link): (u8, u32)| {
+            let address = Address::v4([10, 244, 0, host]);
+            (address, Pod::new(link, 1450, [6; 6], [2; 6]))
+        };
+        let way = |(node, link): (u8, u32)| {
+            let range = Range::new(Address::v4([10, 244, node, 0]), 24);
+            let router = Address::v4([172, 30, 0, node]);
+            let there = Way {
+                link,
+                mtu: 1500,
+                router,
+            };
+            (range, if link == 0 { Way::HERE } else { there })
+        };
+        Rows {
+            pods: pods.into_iter().map(pod).collect(),
+            ways: ways.into_iter().map(way).collect(),
+        }
+    })
+}
+
+proptest! {
+    /// Whoever goes is gone before anybody comes, and nobody comes before the ranges are known.
+    #[test]
+    fn any_rows_become_any_others(old in any_rows(), new in any_rows()) {
+        let mut rows = old.clone();
+        let (mut someone_came, mut something_led) = (false, false);
+        for step in new.steps_from(&old) {
+            match &step {
+                Step::Remove(Row::Pod(..)) => prop_assert!(!someone_came && !something_led),
+                Step::Put(Row::Pod(..)) => someone_came = true,
+                Step::Put(Row::Way(_, way)) if way.link == 0 => prop_assert!(!someone_came && !something_led),
+                Step::Put(Row::Way(..)) | Step::Remove(Row::Way(..)) => {
+                    prop_assert!(!someone_came);
+                    something_led = true;
+                }
+            }
+            rows.take(&step);
+        }
+        prop_assert_eq!(rows, new);
+    }
+
+    #[test]
+    fn an_address_is_a_pods_where_some_range_has_it(rows in any_rows(), node in 0..10_u8, host: u8) {
+        let address = Address::v4([10, 244, node, host]);
+        let naive = rows.ways.keys().any(|range| {
+            let Address(octets) = range.address;
+            octets[14] == node
+        });
+        prop_assert_eq!(rows.is_pods(&address), naive);
+    }
+}
+
+#[test]
+fn of_a_pod_that_makes_way_nothing_else_goes() {
+    let (state, places) = scene(&["one", "other"]);
+    let have = Rows::of(&state, &places);
+    let going = [address("10.244.0.10")].map(Address::from).into();
+    let steps: Vec<String> = have
+        .without(&going)
+        .steps_from(&have)
+        .iter()
+        .map(|step| match step {
+            Step::Put(row) => format!("+ {row}"),
+            Step::Remove(row) => format!("- {row}"),
+        })
+        .collect();
+    assert_eq!(
+        steps,
+        ["- pod 10.244.0.10 at 06:00:00:00:00:0a behind link 10 mtu 1450"]
+    );
+}

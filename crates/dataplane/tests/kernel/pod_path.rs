@@ -1,0 +1,264 @@
+//! Packets between pods that go past the host's stack, and all that keeps them from it.
+
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use podnet_core::cluster::{DataplaneName, Family, Routing};
+use podnet_dataplane::{Dataplane, ebpf};
+use podnet_linux::netlink::{LinkChange, TokenBucket};
+
+use crate::common::{BackEnd, Lab, Machine, PATIENCE, any};
+use crate::talk::Talk;
+
+const SERVER: &str = "10.244.0.2:8080";
+const SERVER_SIX: &str = "[fd00:10:244::2]:8080";
+
+/// A node with a pod that serves, and one that asks.
+struct Scene {
+    lab: Lab,
+    client: Machine,
+    server: Machine,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let lab = Lab::new(1, Routing::default(), Family::V4, 1500).carried_by(BackEnd::Ebpf);
+        let (client, server) = (lab.pod(0, 9), lab.pod(0, 2));
+        server.serve("a", 8080);
+        assert_eq!(lab.apply(0).left_out, [""; 0]);
+        Scene { lab, client, server }
+    }
+
+    fn node(&self) -> &Machine {
+        &self.lab.nodes[0]
+    }
+
+    /// What is pinned of it, by what is before the first hyphen.
+    fn pins(&self, of: &str) -> Vec<PathBuf> {
+        let path = self.node().programs().bpffs.join("podnet/path");
+        let pins = std::fs::read_dir(path).into_iter().flatten();
+        let pins = pins.map(|pin| pin.unwrap().path());
+        let is_of = |pin: &PathBuf| pin.file_name().unwrap().to_str().unwrap().starts_with(of);
+        pins.filter(is_of).collect()
+    }
+
+    /// How many programs are at a link.
+    fn programs_at(&self, link: &str) -> usize {
+        let at = |side| SchedClassifier::query_tcx(link, side).unwrap().1.len();
+        self.node()
+            .run(|| at(TcAttachType::Ingress) + at(TcAttachType::Egress))
+    }
+}
+
+/// What tracking knows of connections to that port, which are those that took the stack.
+fn tracked(node: &Machine, port: u16) -> String {
+    let list = |more: &str| format!("conntrack -L {more} --dport {port} 2>/dev/null;");
+    let of = ["-p tcp", "-p udp", "-f ipv6 -p tcp", "-f ipv6 -p udp"];
+    node.command(&of.map(list).concat())
+}
+
+fn answers(client: &Machine, to: &str) {
+    assert_eq!(client.tcp(to).unwrap().0, "a", "{to}");
+    assert_eq!(client.udp(to).unwrap().0, "a", "{to}");
+}
+
+#[test]
+fn pods_of_a_node_speak_past_the_stack() {
+    let scene = Scene::new();
+    for to in [SERVER, SERVER_SIX] {
+        answers(&scene.client, to);
+    }
+    assert_eq!(tracked(scene.node(), 8080), "");
+    // To and from the node itself there is nothing else.
+    answers(scene.node(), SERVER);
+    assert!(tracked(scene.node(), 8080).contains("dst=10.244.0.2"));
+}
+
+#[test]
+fn pods_of_two_nodes_speak_past_the_stack() {
+    for routing in [Routing::Direct, Routing::default()] {
+        let lab = Lab::new(2, routing, Family::V4, 1500).carried_by(BackEnd::Ebpf);
+        let (client, server) = (lab.pod(0, 9), lab.pod(1, 2));
+        server.serve("a", 8080);
+        lab.apply_all();
+        for to in ["10.244.1.2:8080", "[fd00:10:244:1::2]:8080"] {
+            answers(&client, to);
+        }
+        for node in &lab.nodes {
+            assert_eq!(tracked(node, 8080), "", "{routing:?}");
+        }
+    }
+}
+
+/// As a pod with a limit on what it receives: the queue is at the node's end of its link.
+#[test]
+fn a_pod_with_a_queue_at_its_link_takes_the_stack() {
+    let scene = Scene::new();
+    let link = scene.node().link("pod2").index;
+    let bucket = TokenBucket {
+        link,
+        rate: 1 << 30,
+        burst: 1 << 20,
+        limit: 1 << 20,
+    };
+    scene
+        .node()
+        .netlink(|netlink| netlink.request(bucket.replace()).unwrap());
+    scene.lab.apply(0);
+    answers(&scene.client, SERVER);
+    assert!(tracked(scene.node(), 8080).contains("src=10.244.0.9"));
+}
+
+#[test]
+fn what_has_come_too_far_is_answered_as_by_a_router() {
+    let scene = Scene::new();
+    for (to, ttl) in [(SERVER, 1), (SERVER, 2)] {
+        let socket = scene.client.udp_socket(to);
+        socket.set_ttl(ttl).unwrap();
+        let before = scene.client.told_time_exceeded();
+        let arrived = crate::common::ask(&socket).is_ok();
+        assert_eq!(arrived, ttl > 1);
+        assert_eq!(scene.client.told_time_exceeded() > before, ttl == 1, "{ttl}");
+    }
+}
+
+#[test]
+fn what_is_too_large_for_a_link_arrives_all_the_same() {
+    let scene = Scene::new();
+    let large = vec![b'x'; 6000];
+    let sink = scene.server.run(|| UdpSocket::bind("[::]:9000").unwrap());
+    sink.set_read_timeout(Some(PATIENCE)).unwrap();
+    for to in ["10.244.0.2:9000", "[fd00:10:244::2]:9000"] {
+        // In fragments.
+        let to: SocketAddr = to.parse().unwrap();
+        let socket = scene.client.run(|| UdpSocket::bind(any(to, 0)).unwrap());
+        socket.send_to(&large, to).unwrap();
+        let mut buffer = [0; 8192];
+        assert_eq!(sink.recv(&mut buffer).unwrap(), large.len());
+    }
+    // The sender is told of a smaller link.
+    scene.node().netlink(|netlink| {
+        let smaller = LinkChange::named("pod2").mtu(1300);
+        netlink.request(smaller.apply()).unwrap();
+    });
+    scene.lab.apply(0);
+    let listener = scene
+        .server
+        .run(|| std::net::TcpListener::bind("[::]:9001").unwrap());
+    for to in ["10.244.0.2:9001", "[fd00:10:244::2]:9001"] {
+        let mut stream = scene.client.run(|| TcpStream::connect(to).unwrap());
+        let (mut arriving, _) = listener.accept().unwrap();
+        let sender =
+            std::thread::spawn(move || std::io::Write::write_all(&mut stream, &[7; 1 << 20]).unwrap());
+        let mut arrived = Vec::new();
+        std::io::Read::read_to_end(&mut arriving, &mut arrived).unwrap();
+        sender.join().unwrap();
+        assert_eq!(arrived.len(), 1 << 20, "{to}");
+    }
+}
+
+/// Its answers have to come by whoever did it.
+#[test]
+fn what_others_translate_between_pods_is_answered_by_whom_it_asked() {
+    let scene = Scene::new();
+    scene.node().command(
+        "nft 'table ip theirs { chain in { type nat hook prerouting priority dstnat - 5; \
+         ip daddr 203.0.113.9 meta l4proto { tcp, udp } dnat to 10.244.0.2:8080; }; }'",
+    );
+    // One of these began before the path knew of it.
+    let mut early = Talk::begin(&scene.client, "203.0.113.9:80");
+    assert_eq!(early.ask(), "a");
+    let mut kernel = scene.node().run(|| scene.node().kernel(DataplaneName::Ebpf));
+    scene.node().run(|| kernel.clean().unwrap());
+    assert_eq!(early.ask(), "a");
+    scene.lab.apply(0);
+    assert_eq!(early.ask(), "a");
+    answers(&scene.client, "203.0.113.9:80");
+    answers(&scene.client, SERVER);
+    // From one port to the same end by two names: to the server they would be one.
+    for to in ["203.0.113.9:80", SERVER, "203.0.113.9:80"] {
+        assert_eq!(scene.client.udp_by(7777, to).unwrap().0, "a", "{to}");
+    }
+}
+
+#[test]
+fn connections_go_on_while_the_path_comes_and_goes() {
+    let scene = Scene::new();
+    let node = scene.node();
+    let mut talks = [SERVER, SERVER_SIX].map(|to| Talk::begin(&scene.client, to));
+    let mut state = scene.lab.state(0);
+    for name in [
+        DataplaneName::Nftables,
+        DataplaneName::Ebpf,
+        DataplaneName::Nftables,
+    ] {
+        state.wired = match name {
+            DataplaneName::Ebpf => scene.lab.state(0).wired,
+            _ => Default::default(),
+        };
+        node.run(|| node.kernel(name).apply(&state).unwrap());
+        assert_eq!(scene.programs_at("pod2") > 0, name == DataplaneName::Ebpf);
+        for talk in &mut talks {
+            assert_eq!(talk.ask(), "a", "{name}");
+        }
+    }
+    // Tracking knows who began it.
+    let known = tracked(node, 8080);
+    for client in [
+        "src=10.244.0.9 dst=10.244.0.2",
+        "src=fd00:10:244::9 dst=fd00:10:244::2",
+    ] {
+        assert!(known.contains(client), "{known}");
+    }
+}
+
+#[test]
+fn another_build_replaces_the_programs_at_every_link() {
+    let scene = Scene::new();
+    let mut talk = Talk::begin(&scene.client, SERVER);
+    let [programs] = scene.pins("programs-").try_into().unwrap();
+    assert!(scene.lab.apply(0).is_nothing());
+    std::fs::rename(&programs, programs.with_file_name("programs-of-another-build")).unwrap();
+    let before = scene.programs_at("pod2");
+    assert!(scene.lab.apply(0).is_nothing());
+    assert_eq!(
+        (scene.pins("programs-"), scene.programs_at("pod2")),
+        (vec![programs], before)
+    );
+    assert_eq!(talk.ask(), "a");
+    assert_eq!(tracked(scene.node(), 8080), "");
+    answers(&scene.client, SERVER);
+}
+
+#[test]
+fn programs_of_others_at_the_same_links_stay() {
+    let scene = Scene::new();
+    let node = scene.node();
+    let [programs] = scene.pins("programs-").try_into().unwrap();
+    // As good as any: it lets everything through.
+    let mut theirs = SchedClassifier::from_pin(programs.join("stack_sends")).unwrap();
+    node.run(|| theirs.attach("pod2", TcAttachType::Ingress).unwrap());
+    assert_eq!(scene.programs_at("pod2"), 3);
+    answers(&scene.client, SERVER);
+    assert!(scene.lab.apply(0).is_nothing());
+    node.run(|| node.kernel(DataplaneName::Ebpf).clean().unwrap());
+    assert_eq!(scene.programs_at("pod2"), 1);
+    assert!(scene.pins("").is_empty());
+    answers(&scene.client, SERVER);
+}
+
+#[test]
+fn an_address_that_a_new_pod_has_does_not_lead_to_the_old_one() {
+    let scene = Scene::new();
+    let addresses = [SERVER, SERVER_SIX].map(|socket| socket.parse::<SocketAddr>().unwrap().ip());
+    scene.lab.unplug(0, 2);
+    // What an ADD does before it makes the link, whatever the loop has come to.
+    ebpf::let_go_of(&scene.node().programs(), &addresses as &[IpAddr]).unwrap();
+    let new = scene.lab.pod(0, 2);
+    new.serve("a", 8080);
+    answers(&scene.client, SERVER);
+    assert!(tracked(scene.node(), 8080).contains("src=10.244.0.9"));
+    scene.lab.apply(0);
+    answers(&scene.client, SERVER);
+}

@@ -1,0 +1,265 @@
+//! Packets at links: from pod to pod past the host's stack. See `podnet_ebpf_abi::path`.
+
+#![no_std]
+#![no_main]
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, TC_ACT_UNSPEC, bpf_redir_neigh,
+    bpf_redir_neigh__bindgen_ty_1,
+};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie};
+use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_pull_data};
+use aya_ebpf::macros::{btf_map, classifier};
+use aya_ebpf::programs::TcContext;
+use podnet_ebpf_abi::Address;
+use podnet_ebpf_abi::packet::{
+    Bytes, Headers, IPV4_CHECKSUM, IPV4_HOPS, IPV6_HOPS, Tuple, Whose, checksum_after_hop, ordinary, whose,
+};
+use podnet_ebpf_abi::path::{Next, Notes, Paths, Pod, TRANSLATED, Way, from_node, from_pod, is_noteworthy};
+
+const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
+
+/// This node's pods that no policy is about, by their addresses.
+#[btf_map]
+static PODS: HashMap<Address, Pod, 4096, SPARSE> = HashMap::new();
+
+/// All pods' ranges, and how to get there.
+#[btf_map]
+static WAYS: LpmTrie<Address, Way, 65_536> = LpmTrie::new();
+
+/// Flows that the table translated, as they are after it, by [`Tuple::either`]. Their values say whether a packet came by
+/// since the agent looked last.
+#[btf_map]
+static NOTED: HashMap<Tuple, u32, 262_144, SPARSE> = HashMap::new();
+
+/// TCP connections past the stack, in the direction in which they were begun.
+#[btf_map]
+static BEGUN: HashMap<Tuple, u32, 262_144, SPARSE> = HashMap::new();
+
+/// What is known of these at once.
+#[btf_map]
+static NOTES: Array<Notes, 1> = Array::new();
+
+struct Maps;
+
+impl Paths for Maps {
+    #[inline(always)]
+    fn pod(&self, address: &Address) -> Option<Pod> {
+        // SAFETY: copied at once. An entry that is taken out meanwhile may be used again for another pod of this node; a
+        // packet that was under way to the one gets the other's addresses as a whole, or is dropped by it.
+        unsafe { PODS.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn way(&self, address: &Address) -> Option<Way> {
+        const WHOLE: u32 = 128;
+        WAYS.get(&Key::new(WHOLE, *address)).copied()
+    }
+
+    #[inline(always)]
+    fn is_translated(&self, ends: &Tuple) -> bool {
+        match NOTES.get(0) {
+            Some(Notes { any: 0, missing: 0 }) => false,
+            Some(Notes { missing: 0, .. }) => NOTED.get_ptr(ends.either()).is_some(),
+            _ => true,
+        }
+    }
+
+    #[inline(always)]
+    fn begin(&self, connection: &Tuple) {
+        // Where there is no room, a policy that begins to be about it may cut it.
+        let _ = BEGUN.insert(connection, 1, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn end(&self, connection: &Tuple) {
+        let _ = BEGUN.remove(connection);
+    }
+}
+
+/// The part of a packet that can be read in place.
+struct Packet<'a>(&'a TcContext);
+
+impl Bytes for Packet<'_> {
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let start = self.0.data() + at;
+        if start + N > self.0.data_end() {
+            return None;
+        }
+        // SAFETY: within the packet.
+        Some(unsafe { core::ptr::read_unaligned(start as *const [u8; N]) })
+    }
+}
+
+impl Packet<'_> {
+    #[inline(always)]
+    fn write<const N: usize>(&self, at: usize, bytes: [u8; N]) -> Option<()> {
+        let start = self.0.data() + at;
+        if start + N > self.0.data_end() {
+            return None;
+        }
+        // SAFETY: within the packet.
+        unsafe { core::ptr::write_unaligned(start as *mut [u8; N], bytes) };
+        Some(())
+    }
+
+    /// Has it pass a router.
+    #[inline(always)]
+    fn hop(&self, headers: &Headers) -> Option<()> {
+        let hops = [headers.hops - 1];
+        if headers.tuple.source.as_v4().is_none() {
+            return self.write(IPV6_HOPS, hops);
+        }
+        let checksum = self.bytes(IPV4_CHECKSUM)?;
+        self.write(IPV4_HOPS, hops)?;
+        self.write(IPV4_CHECKSUM, checksum_after_hop(checksum))
+    }
+}
+
+#[inline(always)]
+fn fields(context: &TcContext) -> &__sk_buff {
+    // SAFETY: the kernel passes a context of this type.
+    unsafe { &*context.skb.skb }
+}
+
+/// Headers of a packet for this node's link that is not the stack's business by its Ethernet header already.
+#[inline(always)]
+fn read(context: &TcContext) -> Option<Headers> {
+    /// Of include/uapi/linux/if_packet.h: for this host.
+    const PACKET_HOST: u32 = 0;
+    if fields(context).pkt_type != PACKET_HOST || fields(context).vlan_present != 0 {
+        return None;
+    }
+    ordinary(&Packet(context))
+}
+
+/// Hands a packet on; none where the stack has to.
+#[inline(always)]
+fn hand_on(context: &TcContext, headers: &Headers, next: Next) -> Option<i32> {
+    let packet = Packet(context);
+    match next {
+        Next::Stack => None,
+        Next::Pod(pod) => {
+            packet.hop(headers)?;
+            packet.write(0, pod.mac)?;
+            packet.write(6, pod.gateway)?;
+            // SAFETY: takes numbers.
+            Some(unsafe { bpf_redirect_peer(pod.link, 0) } as i32)
+        }
+        Next::Node(way) => {
+            packet.hop(headers)?;
+            let mut router = router(&way);
+            let length = size_of::<bpf_redir_neigh>() as i32;
+            // SAFETY: the helper copies what it is pointed to.
+            Some(unsafe { bpf_redirect_neigh(way.link, &mut router, length, 0) } as i32)
+        }
+    }
+}
+
+#[inline(always)]
+fn router(way: &Way) -> bpf_redir_neigh {
+    const AF_INET: u32 = 2;
+    const AF_INET6: u32 = 10;
+    let Address(octets) = way.router;
+    let word = |at: usize| u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
+    match way.router.as_v4() {
+        Some(_) => bpf_redir_neigh {
+            nh_family: AF_INET,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
+                // The rest of the union is handed to the kernel as well.
+                ipv6_nh: [word(12), 0, 0, 0],
+            },
+        },
+        None => bpf_redir_neigh {
+            nh_family: AF_INET6,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
+                ipv6_nh: [word(0), word(4), word(8), word(12)],
+            },
+        },
+    }
+}
+
+/// At the node's end of a pod's link, on what the pod sends.
+#[classifier]
+pub fn pod_sends(context: TcContext) -> i32 {
+    let link = fields(&context).ifindex;
+    let piece = fields(&context).gso_size;
+    let handed_on = read(&context).and_then(|headers| {
+        let next = from_pod(&Maps, link, &headers, headers.largest(piece));
+        hand_on(&context, &headers, next)
+    });
+    handed_on.unwrap_or(TC_ACT_UNSPEC)
+}
+
+/// At a link to other nodes, on what comes from there.
+#[classifier]
+pub fn node_sends(context: TcContext) -> i32 {
+    let link = fields(&context).ifindex;
+    let piece = fields(&context).gso_size;
+    let handed_on = read(&context).and_then(|headers| {
+        let next = from_node(&Maps, link, &headers, headers.largest(piece));
+        hand_on(&context, &headers, next)
+    });
+    handed_on.unwrap_or(TC_ACT_UNSPEC)
+}
+
+/// At both, on what leaves the stack.
+#[classifier]
+pub fn stack_sends(context: TcContext) -> i32 {
+    let mark = fields(&context).mark;
+    if mark & TRANSLATED != 0 {
+        // SAFETY: the kernel passes a context of this type.
+        unsafe { (*context.skb.skb).mark = mark & !TRANSLATED };
+        note(&context);
+    }
+    TC_ACT_UNSPEC
+}
+
+#[inline(always)]
+fn note(context: &TcContext) {
+    /// All that is read of a packet at most, if there is so much.
+    const HEADERS: u32 = 256;
+    let length = fields(context).len;
+    // SAFETY: the kernel passes a context of this type.
+    unsafe { bpf_skb_pull_data(context.skb.skb, if length < HEADERS { length } else { HEADERS }) };
+    let is_noted = match whose(&Packet(context)) {
+        Whose::Nobodys => return,
+        Whose::Flow(flow) if !is_noteworthy(&Maps, &flow) => return,
+        Whose::Flow(flow) => put(&flow.either()),
+        Whose::Unreadable => false,
+    };
+    if let Some(notes) = NOTES.get_ptr_mut(0) {
+        // SAFETY: a value of the map.
+        unsafe {
+            (*notes).any = 1;
+            if !is_noted {
+                (*notes).missing = 1;
+            }
+        }
+    }
+}
+
+/// Notes a flow; says whether there was room.
+#[inline(always)]
+fn put(flow: &Tuple) -> bool {
+    match NOTED.get_ptr_mut(flow) {
+        Some(seen) => {
+            // SAFETY: a value of the map.
+            unsafe { *seen = 1 };
+            true
+        }
+        None => NOTED.insert(flow, 1, BPF_NOEXIST.into()).is_ok() || NOTED.get_ptr(flow).is_some(),
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses what could come here.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 11] = *b"Apache-2.0\0";
