@@ -1,4 +1,4 @@
-//! Connection tracking: how strict it is, and what is taken out of it.
+//! Connection tracking: how strict it is, what is taken out of it, and what it is told of.
 //!
 //! A connection that a policy begins to deny is taken out: its next packet is judged as a new connection's is.
 //!
@@ -26,10 +26,12 @@ const PROTOCOL: u16 = 4;
 const TIMEOUT: u16 = 7;
 const ZONE: u16 = 18;
 const STATUS_MASK: u16 = 26;
-/// IPS_SRC_NAT.
-const SOURCE_TRANSLATED: u32 = 1 << 4;
-/// IPS_DST_NAT.
-const DESTINATION_TRANSLATED: u32 = 1 << 5;
+/// Of [`PROTOCOL`].
+const TCP: u16 = 1;
+/// Of that.
+const STATE: u16 = 1;
+/// TCP_CONNTRACK_ESTABLISHED.
+const ESTABLISHED: u8 = 3;
 const UDP: u8 = 17;
 
 /// Has segments outside a connection's window translated like all others, so that the socket they are for judges them.
@@ -134,58 +136,76 @@ fn deletion(message: &Received<'_>, condemned: impl FnOnce(&Connection) -> bool)
     })
 }
 
-/// The flows that were translated, by whomever: as they were before it, and as they are after it, in the direction in which
-/// they were begun.
-pub(crate) fn translated(socket: &mut Netfilter) -> Result<BTreeSet<packet::Tuple>, NetfilterError> {
-    let mut found = BTreeSet::new();
-    for status in [SOURCE_TRANSLATED, DESTINATION_TRANSLATED] {
+/// What tracking knows of flows.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Those that were translated, by whomever: as they were before it, and as they are after it, in the direction in which
+    /// they were begun.
+    pub(crate) translated: BTreeSet<packet::Tuple>,
+    /// Established connections of TCP that were not.
+    pub(crate) established: BTreeSet<packet::Tuple>,
+}
+
+/// Reads it.
+pub(crate) fn known(socket: &mut Netfilter) -> Result<Known, NetfilterError> {
+    /// IPS_ASSURED, IPS_SRC_NAT and IPS_DST_NAT: what was never answered, of which there may be very much, is nobody's.
+    const STATUSES: [u32; 3] = [1 << 2, 1 << 4, 1 << 5];
+    let mut known = Known::default();
+    for status in STATUSES {
         // Since Linux 5.15 the kernel leaves out the others.
         let which = Attributes::new().u32(STATUS, status).u32(STATUS_MASK, status);
-        dump(socket, &which, |original, reply| {
+        dump(socket, &which, |original, reply, is_established| {
             let (before, after) = (original.flow(), reply.flow().map(|flow| flow.reversed()));
             if before != after {
-                found.extend(before.into_iter().chain(after));
+                known.translated.extend(before.into_iter().chain(after));
+            } else if is_established {
+                known.established.extend(before);
             }
         })?;
     }
-    Ok(found)
+    Ok(known)
 }
 
 /// Has tracking know TCP connections that it has not seen begin, in the direction in which they were begun: as
-/// established, since both ends have spoken.
+/// established, since both ends have spoken. One for which it has no room stays unknown.
 pub(crate) fn take_up(
     socket: &mut Netfilter,
     connections: &BTreeSet<packet::Tuple>,
 ) -> Result<(), NetfilterError> {
-    let (mut unknown, mut turned) = (connections.clone(), Vec::new());
-    dump(socket, &Attributes::new(), |original, reply| {
-        let (Some(began), Some(answered)) = (original.flow(), reply.flow()) else {
-            return;
-        };
-        if connections.contains(&answered.reversed()) {
-            unknown.remove(&answered.reversed());
-        } else if began.reversed() == answered && connections.contains(&answered) {
-            // Taken up in the middle, by a packet of who was asked.
-            turned.push(began);
-        }
-    })?;
-    for began in turned {
-        let message = about(DELETE, 0, &began, Attributes::new());
-        match socket.request(SUBSYSTEM_CONNTRACK, &message) {
-            Err(error) if !error.is_not_found() => return Err(error),
-            _ => {}
-        }
-    }
+    /// Packets go on meanwhile, and each may have it know one the wrong way round.
+    const ROUNDS: usize = 4;
     let timeout = sysctl::get("net/netfilter/nf_conntrack_tcp_timeout_established");
     let timeout = timeout.ok().and_then(|text| text.parse().ok());
-    for connection in unknown {
-        // A packet of its own may have been first.
-        match socket.request(
-            SUBSYSTEM_CONNTRACK,
-            &established(&connection, timeout.unwrap_or(DAYS)),
-        ) {
-            Err(error) if !error.is_exists() => return Err(error),
-            _ => {}
+    for _ in 0..ROUNDS {
+        let (mut unknown, mut wrong) = (connections.clone(), Vec::new());
+        dump(socket, &Attributes::new(), |original, reply, is_established| {
+            let (Some(began), Some(answered)) = (original.flow(), reply.flow()) else {
+                return;
+            };
+            let is_plain = began.reversed() == answered;
+            if connections.contains(&answered.reversed()) && (is_established || !is_plain) {
+                unknown.remove(&answered.reversed());
+            } else if is_plain && (connections.contains(&began) || connections.contains(&answered)) {
+                // Half begun, over, or taken up in the middle by a packet of who was asked.
+                wrong.push(began);
+            }
+        })?;
+        if unknown.is_empty() && wrong.is_empty() {
+            break;
+        }
+        for began in wrong {
+            let message = about(DELETE, 0, &began, Attributes::new());
+            match socket.request(SUBSYSTEM_CONNTRACK, &message) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        for connection in unknown {
+            // What is refused is asked for once more in the next round.
+            let _ = socket.request(
+                SUBSYSTEM_CONNTRACK,
+                &established(&connection, timeout.unwrap_or(DAYS)),
+            );
         }
     }
     Ok(())
@@ -198,10 +218,6 @@ fn established(connection: &packet::Tuple, timeout: u32) -> Message {
     const CREATE_EXCLUSIVELY: u16 = 0x400 | 0x200;
     /// IPS_SEEN_REPLY, IPS_ASSURED and IPS_CONFIRMED.
     const BOTH_SPOKE: u32 = 0b1110;
-    const TCP: u16 = 1;
-    const STATE: u16 = 1;
-    /// TCP_CONNTRACK_ESTABLISHED.
-    const ESTABLISHED: u8 = 3;
     let state = Attributes::new().nest(TCP, Attributes::new().bytes(STATE, &[ESTABLISHED]));
     let rest = Attributes::new()
         .nest(REPLY, written(&connection.reversed()))
@@ -252,11 +268,11 @@ fn six(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// All connections that are `which`, in the direction in which they were begun and in the other.
+/// Connections, in the direction in which they were begun and in the other, and whether they are established ones of TCP.
 fn dump(
     socket: &mut Netfilter,
     which: &Attributes,
-    mut connection: impl FnMut(Tuple, Tuple),
+    mut connection: impl FnMut(Tuple, Tuple, bool),
 ) -> Result<(), NetfilterError> {
     socket.dump(
         SUBSYSTEM_CONNTRACK,
@@ -267,8 +283,10 @@ fn dump(
         |message| {
             let attributes = message.attributes();
             let read = |kind| attributes.nested(kind).and_then(Tuple::read);
+            let tcp = attributes.nested(PROTOCOL).and_then(|of| of.nested(TCP));
+            let is_established = tcp.and_then(|tcp| tcp.get(STATE)) == Some(&[ESTABLISHED]);
             if let (Some(original), Some(reply)) = (read(ORIGINAL), read(REPLY)) {
-                connection(original, reply);
+                connection(original, reply, is_established);
             }
         },
     )

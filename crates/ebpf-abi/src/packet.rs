@@ -107,6 +107,12 @@ impl Flags {
     const RST: u8 = 0x04;
     const ACK: u8 = 0x10;
 
+    /// Asks for a connection.
+    #[inline(always)]
+    pub const fn asks(self) -> bool {
+        self.0 & (Flags::SYN | Flags::ACK | Flags::RST | Flags::FIN) == Flags::SYN
+    }
+
     /// Accepts a connection.
     #[inline(always)]
     pub const fn accepts(self) -> bool {
@@ -137,13 +143,13 @@ pub struct Headers {
 
 impl Headers {
     /// The largest packet that this one is sent in, in bytes from the network header on, where its payload is cut into
-    /// pieces of `piece` bytes; 0 where it is not cut.
+    /// pieces of `piece` bytes; where it is not cut, which 0 says, all that it carries, whatever its header says of that.
     #[inline(always)]
-    pub const fn largest(&self, piece: u32) -> u32 {
-        if piece == 0 {
-            self.length
-        } else {
-            self.overhead + piece
+    pub const fn largest(&self, piece: u32, carried: u32) -> u32 {
+        match piece {
+            0 if carried > self.length => carried,
+            0 => self.length,
+            piece => self.overhead + piece,
         }
     }
 }
@@ -194,6 +200,10 @@ fn ordinary_v6(packet: &(impl Bytes + ?Sized)) -> Option<Headers> {
         return None;
     }
     let ends = ends_v6(packet)?;
+    // Which no packet may have (RFC 4942, 2.2): here they would be somebody's of IPv4.
+    if ends.0.as_v4().is_some() || ends.1.as_v4().is_some() {
+        return None;
+    }
     let length = IPV6_HEADER as u32 + u32::from(u16::from_be_bytes([high, low]));
     transport(packet, ends, Protocol(next), (hops, length), IPV6_HEADER)
 }
@@ -214,10 +224,16 @@ fn transport(
     header: usize,
 ) -> Option<Headers> {
     const UDP_HEADER: u32 = 8;
+    // Without options.
+    const TCP_HEADER: u32 = 20;
     let tuple = ported(packet, ends, protocol, ETHERNET + header)?;
     let (flags, own) = if protocol == Protocol::TCP {
         let [offset, flags] = packet.bytes::<2>(ETHERNET + header + 12)?;
-        (Flags(flags), u32::from(offset >> 4) * 4)
+        let own = u32::from(offset >> 4) * 4;
+        if own < TCP_HEADER {
+            return None;
+        }
+        (Flags(flags), own)
     } else {
         (Flags(0), UDP_HEADER)
     };
@@ -256,7 +272,7 @@ pub enum Whose {
     Flow(Tuple),
     /// No flow's of these: another protocol's, or a later fragment, whose first one came by before.
     Nobodys,
-    /// That cannot be read.
+    /// That cannot be read; what is not IP among it.
     Unreadable,
 }
 
@@ -266,8 +282,7 @@ pub fn whose(packet: &(impl Bytes + ?Sized)) -> Whose {
     match packet.bytes::<2>(ETHER_TYPE) {
         Some(IPV4) => whose_v4(packet),
         Some(IPV6) => whose_v6(packet),
-        Some(_) => Whose::Nobodys,
-        None => Whose::Unreadable,
+        _ => Whose::Unreadable,
     }
 }
 
@@ -294,11 +309,15 @@ fn whose_v4(packet: &(impl Bytes + ?Sized)) -> Whose {
     let [a, b, c, d, e, f, g, h] = ends;
     let ends = (Address::v4([a, b, c, d]), Address::v4([e, f, g, h]));
     let length = usize::from(version & 0x0f) * 4;
+    if length < IPV4_HEADER {
+        return Whose::Unreadable;
+    }
     of(packet, ends, Protocol(protocol), ETHERNET + length)
 }
 
-/// How many extension headers are passed over: as many as there are kinds that RFC 8200 (4.1) has before the transport's.
-const EXTENSIONS: usize = 5;
+/// How many extension headers are passed over: as many as RFC 8200 (4.1) has before the transport's, with destination
+/// options twice.
+const EXTENSIONS: usize = 6;
 
 #[inline(always)]
 fn whose_v6(packet: &(impl Bytes + ?Sized)) -> Whose {
@@ -340,8 +359,9 @@ fn whose_v6(packet: &(impl Bytes + ?Sized)) -> Whose {
 /// The checksum of an IPv4 header whose time to live has gone down by one (RFC 1624, of the sum as it stands there).
 #[inline(always)]
 pub const fn checksum_after_hop(checksum: [u8; 2]) -> [u8; 2] {
-    // ~m + m' of the word that has the time to live in its upper half is -0x0100; the checksum is the sum's complement.
+    // ~m + m' of the word that has the time to live in its upper half is -0x0100; the checksum is the sum's complement. All
+    // ones are the zero that a sum from scratch does not give.
     let sum = u16::from_be_bytes(checksum) as u32 + 0x0100;
-    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = sum + (sum >= 0xffff) as u32;
     (folded as u16).to_be_bytes()
 }

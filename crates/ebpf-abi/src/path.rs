@@ -6,7 +6,7 @@
 //! again. Such flows are noted where their packets leave the stack for a pod, here or on another node. What has the same
 //! ends as one of them takes the stack as well, which gives it another port: to its endpoint they would be one.
 //!
-//! Nothing is remembered of a packet that goes past the stack, but of a TCP connection that was accepted: who began it.
+//! Nothing is remembered of a packet that goes past the stack, but of a TCP connection: who began it, and that it was accepted.
 //! When a policy begins to be about one of its ends, the stack has to know that.
 
 use crate::Address;
@@ -16,16 +16,18 @@ use crate::packet::{Flags, Headers, Tuple};
 /// own.
 pub const LAYOUT: u32 = 1;
 
-/// What is known of [`Paths::is_translated`] at once: 8 bytes.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
-pub struct Notes {
-    /// Not 0 once a flow was noted: without any none need be looked up.
-    pub any: u32,
-    /// Not 0 while some flow could not be noted: then every one may be translated.
-    pub missing: u32,
-}
+/// Where in what is known of [`Paths::is_translated`] at once stands, not 0, that a flow was noted: without any none need be
+/// looked up.
+pub const ANY_NOTED: u32 = 0;
+/// Where in it stands, not 0, that some flow could not be noted: then every one may be translated.
+pub const ANY_MISSING: u32 = 1;
+
+/// Of a connection that was asked for, and nobody has looked at yet.
+pub const ASKED: u32 = 0;
+/// Of one that was accepted.
+pub const ACCEPTED: u32 = 1;
+/// Of one that was asked for when the agent looked last.
+pub const LONG_ASKED: u32 = 2;
 
 /// The bit of a packet's mark by which the table says that it translated the flow, and that this is its first direction.
 pub const TRANSLATED: u32 = 0x2000;
@@ -124,8 +126,10 @@ pub trait Paths {
     fn way(&self, address: &Address) -> Option<Way>;
     /// Whether the table translated a flow between these ends, or may have; whichever end of [`Tuple::either`] began it.
     fn is_translated(&self, ends: &Tuple) -> bool;
-    /// Remembers a connection in the direction in which it was begun.
+    /// Remembers a connection that is asked for.
     fn begin(&self, connection: &Tuple);
+    /// It was accepted, if somebody asked for it.
+    fn accept(&self, connection: &Tuple);
     /// Forgets it.
     fn end(&self, connection: &Tuple);
 }
@@ -186,8 +190,11 @@ fn forward(paths: &impl Paths, headers: &Headers, fits: bool, next: Next) -> Nex
 
 #[inline(always)]
 fn follow(paths: &impl Paths, flags: Flags, tuple: &Tuple) {
-    if flags.accepts() {
-        paths.begin(&tuple.reversed());
+    if flags.asks() {
+        // By whom is certain: by its link. So nobody can have begun what he did not.
+        paths.begin(tuple);
+    } else if flags.accepts() {
+        paths.accept(&tuple.reversed());
     } else if flags.ends() {
         paths.end(tuple);
         paths.end(&tuple.reversed());

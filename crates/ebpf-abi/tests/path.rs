@@ -7,7 +7,7 @@ use std::mem::{align_of, size_of};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use podnet_ebpf_abi::packet::{Flags, Headers, Tuple};
-use podnet_ebpf_abi::path::{Next, Notes, Paths, Pod, Range, Way, from_node, from_pod, is_noteworthy};
+use podnet_ebpf_abi::path::{Next, Paths, Pod, Range, Way, from_node, from_pod, is_noteworthy};
 use podnet_ebpf_abi::{Address, Endpoint, Protocol};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -26,7 +26,8 @@ struct Tables {
     /// In one direction or the other.
     translated: BTreeSet<Tuple>,
     all_translated: bool,
-    begun: RefCell<BTreeSet<Tuple>>,
+    /// And whether they were accepted.
+    begun: RefCell<BTreeMap<Tuple, bool>>,
 }
 
 impl Paths for Tables {
@@ -48,7 +49,13 @@ impl Paths for Tables {
     }
 
     fn begin(&self, connection: &Tuple) {
-        self.begun.borrow_mut().insert(*connection);
+        self.begun.borrow_mut().insert(*connection, false);
+    }
+
+    fn accept(&self, connection: &Tuple) {
+        if let Some(is_accepted) = self.begun.borrow_mut().get_mut(connection) {
+            *is_accepted = true;
+        }
     }
 
     fn end(&self, connection: &Tuple) {
@@ -101,6 +108,8 @@ fn node() -> Tables {
         ("10.244.2.0/24", way(2, 1450, "192.0.2.2")),
         ("10.244.2.64/26", way(3, 1400, "192.0.2.3")),
         ("10.244.2.96/32", Way::HERE),
+        // Whatever else it says, without a link it is here.
+        ("10.244.4.0/24", way(0, 1450, "192.0.2.4")),
         ("fd00:244:1::/64", Way::HERE),
         ("fd00:244:2::/64", way(2, 1450, "fd00::2")),
         ("fd00:244:2:0:8000::/66", way(3, 1400, "fd00::3")),
@@ -166,7 +175,6 @@ fn layouts_have_no_bytes_that_nobody_sets() {
     assert_eq!((size_of::<Pod>(), align_of::<Pod>()), (24, 4));
     assert_eq!((size_of::<Range>(), align_of::<Range>()), (20, 4));
     assert_eq!((size_of::<Way>(), align_of::<Way>()), (24, 4));
-    assert_eq!((size_of::<Notes>(), align_of::<Notes>()), (8, 4));
 }
 
 #[test]
@@ -281,7 +289,7 @@ fn what_is_too_large_is_the_stacks() {
 fn what_is_cut_into_pieces_may_be_larger_as_a_whole() {
     let mut headers = between(LOCAL[0]);
     headers.length = 65_000;
-    let by = |piece| from_pod(&node(), 11, &headers, headers.largest(piece));
+    let by = |piece| from_pod(&node(), 11, &headers, headers.largest(piece, 65_000));
     assert_eq!(by(0), Next::Stack);
     assert_eq!(by(1450 - 52), Next::Pod(pod(12, 1450)));
     assert_eq!(by(1450 - 51), Next::Stack);
@@ -326,6 +334,7 @@ fn other_nodes_are_reached_by_the_longest_range() {
         ("10.244.2.127", Some((3, 1400, "192.0.2.3"))),
         ("10.244.2.128", Some((2, 1450, "192.0.2.2"))),
         ("10.244.3.0", None),
+        ("10.244.4.1", None),
         ("fd00:244:2:0:7fff::", Some((2, 1450, "fd00::2"))),
         ("fd00:244:2:0:8000::", Some((3, 1400, "fd00::3"))),
         ("fd00:244:2:0:a000::", Some((3, 1400, "fd00::3"))),
@@ -392,27 +401,38 @@ fn nothing_goes_from_other_nodes_to_other_nodes() {
 }
 
 #[test]
-fn whoever_accepts_a_connection_did_not_begin_it() {
+fn whoever_asks_begins_a_connection_and_who_accepts_it_does_not() {
     for (by, mut headers, _) in past() {
         for more in [0, PSH, 0x40, 0xc0] {
+            headers.flags = Flags(SYN | more);
             let tables = node();
-            headers.flags = Flags(SYN | ACK | more);
             decide(&tables, by, &headers, headers.length);
-            let begun = BTreeSet::from([headers.tuple.reversed()]);
+            assert_eq!(tables.begun.into_inner(), [(headers.tuple, false)].into());
+            headers.flags = Flags(SYN | ACK | more);
+            // What nobody asked for is accepted by nobody.
+            let tables = node();
+            decide(&tables, by, &headers, headers.length);
+            assert!(tables.begun.borrow().is_empty());
+            let asked = headers.tuple.reversed();
+            tables
+                .begun
+                .replace([(asked, false), (headers.tuple, false)].into());
+            decide(&tables, by, &headers, headers.length);
+            let begun = [(asked, true), (headers.tuple, false)].into();
             assert_eq!(tables.begun.into_inner(), begun, "{headers:?}");
         }
     }
 }
 
 #[test]
-fn what_neither_accepts_nor_ends_a_connection_leaves_it_alone() {
+fn what_neither_begins_nor_ends_a_connection_leaves_it_alone() {
     for (by, mut headers, _) in past() {
-        for flags in [0, SYN, ACK, PSH, PSH | ACK, SYN | PSH, 0xc0 | SYN, 0xe8] {
+        for flags in [0, ACK, PSH, PSH | ACK, 0xe8] {
             headers.flags = Flags(flags);
             let tables = node();
             decide(&tables, by, &headers, headers.length);
             assert_eq!(tables.begun.borrow().len(), 0, "{headers:?}");
-            let begun = BTreeSet::from([headers.tuple, headers.tuple.reversed()]);
+            let begun = BTreeMap::from([(headers.tuple, false), (headers.tuple.reversed(), true)]);
             tables.begun.replace(begun.clone());
             decide(&tables, by, &headers, headers.length);
             assert_eq!(tables.begun.into_inner(), begun, "{headers:?}");
@@ -437,9 +457,9 @@ fn a_connection_is_over_once_either_side_ends_it() {
             other.source_port = [0, 1];
             for connection in [headers.tuple, headers.tuple.reversed()] {
                 let tables = node();
-                tables.begun.replace([connection, other].into());
+                tables.begun.replace([(connection, true), (other, true)].into());
                 decide(&tables, by, &headers, headers.length);
-                assert_eq!(tables.begun.into_inner(), [other].into(), "{headers:?}");
+                assert_eq!(tables.begun.into_inner(), [(other, true)].into(), "{headers:?}");
             }
         }
     }
@@ -466,9 +486,9 @@ fn what_goes_to_the_stack_begins_and_ends_nothing() {
             (unknown, by, headers),
         ];
         for (tables, by, mut headers) in cases {
-            let begun = BTreeSet::from([headers.tuple]);
+            let begun = BTreeMap::from([(headers.tuple.reversed(), false)]);
             tables.begun.replace(begun.clone());
-            for flags in [SYN | ACK, FIN | ACK, RST] {
+            for flags in [SYN, SYN | ACK, FIN | ACK, RST] {
                 headers.flags = Flags(flags);
                 assert_eq!(decide(&tables, by, &headers, headers.length), Next::Stack);
                 assert_eq!(*tables.begun.borrow(), begun, "{headers:?}");
@@ -521,7 +541,7 @@ fn a_range_is_counted_as_its_own_family_is() {
 }
 
 /// The documentation's answer, and the connections that are known afterwards.
-fn judge(tables: &Tables, by: By, headers: &Headers, largest: u32) -> (Next, BTreeSet<Tuple>) {
+fn judge(tables: &Tables, by: By, headers: &Headers, largest: u32) -> (Next, BTreeMap<Tuple, bool>) {
     let begun = tables.begun.borrow().clone();
     let to_stack = (Next::Stack, begun.clone());
     let Tuple {
@@ -549,7 +569,7 @@ fn judge(tables: &Tables, by: By, headers: &Headers, largest: u32) -> (Next, BTr
             Next::Pod(pod),
             pod.mtu,
         ),
-        (By::Pod(link), None, Some(way)) if way != Way::HERE => (
+        (By::Pod(link), None, Some(way)) if way.link != 0 => (
             pod_at(source).map(|pod| pod.link) == Some(link),
             Next::Node(way),
             way.mtu,
@@ -569,8 +589,14 @@ fn judge(tables: &Tables, by: By, headers: &Headers, largest: u32) -> (Next, BTr
     }
     let mut after = begun;
     match [FIN, SYN, RST, ACK].map(|flag| headers.flags.0 & flag != 0) {
-        [false, true, false, true] => drop(after.insert(headers.tuple.reversed())),
-        [true, ..] | [_, _, true, _] => after.retain(|connection| !same_ends.contains(connection)),
+        [false, true, false, false] => drop(after.insert(headers.tuple, false)),
+        [false, true, false, true] => {
+            let asked = after
+                .iter_mut()
+                .filter(|(of, _)| **of == headers.tuple.reversed());
+            asked.for_each(|(_, is_accepted)| *is_accepted = true);
+        }
+        [true, ..] | [_, _, true, _] => after.retain(|connection, _| !same_ends.contains(connection)),
         _ => {}
     }
     (next, after)
@@ -598,7 +624,7 @@ fn any_range() -> impl Strategy<Value = Range> {
 }
 
 fn any_way() -> impl Strategy<Value = Way> {
-    let away = (1..4_u32, 999..1002_u32, any_address());
+    let away = (0..4_u32, 999..1002_u32, any_address());
     prop_oneof![
         1 => Just(Way::HERE),
         3 => away.prop_map(|(link, mtu, router)| Way { link, mtu, router }),
@@ -630,7 +656,7 @@ fn any_tables() -> impl Strategy<Value = Tables> {
         btree_map(any_range(), any_way(), 0..10),
         btree_set(any_tuple(), 0..20),
         prop::bool::weighted(0.05),
-        btree_set(any_tuple(), 0..20),
+        btree_map(any_tuple(), any::<bool>(), 0..20),
     )
         .prop_map(|(pods, ways, translated, all_translated, begun)| Tables {
             pods,

@@ -9,14 +9,18 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie};
-use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_pull_data};
+use aya_ebpf::helpers::{bpf_csum_update, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_pull_data};
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::{
-    Bytes, Headers, IPV4_CHECKSUM, IPV4_HOPS, IPV6_HOPS, Tuple, Whose, checksum_after_hop, ordinary, whose,
+    Bytes, ETHERNET, Headers, IPV4_CHECKSUM, IPV4_HOPS, IPV6_HOPS, Tuple, Whose, checksum_after_hop,
+    ordinary, whose,
 };
-use podnet_ebpf_abi::path::{Next, Notes, Paths, Pod, TRANSLATED, Way, from_node, from_pod, is_noteworthy};
+use podnet_ebpf_abi::path::{
+    ACCEPTED, ANY_MISSING, ANY_NOTED, ASKED, Next, Paths, Pod, TRANSLATED, Way, from_node, from_pod,
+    is_noteworthy,
+};
 
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -33,13 +37,14 @@ static WAYS: LpmTrie<Address, Way, 65_536> = LpmTrie::new();
 #[btf_map]
 static NOTED: HashMap<Tuple, u32, 262_144, SPARSE> = HashMap::new();
 
-/// TCP connections past the stack, in the direction in which they were begun.
+/// What is known of these at once: [`ANY_NOTED`] and [`ANY_MISSING`].
 #[btf_map]
-static BEGUN: HashMap<Tuple, u32, 262_144, SPARSE> = HashMap::new();
+static NOTES: Array<u32, 2> = Array::new();
 
-/// What is known of these at once.
+/// TCP connections past the stack, in the direction in which they were begun, and how far they are. There are no more of
+/// them than connection tracking has room for on a small node: it may be told of all.
 #[btf_map]
-static NOTES: Array<Notes, 1> = Array::new();
+static BEGUN: HashMap<Tuple, u32, 65_536, SPARSE> = HashMap::new();
 
 struct Maps;
 
@@ -59,17 +64,24 @@ impl Paths for Maps {
 
     #[inline(always)]
     fn is_translated(&self, ends: &Tuple) -> bool {
-        match NOTES.get(0) {
-            Some(Notes { any: 0, missing: 0 }) => false,
-            Some(Notes { missing: 0, .. }) => NOTED.get_ptr(ends.either()).is_some(),
-            _ => true,
-        }
+        let (Some(any), Some(missing)) = (NOTES.get(ANY_NOTED), NOTES.get(ANY_MISSING)) else {
+            return true;
+        };
+        *missing != 0 || (*any != 0 && NOTED.get_ptr(ends.either()).is_some())
     }
 
     #[inline(always)]
     fn begin(&self, connection: &Tuple) {
         // Where there is no room, a policy that begins to be about it may cut it.
-        let _ = BEGUN.insert(connection, 1, BPF_ANY.into());
+        let _ = BEGUN.insert(connection, ASKED, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn accept(&self, connection: &Tuple) {
+        if let Some(how_far) = BEGUN.get_ptr_mut(connection) {
+            // SAFETY: a value of the map.
+            unsafe { *how_far = ACCEPTED };
+        }
     }
 
     #[inline(always)]
@@ -108,9 +120,15 @@ impl Packet<'_> {
     /// Has it pass a router.
     #[inline(always)]
     fn hop(&self, headers: &Headers) -> Option<()> {
+        /// Of the word with the hop limit in its lower byte, on the wire: what it loses, as the kernel adds up.
+        const LOST: u32 = !0x0100;
         let hops = [headers.hops - 1];
         if headers.tuple.source.as_v4().is_none() {
-            return self.write(IPV6_HOPS, hops);
+            self.write(IPV6_HOPS, hops)?;
+            // Where the device has summed up the packet. In IPv4 the header's own checksum makes up for it.
+            // SAFETY: the kernel passes a context of this type.
+            unsafe { bpf_csum_update(self.0.skb.skb, LOST) };
+            return Some(());
         }
         let checksum = self.bytes(IPV4_CHECKSUM)?;
         self.write(IPV4_HOPS, hops)?;
@@ -133,6 +151,12 @@ fn read(context: &TcContext) -> Option<Headers> {
         return None;
     }
     ordinary(&Packet(context))
+}
+
+#[inline(always)]
+fn largest(context: &TcContext, headers: &Headers) -> u32 {
+    let fields = fields(context);
+    headers.largest(fields.gso_size, fields.len.saturating_sub(ETHERNET as u32))
 }
 
 /// Hands a packet on; none where the stack has to.
@@ -185,9 +209,8 @@ fn router(way: &Way) -> bpf_redir_neigh {
 #[classifier]
 pub fn pod_sends(context: TcContext) -> i32 {
     let link = fields(&context).ifindex;
-    let piece = fields(&context).gso_size;
     let handed_on = read(&context).and_then(|headers| {
-        let next = from_pod(&Maps, link, &headers, headers.largest(piece));
+        let next = from_pod(&Maps, link, &headers, largest(&context, &headers));
         hand_on(&context, &headers, next)
     });
     handed_on.unwrap_or(TC_ACT_UNSPEC)
@@ -197,9 +220,8 @@ pub fn pod_sends(context: TcContext) -> i32 {
 #[classifier]
 pub fn node_sends(context: TcContext) -> i32 {
     let link = fields(&context).ifindex;
-    let piece = fields(&context).gso_size;
     let handed_on = read(&context).and_then(|headers| {
-        let next = from_node(&Maps, link, &headers, headers.largest(piece));
+        let next = from_node(&Maps, link, &headers, largest(&context, &headers));
         hand_on(&context, &headers, next)
     });
     handed_on.unwrap_or(TC_ACT_UNSPEC)
@@ -230,14 +252,17 @@ fn note(context: &TcContext) {
         Whose::Flow(flow) => put(&flow.either()),
         Whose::Unreadable => false,
     };
-    if let Some(notes) = NOTES.get_ptr_mut(0) {
+    say(ANY_NOTED);
+    if !is_noted {
+        say(ANY_MISSING);
+    }
+}
+
+#[inline(always)]
+fn say(what: u32) {
+    if let Some(said) = NOTES.get_ptr_mut(what) {
         // SAFETY: a value of the map.
-        unsafe {
-            (*notes).any = 1;
-            if !is_noted {
-                (*notes).missing = 1;
-            }
-        }
+        unsafe { *said = 1 };
     }
 }
 

@@ -100,10 +100,23 @@ pub(super) fn verb_times(podnet: &Path, runs: u16) -> miette::Result<VerbTimes> 
     serde_json::from_slice(&output).into_diagnostic()
 }
 
-/// One lab per routing mode, raised when it is first asked for.
+/// How a lab is raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Mode {
+    routing: &'static str,
+    dataplane: &'static str,
+}
+
+impl Mode {
+    pub(super) const fn new(routing: &'static str, dataplane: &'static str) -> Self {
+        Mode { routing, dataplane }
+    }
+}
+
+/// One lab per mode, raised when it is first asked for.
 pub(super) struct Labs {
     podnet: PathBuf,
-    raised: BTreeMap<String, Rc<Lab>>,
+    raised: BTreeMap<Mode, Rc<Lab>>,
 }
 
 type Ends = (Station, Station, IpAddr);
@@ -117,23 +130,23 @@ impl Labs {
     }
 
     /// Two pods of one node.
-    pub(super) fn one_node(&mut self, routing: &str) -> miette::Result<Ends> {
-        self.pods(routing, "near")
+    pub(super) fn one_node(&mut self, mode: Mode) -> miette::Result<Ends> {
+        self.pods(mode, "near")
     }
 
     /// Two pods of one node, and the address of a service in front of one of them.
-    pub(super) fn service(&mut self, routing: &str) -> miette::Result<Ends> {
-        let (client, server, _) = self.pods(routing, "served")?;
+    pub(super) fn service(&mut self, mode: Mode) -> miette::Result<Ends> {
+        let (client, server, _) = self.pods(mode, "served")?;
         Ok((client, server, SERVICE))
     }
 
     /// Two pods of two nodes.
-    pub(super) fn two_nodes(&mut self, routing: &str) -> miette::Result<Ends> {
-        self.pods(routing, "far")
+    pub(super) fn two_nodes(&mut self, mode: Mode) -> miette::Result<Ends> {
+        self.pods(mode, "far")
     }
 
-    fn pods(&mut self, routing: &str, server: &'static str) -> miette::Result<Ends> {
-        let lab = self.lab(routing)?;
+    fn pods(&mut self, mode: Mode, server: &'static str) -> miette::Result<Ends> {
+        let lab = self.lab(mode)?;
         let (client, server) = (
             Pod {
                 lab: lab.clone(),
@@ -145,24 +158,29 @@ impl Labs {
         Ok((Station::Pod(client), Station::Pod(server), address))
     }
 
-    fn lab(&mut self, routing: &str) -> miette::Result<Rc<Lab>> {
-        if let Some(lab) = self.raised.get(routing) {
+    fn lab(&mut self, mode: Mode) -> miette::Result<Rc<Lab>> {
+        if let Some(lab) = self.raised.get(&mode) {
             return Ok(lab.clone());
         }
         let manifest = std::env::temp_dir().join(format!("podnet-bench-{}.yaml", std::process::id()));
         std::fs::write(&manifest, manifest_text())
             .into_diagnostic()
             .wrap_err("cannot write the manifest")?;
-        let name = format!("bench-{routing}");
+        let Mode { routing, dataplane } = mode;
+        let name = format!("bench-{routing}-{dataplane}");
         let file = manifest.to_string_lossy().into_owned();
         let lab = Lab::up(
             &self.podnet,
             &name,
-            &["--nodes", "2", "--routing", routing, "-f", &file],
+            &[
+                &["--nodes", "2", "--routing", routing, "--dataplane", dataplane],
+                &["-f", file.as_str()][..],
+            ]
+            .concat(),
         );
         let _ = std::fs::remove_file(&manifest);
         let lab = Rc::new(lab?);
-        self.raised.insert(routing.to_owned(), lab.clone());
+        self.raised.insert(mode, lab.clone());
         Ok(lab)
     }
 }

@@ -166,18 +166,25 @@ const BESIDE_PATHS: [&str; 7] = [
 ];
 
 /// The rows, in the order of the table.
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 14] = [
     "one node: veth pair",
     "one node: kernel routing",
     "one node: kernel routing, tracked",
     "one node: podnet",
     "one node: podnet service",
+    "one node: podnet ebpf",
+    "one node: podnet ebpf service",
     "one node: service as kube-proxy",
     "two nodes: kernel routing",
     "two nodes: podnet direct",
+    "two nodes: podnet ebpf direct",
     "two nodes: kernel VXLAN",
     "two nodes: podnet vxlan",
+    "two nodes: podnet ebpf vxlan",
 ];
+
+const DIRECT: lab::Mode = lab::Mode::new("direct", "nftables");
+const EBPF_DIRECT: lab::Mode = lab::Mode::new("direct", "ebpf");
 
 fn setups(args: &Args, names: Vec<&'static str>) -> miette::Result<Vec<Path>> {
     let mut labs = lab::Labs::new(&args.podnet);
@@ -190,16 +197,28 @@ fn setups(args: &Args, names: Vec<&'static str>) -> miette::Result<Vec<Path>> {
                 Some("one node: veth pair"),
                 bare::one_node_with(bare::Rules::Tracking)?,
             ),
-            "one node: podnet" => (Some("one node: veth pair"), labs.one_node("direct")?),
-            "one node: podnet service" => (Some("one node: podnet"), labs.service("direct")?),
+            "one node: podnet" => (Some("one node: veth pair"), labs.one_node(DIRECT)?),
+            "one node: podnet service" => (Some("one node: podnet"), labs.service(DIRECT)?),
+            "one node: podnet ebpf" => (Some("one node: veth pair"), labs.one_node(EBPF_DIRECT)?),
+            "one node: podnet ebpf service" => (Some("one node: podnet ebpf"), labs.service(EBPF_DIRECT)?),
             "one node: service as kube-proxy" => (
                 Some("one node: kernel routing, tracked"),
                 bare::one_node_with(bare::Rules::KubeProxy)?,
             ),
             "two nodes: kernel routing" => (None, bare::two_nodes(bare::Between::Routes)?),
-            "two nodes: podnet direct" => (Some("two nodes: kernel routing"), labs.two_nodes("direct")?),
+            "two nodes: podnet direct" => (Some("two nodes: kernel routing"), labs.two_nodes(DIRECT)?),
+            "two nodes: podnet ebpf direct" => {
+                (Some("two nodes: kernel routing"), labs.two_nodes(EBPF_DIRECT)?)
+            }
             "two nodes: kernel VXLAN" => (None, bare::two_nodes(bare::Between::Vxlan)?),
-            _ => (Some("two nodes: kernel VXLAN"), labs.two_nodes("vxlan")?),
+            "two nodes: podnet ebpf vxlan" => (
+                Some("two nodes: kernel VXLAN"),
+                labs.two_nodes(lab::Mode::new("vxlan", "ebpf"))?,
+            ),
+            _ => (
+                Some("two nodes: kernel VXLAN"),
+                labs.two_nodes(lab::Mode::new("vxlan", "nftables"))?,
+            ),
         };
         paths.push(Path {
             name,

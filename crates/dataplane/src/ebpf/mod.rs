@@ -57,7 +57,7 @@ impl Default for Sizes {
     }
 }
 
-/// Why sockets are not led.
+/// Why the programs do not do their part.
 #[derive(Debug, thiserror::Error)]
 pub enum EbpfError {
     /// Nobody said where the programs are.
@@ -197,10 +197,11 @@ impl ServiceBackend for Ebpf {
 
     fn apply(&mut self, want: &NodeState) -> Result<usize, ServiceError> {
         let site = self.site.as_ref().ok_or(EbpfError::Nowhere)?;
-        let changes = self.sockets.apply(site, want)? + self.path.apply(site, want)?;
+        // Neither waits for the other.
+        let (path, sockets) = (self.path.apply(site, want), self.sockets.apply(site, want));
         let left_out = self.sockets.left_out.iter().chain(self.path.left_out());
         self.left_out = left_out.cloned().collect();
-        Ok(changes)
+        Ok(path + sockets?)
     }
 
     fn is_in_front(&self) -> bool {
@@ -222,8 +223,9 @@ impl ServiceBackend for Ebpf {
         let Some(site) = &self.site else {
             return Ok(Vec::new());
         };
-        self.path.leave(site)?;
+        let left = self.path.leave(site);
         let directory = site.remove()?;
+        left?;
         Ok(directory.iter().map(|directory| removed(directory)).collect())
     }
 

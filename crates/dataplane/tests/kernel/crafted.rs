@@ -47,6 +47,8 @@ impl Paths for Tables {
 
     fn begin(&self, _: &Tuple) {}
 
+    fn accept(&self, _: &Tuple) {}
+
     fn end(&self, _: &Tuple) {}
 }
 
@@ -147,7 +149,12 @@ impl Scene {
                 *to = mac;
             }
             let here = match ordinary(sent.as_slice()) {
-                Some(headers) => decide(&self.tables, link, &headers, headers.largest(0)),
+                Some(headers) => decide(
+                    &self.tables,
+                    link,
+                    &headers,
+                    headers.largest(0, sent.len() as u32 - 14),
+                ),
                 None => Next::Stack,
             };
             let mut out = vec![0; 2048];

@@ -110,6 +110,43 @@ fn a_pod_with_a_queue_at_its_link_takes_the_stack() {
     assert!(tracked(scene.node(), 8080).contains("src=10.244.0.9"));
 }
 
+/// Which programs that hand packets on would come before.
+#[test]
+fn a_pod_with_filters_of_others_at_its_link_takes_the_stack() {
+    let scene = Scene::new();
+    scene.node().command("tc qdisc add dev pod9 clsact");
+    scene.lab.apply(0);
+    answers(&scene.client, SERVER);
+    assert!(tracked(scene.node(), 8080).contains("src=10.244.0.9"));
+    scene
+        .node()
+        .command("tc qdisc del dev pod9 clsact; conntrack -F 2>/dev/null");
+    scene.lab.apply(0);
+    answers(&scene.client, SERVER);
+    assert_eq!(tracked(scene.node(), 8080), "");
+}
+
+#[test]
+fn what_others_take_off_a_link_is_put_back() {
+    let scene = Scene::new();
+    let node = scene.node();
+    let mut kernel = node.run(|| node.kernel(DataplaneName::Ebpf));
+    let state = scene.lab.state(0);
+    assert!(node.run(|| kernel.apply(&state).unwrap()).is_nothing());
+    let [links] = scene.pins("links").try_into().unwrap();
+    let at_server = format!("{}-", node.link("pod2").index);
+    for pin in std::fs::read_dir(links).unwrap().map(|pin| pin.unwrap().path()) {
+        if pin.file_name().unwrap().to_str().unwrap().starts_with(&at_server) {
+            std::fs::remove_file(pin).unwrap();
+        }
+    }
+    let applied = node.run(|| kernel.apply(&state).unwrap());
+    assert_eq!((applied.put_back.services, scene.programs_at("pod2")), (1, 2));
+    let again = node.run(|| kernel.apply(&state).unwrap());
+    assert!(again.is_nothing() && again.put_back.is_nothing(), "{again:?}");
+    answers(&scene.client, SERVER);
+}
+
 #[test]
 fn what_has_come_too_far_is_answered_as_by_a_router() {
     let scene = Scene::new();
@@ -261,4 +298,21 @@ fn an_address_that_a_new_pod_has_does_not_lead_to_the_old_one() {
     assert!(tracked(scene.node(), 8080).contains("src=10.244.0.9"));
     scene.lab.apply(0);
     answers(&scene.client, SERVER);
+}
+
+mod linux_6_12 {
+    mod ebpf {
+        use super::super::*;
+
+        #[test]
+        #[ignore = "needs another kernel: cargo xtask vm"]
+        fn path() {
+            pods_of_two_nodes_speak_past_the_stack();
+            what_is_too_large_for_a_link_arrives_all_the_same();
+            what_others_translate_between_pods_is_answered_by_whom_it_asked();
+            connections_go_on_while_the_path_comes_and_goes();
+            another_build_replaces_the_programs_at_every_link();
+            programs_of_others_at_the_same_links_stay();
+        }
+    }
 }

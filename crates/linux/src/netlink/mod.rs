@@ -32,7 +32,7 @@ pub use crate::mac::MacAddr;
 pub use address::{Address, AddressFlags};
 pub use link::{Link, LinkChange, LinkKind, NewLink, NewLinkKind, VethPeer, Vxlan};
 pub use neighbour::{FdbEntry, Neighbour};
-pub use qdisc::TokenBucket;
+pub use qdisc::{Qdisc, TokenBucket};
 pub use route::{MAIN_TABLE, Route, RouteFilter, RouteKind, Scope};
 pub use rule::MarkRule;
 

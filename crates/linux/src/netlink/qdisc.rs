@@ -101,7 +101,37 @@ impl TokenBucket {
     }
 }
 
+/// A queueing discipline, as far as it says what is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Qdisc {
+    /// Index of the link.
+    pub link: u32,
+    /// What kind it is, by the kernel's name for it.
+    pub kind: String,
+}
+
+impl Qdisc {
+    fn read(payload: &[u8]) -> Option<Self> {
+        let mut attributes = wire::attributes(payload, HEADER);
+        let (_, kind) = attributes.find(|(kind, _)| *kind == TCA_KIND)?;
+        Some(Qdisc {
+            link: wire::word(payload.get(4..8)?)?,
+            kind: wire::text(kind)?,
+        })
+    }
+}
+
 impl Netlink {
+    /// All queueing disciplines.
+    pub fn qdiscs(&mut self) -> Result<Vec<Qdisc>, NetlinkError> {
+        let request = Request::new(
+            RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()),
+            0,
+            "list the queueing disciplines".into(),
+        );
+        self.dump(&request, Qdisc::read)
+    }
+
     /// The token buckets at links' roots. Their bursts are rounded to what the kernel counts in.
     pub fn token_buckets(&mut self) -> Result<Vec<TokenBucket>, NetlinkError> {
         let request = Request::new(

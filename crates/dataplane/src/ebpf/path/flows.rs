@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::Tuple;
-use podnet_ebpf_abi::path::Notes;
+use podnet_ebpf_abi::path::{ACCEPTED, ANY_MISSING, ANY_NOTED, ASKED, LONG_ASKED};
 use podnet_linux::netfilter::Netfilter;
+use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::programs::Maps;
 use super::rows::Rows;
@@ -13,49 +14,51 @@ use crate::conntrack;
 use crate::ebpf::EbpfError;
 
 /// Notes all flows between pods that the table translated so far; those that it translates from now on are noted as their
-/// packets go. One whose port alone it changed is noted as it was, too: its packets must not go past.
+/// packets go. One whose port alone it changed is noted as it was, too: its packets must not go past. And remembers the
+/// connections between pods that tracking knows and will hear no more of.
 pub(super) fn note(maps: &mut Maps, rows: &Rows) -> Result<(), EbpfError> {
-    let mut notes = maps.notes()?;
-    let flows = conntrack::translated(&mut Netfilter::open()?)?;
+    let known = conntrack::known(&mut Netfilter::open()?)?;
     let is_between_pods = |flow: &&Tuple| rows.is_pods(&flow.source) && rows.is_pods(&flow.destination);
-    for flow in flows.iter().filter(is_between_pods) {
+    for flow in known.translated.iter().filter(is_between_pods) {
+        maps.say(ANY_NOTED, true)?;
         match maps.note(flow) {
-            Err(EbpfError::Full(_)) => notes.missing = 1,
+            Err(EbpfError::Full(_)) => maps.say(ANY_MISSING, true)?,
             done => done?,
         }
-        if notes.any == 0 {
-            notes.any = 1;
-            maps.set_notes(notes)?;
-        }
     }
-    match notes.missing {
-        0 => Ok(()),
-        _ => maps.set_notes(notes),
-    }
+    let mut established = known.established.iter().filter(|of| rows.leads(of));
+    established.try_for_each(|connection| maps.remember(connection, ACCEPTED))
 }
 
 /// Takes back notes of flows that are over, and trusts the notes again where some flow could not be noted.
 pub(super) fn tend(maps: &mut Maps, have: &Rows) -> Result<(), EbpfError> {
     let noted = maps.noted()?;
     if !noted.is_empty() {
-        let translated = conntrack::translated(&mut Netfilter::open()?)?;
-        let translated: BTreeSet<Tuple> = translated.iter().map(Tuple::either).collect();
+        let known = conntrack::known(&mut Netfilter::open()?)?;
+        let translated: BTreeSet<Tuple> = known.translated.iter().map(Tuple::either).collect();
         for (flow, is_seen) in noted {
             if translated.contains(&flow) {
                 continue;
             }
-            // One that begins again this very moment is seen the next time.
+            // One that begins again this very moment is noted by its next packet.
             match is_seen {
                 true => maps.unsee(flow)?,
                 false => maps.cross_out(flow)?,
             }
         }
     }
-    let notes = maps.notes()?;
-    if notes.missing != 0 {
+    if maps.says(ANY_MISSING)? {
         // Whoever finds no room from now on says so again.
-        maps.set_notes(Notes { missing: 0, any: 1 })?;
+        maps.say(ANY_MISSING, false)?;
         note(maps, have)?;
+    }
+    for (connection, how_far) in maps.connections()? {
+        match how_far {
+            // Nobody answers.
+            LONG_ASKED => maps.forget(&connection)?,
+            ASKED => maps.remember(&connection, LONG_ASKED)?,
+            _ => {}
+        }
     }
     forget(maps, have)
 }
@@ -63,15 +66,20 @@ pub(super) fn tend(maps: &mut Maps, have: &Rows) -> Result<(), EbpfError> {
 /// Forgets connections both ends of which are off the path. Whoever dies without a word ends none.
 pub(super) fn forget(maps: &mut Maps, have: &Rows) -> Result<(), EbpfError> {
     let is_on = |address: &Address| have.pods.contains_key(address);
-    let begun = maps.begun()?;
-    let over = begun
-        .iter()
-        .filter(|of| !is_on(&of.source) && !is_on(&of.destination));
-    over.into_iter()
-        .try_for_each(|connection| maps.forget(connection))
+    let begun = maps.connections()?.into_keys();
+    let mut over = begun.filter(|of| !is_on(&of.source) && !is_on(&of.destination));
+    over.try_for_each(|connection| maps.forget(&connection))
 }
 
-/// Has tracking know connections, in the direction in which they were begun.
-pub(super) fn track(socket: &mut Netfilter, connections: &BTreeSet<Tuple>) -> Result<(), EbpfError> {
-    Ok(conntrack::take_up(socket, connections)?)
+/// Tells tracking of connections that take the stack from now on.
+pub(super) fn hand_over(maps: &mut Maps, which: impl Fn(&Tuple) -> bool) -> Result<(), EbpfError> {
+    // A processor that is at a packet which met the rows of before is through with it then (RCU).
+    let _ = membarrier(MembarrierCommand::Global);
+    let mut begun = maps.begun()?;
+    begun.retain(which);
+    if begun.is_empty() {
+        return Ok(());
+    }
+    conntrack::take_up(&mut Netfilter::open()?, &begun)?;
+    begun.iter().try_for_each(|connection| maps.forget(connection))
 }

@@ -13,41 +13,45 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use podnet_core::NodeState;
 use podnet_ebpf_abi::Address;
-use podnet_ebpf_abi::packet::Tuple;
-use podnet_linux::netfilter::Netfilter;
 
 use super::{EbpfError, Site};
 pub(super) use programs::Maps;
 use programs::Programs;
 pub(super) use rows::Rows;
-use rows::{Places, Row, Step};
+use rows::{Places, Row, Side, Step};
 
 /// The programs at a node's links.
 #[derive(Default)]
 pub(super) struct PodPath {
     programs: Option<Programs>,
     put: Option<Put>,
+    /// Pods were taken off the path, and tracking was not told of all their connections.
+    owes: bool,
     /// The last application failed, and left nothing: the next that looks for what changed unseen tries again.
     failed: bool,
-    left_out: Option<String>,
+    /// There is no use in trying.
+    is_hopeless: bool,
+    left_out: Vec<String>,
     put_back: usize,
 }
 
 /// What is in the maps, and by which state.
 struct Put {
     rows: Rows,
-    /// None where the kernel is to be looked at again.
-    state: Option<NodeState>,
+    attached: BTreeMap<u32, Side>,
+    state: NodeState,
+    /// What others may have changed unseen is to be looked at.
+    is_stale: bool,
 }
 
 /// Whether a state asks for the same links and rows, as far as it says.
 fn is_same(old: &NodeState, new: &NodeState) -> bool {
-    old.wired == new.wired && old.routing == new.routing && old.policy == new.policy
+    old.links().eq(new.links()) && old.routing == new.routing && old.policy == new.policy
 }
 
 impl PodPath {
@@ -58,49 +62,55 @@ impl PodPath {
             // The table will not say any more what it translates.
             return self.leave(site);
         }
-        let policed = want.policy.addresses();
+        // An agent that starts may have to end what another had begun.
+        let is_settled = |put: &Put| !put.is_stale && put.state.policy == want.policy;
+        if !self.owes && self.put.as_ref().is_some_and(is_settled) {
+            return Ok(());
+        }
+        let policed: BTreeSet<Address> = want.policy.addresses().into_iter().map(Address::from).collect();
         if policed.is_empty() {
             return Ok(());
         }
-        let Some(mut maps) = Maps::present(site)? else {
+        let Some(mut maps) = Maps::sound(site)? else {
+            self.programs = None;
+            self.put = None;
             return Ok(());
         };
-        let have = match &self.put {
-            Some(put) => put.rows.clone(),
-            None => maps.rows()?,
-        };
-        let going: BTreeSet<Address> = policed
-            .into_iter()
-            .map(Address::from)
-            .filter(|address| have.pods.contains_key(address))
-            .collect();
-        if going.is_empty() {
-            return Ok(());
-        }
-        for step in have.without(&going).steps_from(&have) {
+        self.owes = true;
+        let have = maps.rows()?;
+        for step in have.without(&policed).steps_from(&have) {
             maps.run(&step)?;
             if let Some(put) = &mut self.put {
                 put.rows.take(&step);
-                put.state = None;
+                put.is_stale = true;
             }
         }
-        hand_over(&mut maps, |connection| {
-            going.contains(&connection.source) || going.contains(&connection.destination)
-        })
+        flows::hand_over(&mut maps, |connection| {
+            policed.contains(&connection.source) || policed.contains(&connection.destination)
+        })?;
+        self.owes = false;
+        Ok(())
     }
 
     /// Leads packets past the stack as far as `want` lets them, or leaves them all to it. Returns how many rows changed.
-    pub(super) fn apply(&mut self, site: &Site, want: &NodeState) -> Result<usize, EbpfError> {
-        if self.failed {
-            return Ok(0);
+    pub(super) fn apply(&mut self, site: &Site, want: &NodeState) -> usize {
+        if self.failed || self.is_hopeless {
+            return 0;
         }
-        self.lead(site, want).or_else(|error| {
-            self.leave(site)?;
+        self.lead(site, want).unwrap_or_else(|error| {
+            let left = self.leave(site);
             self.failed = true;
-            self.left_out = Some(format!(
+            self.is_hopeless = matches!(error, EbpfError::NoTcx);
+            let told = format!(
                 "packets between pods do not go past the host's stack: {error}; they are routed instead"
-            ));
-            Ok(0)
+            );
+            let not_left = left.err().map(|error| {
+                format!(
+                    "what led packets between pods past the host's stack cannot be taken off whole: {error}"
+                )
+            });
+            self.left_out = [told].into_iter().chain(not_left).collect();
+            0
         })
     }
 
@@ -108,7 +118,7 @@ impl PodPath {
         if want.links().next().is_none() {
             return Ok(0);
         }
-        let is_known = |put: &Put| put.state.as_ref().is_some_and(|state| is_same(state, want));
+        let is_known = |put: &Put| !put.is_stale && is_same(&put.state, want);
         if self.put.as_ref().is_some_and(is_known) {
             return Ok(0);
         }
@@ -122,35 +132,43 @@ impl PodPath {
             }
         };
         let places = Places::look(want)?;
-        let wanted = Rows::of(want, &places);
-        let is_late = self.put.as_ref().is_some_and(|put| put.state.is_none());
-        let attached = programs.attach(&places.attachments(want))?;
-        let have = programs.maps().rows()?;
+        let (wanted, attached) = (Rows::of(want, &places), places.attachments(want));
+        let is_late = self.put.as_ref().is_some_and(|put| put.is_stale);
+        let missing = programs.attach(&attached, is_late || self.put.is_none())?;
+        let maps = programs.maps();
+        let have = maps.rows()?;
         if let Some(put) = &self.put {
-            // What we put there and is there no more, or otherwise.
-            self.put_back += put.rows.steps_from(&have).len();
+            // What we put there, is wanted still, and is there no more, or otherwise.
+            let is_wanted = |step: &&Step| matches!(step, Step::Put(row) if wanted.has(row));
+            self.put_back += put.rows.steps_from(&have).iter().filter(is_wanted).count();
+            self.put_back += missing
+                .iter()
+                .filter(|link| put.attached.contains_key(link))
+                .count();
         }
         if is_late {
-            self.put_back += attached;
-            flows::tend(programs.maps(), &have)?;
+            flows::tend(maps, &have)?;
         }
         let steps = wanted.steps_from(&have);
-        let mut is_noted = false;
+        let (mut is_noted, mut has_led) = (false, false);
         for step in &steps {
-            if step.leads() && !is_noted {
-                flows::note(programs.maps(), &wanted)?;
+            let is_pod = matches!(step, Step::Put(Row::Pod(..)));
+            // Once more when all ranges are known, before anybody comes.
+            if step.leads() && (!is_noted || (is_pod && has_led)) {
+                flows::note(maps, &wanted)?;
                 is_noted = true;
+                has_led = false;
             }
-            programs.maps().run(step)?;
+            maps.run(step)?;
+            has_led |= step.leads() && !is_pod;
         }
-        let gone = have.pods.keys().any(|address| !wanted.pods.contains_key(address));
-        if gone {
-            flows::forget(programs.maps(), &wanted)?;
-        }
-        self.left_out = None;
+        take_off(maps, &have, &wanted, want)?;
+        self.left_out.clear();
         self.put = Some(Put {
             rows: wanted,
-            state: Some(want.clone()),
+            attached,
+            state: want.clone(),
+            is_stale: false,
         });
         Ok(steps.len())
     }
@@ -159,16 +177,11 @@ impl PodPath {
     pub(super) fn leave(&mut self, site: &Site) -> Result<(), EbpfError> {
         self.programs = None;
         self.put = None;
-        self.left_out = None;
+        self.left_out.clear();
         // What cannot be read any more can be removed all the same.
-        if let Ok(Some(mut maps)) = Maps::present(site) {
-            let have = maps.rows()?;
-            for step in Rows::default().steps_from(&have) {
-                maps.run(&step)?;
-            }
-            hand_over(&mut maps, |_| true)?;
-        }
-        programs::remove(site)
+        let emptied = empty(site);
+        programs::remove(site)?;
+        emptied
     }
 
     pub(super) fn left_out(&self) -> impl Iterator<Item = &String> {
@@ -182,9 +195,20 @@ impl PodPath {
     pub(super) fn distrust(&mut self) {
         self.failed = false;
         if let Some(put) = &mut self.put {
-            put.state = None;
+            put.is_stale = true;
         }
     }
+}
+
+/// Takes everybody off the path.
+fn empty(site: &Site) -> Result<(), EbpfError> {
+    let Some(mut maps) = Maps::present(site)? else {
+        return Ok(());
+    };
+    let have = maps.rows()?;
+    let mut steps = Rows::default().steps_from(&have).into_iter();
+    steps.try_for_each(|step| maps.run(&step))?;
+    flows::hand_over(&mut maps, |_| true)
 }
 
 /// Takes pods off the path by their addresses.
@@ -196,15 +220,26 @@ pub(super) fn let_go_of(site: &Site, addresses: &[IpAddr]) -> Result<(), EbpfErr
     addresses.try_for_each(|address| maps.remove_pod(address))
 }
 
-/// Tells tracking of connections that take the stack from now on.
-fn hand_over(maps: &mut Maps, which: impl Fn(&Tuple) -> bool) -> Result<(), EbpfError> {
-    let mut begun = maps.begun()?;
-    begun.retain(which);
-    if begun.is_empty() {
+/// Has tracking know the connections of pods that are there still and have no row any more, and forgets those of pods that
+/// are gone.
+fn take_off(maps: &mut Maps, have: &Rows, wanted: &Rows, want: &NodeState) -> Result<(), EbpfError> {
+    let gone = have
+        .pods
+        .keys()
+        .filter(|address| !wanted.pods.contains_key(*address));
+    let gone: BTreeSet<Address> = gone.copied().collect();
+    if gone.is_empty() {
         return Ok(());
     }
-    flows::track(&mut Netfilter::open()?, &begun)?;
-    begun.iter().try_for_each(|connection| maps.forget(connection))
+    let there = want.links().flat_map(|(_, addresses)| addresses);
+    let off: BTreeSet<Address> = there.map(|address| Address::from(*address)).collect();
+    let off: BTreeSet<Address> = off.intersection(&gone).copied().collect();
+    if !off.is_empty() {
+        flows::hand_over(maps, |connection| {
+            off.contains(&connection.source) || off.contains(&connection.destination)
+        })?;
+    }
+    flows::forget(maps, wanted)
 }
 
 impl Step {

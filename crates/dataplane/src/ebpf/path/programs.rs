@@ -2,7 +2,7 @@
 //!
 //! All of it is pinned below one directory, so that it outlives the agent: maps by the version of their layout, a build's
 //! programs in a directory that is called after their object, and what holds a program at a link (a tcx link) by the link's
-//! index. Another build replaces the program at each link in one step; one of another layout begins with empty maps, so
+//! index. Another build replaces the program at each link in one step; one of another layout takes off what is there, so
 //! that packets take the stack meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,7 @@ use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use aya::{EbpfLoader, include_bytes_aligned};
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::Tuple;
-use podnet_ebpf_abi::path::{LAYOUT, Notes, Pod, Range};
+use podnet_ebpf_abi::path::{ACCEPTED, LAYOUT, Pod, Range};
 use podnet_linux::netlink::Netlink;
 use zerocopy::transmute;
 
@@ -59,7 +59,7 @@ pub(in crate::ebpf) struct Maps {
     ways: LpmTrie<MapData, [u8; 16], [u8; 24]>,
     noted: HashMap<MapData, [u8; 40], u32>,
     begun: HashMap<MapData, [u8; 40], u32>,
-    notes: Array<MapData, [u8; 8]>,
+    notes: Array<MapData, u32>,
 }
 
 /// What each side of a link has, the egress first: a flow is noted before anything can go past.
@@ -82,6 +82,7 @@ impl Programs {
     /// Those that are there, or new ones in their place.
     pub(super) fn open(site: &Site) -> Result<Self, EbpfError> {
         let directory = directory(site)?;
+        Maps::sound(site)?;
         let links = directory.join(LINKS);
         fs::create_dir_all(&links).map_err(EbpfError::at(&links))?;
         let pinned = directory.join(format!("programs-{}", pins::build(OBJECT)));
@@ -98,6 +99,17 @@ impl Programs {
         })
     }
 
+    /// Whether a link has its program: somebody may have taken it off, whatever is pinned.
+    fn is_at(&self, netlink: &mut Netlink, (link, hook, at): Hook) -> Result<bool, EbpfError> {
+        let failed = |error: ProgramError| EbpfError::hook(hook, &error);
+        let (Some(program), Some(link)) = (self.programs.get(hook), netlink.link_by_index(link)?) else {
+            return Ok(false);
+        };
+        let own = program.info().map_err(failed)?.id();
+        let (_, found) = SchedClassifier::query_tcx(&link.name, at).map_err(failed)?;
+        Ok(found.iter().any(|program| program.id() == own))
+    }
+
     /// Whether they are still where others find them.
     pub(super) fn are_pinned(&self) -> bool {
         PROGRAMS.iter().all(|name| self.pinned.join(name).exists())
@@ -107,26 +119,41 @@ impl Programs {
         &mut self.maps
     }
 
-    /// Has programs at these links, and at no others. Returns how many were missing.
-    pub(super) fn attach(&mut self, wanted: &BTreeMap<u32, Side>) -> Result<usize, EbpfError> {
+    /// Has programs at these links, and at no others. Returns at which ones some were missing. Whether those that are pinned
+    /// are still at their links is seen only by who `looks`.
+    pub(super) fn attach(
+        &mut self,
+        wanted: &BTreeMap<u32, Side>,
+        looks: bool,
+    ) -> Result<BTreeSet<u32>, EbpfError> {
         let links = self.directory.join(LINKS);
         let names = |(link, side): (&u32, &Side)| {
             hooks(*side).map(|(hook, at)| (pin(*link, hook), (*link, hook, at)))
         };
         let wanted: BTreeMap<String, _> = wanted.iter().flat_map(names).collect();
         let have = entries(&links)?;
-        for name in have.iter().filter(|name| !wanted.contains_key(*name)) {
+        let (mut held, mut netlink) = (BTreeSet::new(), Netlink::open()?);
+        for name in have {
+            let is_held = match wanted.get(&name) {
+                None => false,
+                Some(at) if looks => self.is_at(&mut netlink, *at)?,
+                Some(_) => true,
+            };
+            if is_held {
+                held.insert(name);
+                continue;
+            }
             let path = links.join(name);
             fs::remove_file(&path).map_err(EbpfError::at(&path))?;
         }
-        let mut missing = 0;
+        let mut missing = BTreeSet::new();
         // All that note, before all that lead past.
         for program in PROGRAMS {
             let of_program = wanted.iter().filter(|(_, (_, hook, _))| *hook == program);
-            for (name, wanted) in of_program.filter(|(name, _)| !have.contains(*name)) {
-                missing += 1;
+            for (name, wanted) in of_program.filter(|(name, _)| !held.contains(*name)) {
+                missing.insert(wanted.0);
                 if let Some(program) = self.programs.get_mut(program) {
-                    attach(program, *wanted, &links.join(name))?;
+                    attach(&mut netlink, program, *wanted, &links.join(name))?;
                 }
             }
         }
@@ -134,18 +161,21 @@ impl Programs {
     }
 }
 
+type Hook = (u32, &'static str, TcAttachType);
+
 fn pin(link: u32, hook: &str) -> String {
     format!("{link}-{hook}")
 }
 
 fn attach(
+    netlink: &mut Netlink,
     program: &mut SchedClassifier,
-    (link, hook, at): (u32, &'static str, TcAttachType),
+    (link, hook, at): Hook,
     path: &Path,
 ) -> Result<(), EbpfError> {
     let failed = |error: &dyn std::error::Error| EbpfError::hook(hook, error);
     // One that went away meanwhile needs none.
-    let Some(link) = Netlink::open()?.link_by_index(link)? else {
+    let Some(link) = netlink.link_by_index(link)? else {
         return Ok(());
     };
     let order = TcAttachOptions::TcxOrder(LinkOrder::default());
@@ -195,8 +225,11 @@ fn replace(directory: &Path, pinned: &Path) -> Result<BTreeMap<&'static str, Sch
         let links = directory.join(LINKS);
         for held in entries(&links)? {
             if held.split_once('-').is_some_and(|(_, hook)| hook == name) {
-                // One whose link is gone is none to hold anything.
-                let _ = take_over(program, &links.join(held));
+                let path = links.join(held);
+                if take_over(program, &path).is_err() {
+                    // It holds another's program, or nothing: then a new one is put there.
+                    fs::remove_file(&path).map_err(EbpfError::at(&path))?;
+                }
             }
         }
         program.pin(pinned.join(name)).map_err(|error| failed(&error))?;
@@ -209,8 +242,8 @@ fn take_over(program: &mut SchedClassifier, path: &Path) -> Result<(), ProgramEr
     let held = FdLink::from(PinnedLink::from_pin(path).map_err(|_| ProgramError::NotAttached)?);
     let held = SchedClassifierLink::try_from(held).map_err(|_| ProgramError::NotAttached)?;
     let held = program.attach_to_link(held)?;
-    // The pin holds it.
-    program.take_link(held).map(std::mem::forget)
+    // The pin holds it from now on.
+    program.take_link(held).map(drop)
 }
 
 fn entries(directory: &Path) -> Result<BTreeSet<String>, EbpfError> {
@@ -256,6 +289,15 @@ impl Maps {
         };
         let is_there = MAPS.iter().all(|name| pins(&directory).path(name).exists());
         is_there.then(|| Maps::open(&directory)).transpose()
+    }
+
+    /// The same; where they are of another layout, or some are missing, the programs that go by them are taken off.
+    pub(super) fn sound(site: &Site) -> Result<Option<Self>, EbpfError> {
+        let maps = Maps::present(site)?;
+        if maps.is_none() {
+            remove(site)?;
+        }
+        Ok(maps)
     }
 
     fn open(directory: &Path) -> Result<Self, EbpfError> {
@@ -338,28 +380,43 @@ impl Maps {
         pins::removed("NOTED", self.noted.remove(&flow))
     }
 
-    /// What is known of them at once.
-    pub(super) fn notes(&self) -> Result<Notes, EbpfError> {
-        let notes = self.notes.get(&0, 0).map_err(|source| EbpfError::Map {
+    /// Whether something is said of them all: [`ANY_NOTED`](podnet_ebpf_abi::path::ANY_NOTED), for one.
+    pub(super) fn says(&self, what: u32) -> Result<bool, EbpfError> {
+        let said = self.notes.get(&what, 0);
+        said.map(|said| said != 0).map_err(|source| EbpfError::Map {
             name: "NOTES",
             source,
-        })?;
-        Ok(transmute!(notes))
+        })
     }
 
     /// Says so.
-    pub(super) fn set_notes(&mut self, notes: Notes) -> Result<(), EbpfError> {
-        let notes: [u8; 8] = transmute!(notes);
-        pins::put("NOTES", self.notes.set(0, notes, 0))
+    pub(super) fn say(&mut self, what: u32, holds: bool) -> Result<(), EbpfError> {
+        pins::put("NOTES", self.notes.set(what, u32::from(holds), 0))
     }
 
-    /// Connections past the stack, in the direction in which they were begun.
-    pub(in crate::ebpf) fn begun(&self) -> Result<BTreeSet<Tuple>, EbpfError> {
+    /// Connections past the stack, in the direction in which they were begun, and how far they are.
+    pub(super) fn connections(&self) -> Result<BTreeMap<Tuple, u32>, EbpfError> {
         let begun = self
             .begun
             .iter()
-            .map(|row| row.map(|(flow, _)| -> (Tuple, ()) { (transmute!(flow), ()) }));
-        Ok(all("BEGUN", begun)?.into_keys().collect())
+            .map(|row| row.map(|(flow, how_far)| -> (Tuple, u32) { (transmute!(flow), how_far) }));
+        all("BEGUN", begun)
+    }
+
+    /// Those that were accepted.
+    pub(in crate::ebpf) fn begun(&self) -> Result<BTreeSet<Tuple>, EbpfError> {
+        let accepted = self.connections()?.into_iter();
+        let accepted = accepted.filter(|(_, how_far)| *how_far == ACCEPTED);
+        Ok(accepted.map(|(connection, _)| connection).collect())
+    }
+
+    /// Remembers how far one is. Where there is no room it stays unknown.
+    pub(super) fn remember(&mut self, connection: &Tuple, how_far: u32) -> Result<(), EbpfError> {
+        let connection: [u8; 40] = transmute!(*connection);
+        match pins::put("BEGUN", self.begun.insert(connection, how_far, 0)) {
+            Err(EbpfError::Full(_)) => Ok(()),
+            done => done,
+        }
     }
 
     /// Forgets one.
@@ -392,7 +449,7 @@ mod tests {
         assert_eq!(sizes("WAYS"), (size_of::<Range>(), size_of::<Way>()));
         assert_eq!(sizes("NOTED"), (size_of::<Tuple>(), size_of::<u32>()));
         assert_eq!(sizes("BEGUN"), (size_of::<Tuple>(), size_of::<u32>()));
-        assert_eq!(sizes("NOTES"), (size_of::<u32>(), size_of::<Notes>()));
+        assert_eq!(sizes("NOTES"), (size_of::<u32>(), size_of::<u32>()));
         let (mut maps, mut programs) = (MAPS, PROGRAMS);
         maps.sort();
         programs.sort();

@@ -8,11 +8,10 @@ use ipnet::IpNet;
 use podnet_core::NodeState;
 use podnet_core::route::Hop;
 use podnet_ebpf_abi::Address;
+use podnet_ebpf_abi::packet::Tuple;
 use podnet_ebpf_abi::path::{Pod, Range, Way};
 use podnet_linux::MacAddr;
-use podnet_linux::netlink::{
-    Link, LinkKind, MAIN_TABLE, Neighbour, Netlink, Route, RouteFilter, TokenBucket,
-};
+use podnet_linux::netlink::{Link, LinkKind, MAIN_TABLE, Neighbour, Netlink, RouteFilter};
 
 use crate::delta::Delta;
 use crate::ebpf::EbpfError;
@@ -46,8 +45,12 @@ pub(super) enum Step {
 pub(super) struct Places {
     pub(super) links: Vec<Link>,
     pub(super) neighbours: Vec<Neighbour>,
-    pub(super) routes: Vec<Route>,
-    pub(super) buckets: Vec<TokenBucket>,
+    /// By destination and next router.
+    pub(super) routes: BTreeMap<(IpNet, IpAddr), u32>,
+    /// Links with a queue that may hold packets back: a limit of ours, the reference plugin's, or somebody's who knows why.
+    pub(super) queued: BTreeSet<u32>,
+    /// Links where others may have filters, which programs that hand packets on would come before.
+    pub(super) filtered: BTreeSet<u32>,
 }
 
 /// The programs that a link is to have.
@@ -69,15 +72,25 @@ impl Places {
             ..RouteFilter::default()
         };
         let mut links = netlink.links()?;
-        let routes = netlink.routes(filter)?;
-        let is_next = |link: &Link| routes.iter().any(|route| route.link == Some(link.index));
+        let routes = netlink.routes(filter)?.into_iter();
+        let routes = routes.filter_map(|route| Some(((route.destination, route.via?), route.link?)));
+        let routes: BTreeMap<_, _> = routes.collect();
+        let mut wanted: BTreeSet<u32> = routes.values().copied().collect();
         let names: BTreeSet<&str> = state.links().map(|(name, _)| name).collect();
-        links.retain(|link| names.contains(link.name.as_str()) || is_next(link));
+        let of_pods = links.iter().filter(|link| names.contains(link.name.as_str()));
+        wanted.extend(of_pods.map(|link| link.index));
+        links.retain(|link| wanted.contains(&link.index));
+        let qdiscs = netlink.qdiscs()?;
+        let with = |is: &dyn Fn(&str) -> bool| -> BTreeSet<u32> {
+            let such = qdiscs.iter().filter(|qdisc| is(&qdisc.kind));
+            such.map(|qdisc| qdisc.link).collect()
+        };
         Ok(Places {
             links,
             neighbours: netlink.neighbours(None)?,
             routes,
-            buckets: netlink.token_buckets()?,
+            queued: with(&|kind| kind != "noqueue"),
+            filtered: with(&|kind| ["ingress", "clsact"].contains(&kind)),
         })
     }
 
@@ -102,8 +115,7 @@ impl Places {
     }
 
     fn pod(&self, link: &Link, address: IpAddr) -> Option<Pod> {
-        let is_shaped = self.buckets.iter().any(|bucket| bucket.link == link.index);
-        if is_shaped || link.master.is_some() {
+        if self.queued.contains(&link.index) || link.master.is_some() {
             return None;
         }
         let known = |of: &&Neighbour| of.permanent && of.link == link.index && of.address == address;
@@ -120,60 +132,107 @@ impl Places {
             Hop::Tunnel(router) | Hop::Via(router) => router,
         };
         // What the kernel has otherwise, or not yet, is the stack's.
-        let route = self
-            .routes
-            .iter()
-            .find(|route| route.destination == net && route.via == Some(router));
-        let link = route.and_then(|route| route.link);
-        let link = self.links.iter().find(|known| Some(known.index) == link);
-        Some(link.map_or(Way::HERE, |link| {
-            Way {
-                link: link.index,
-                mtu: state
-                    .routing
-                    .path_mtu
-                    .get(&net)
-                    .copied()
-                    .unwrap_or(link.mtu)
-                    .min(link.mtu),
-                router: router.into(),
-            }
+        let index = self.routes.get(&(net, router));
+        let link = self.links.iter().find(|link| Some(&link.index) == index);
+        let link = link.filter(|link| !self.filtered.contains(&link.index));
+        let mtu = |link: &Link| {
+            state
+                .routing
+                .path_mtu
+                .get(&net)
+                .map_or(link.mtu, |mtu| link.mtu.min(*mtu))
+        };
+        Some(link.map_or(Way::HERE, |link| Way {
+            link: link.index,
+            mtu: mtu(link),
+            router: router.into(),
         }))
     }
+}
+
+/// A service's address, which the table knows something else of than a pod's.
+fn sunk(state: &NodeState) -> impl Iterator<Item = &IpNet> {
+    let routes = state.routing.routes.iter();
+    routes.filter(|(_, hop)| **hop == Hop::Sink).map(|(net, _)| net)
+}
+
+fn range(net: &IpNet) -> Range {
+    Range::new(net.network().into(), net.prefix_len())
 }
 
 impl Rows {
     /// Of a state.
     pub(super) fn of(state: &NodeState, places: &Places) -> Self {
         let routes = state.routing.routes.iter();
-        let ways = routes.filter_map(|(net, hop)| {
-            let range = Range::new(net.network().into(), net.prefix_len());
-            Some((range, places.way(state, *net, *hop)?))
-        });
+        let ways = routes.filter_map(|(net, hop)| Some((range(net), places.way(state, *net, *hop)?)));
+        let mut rows = Rows {
+            ways: ways.collect(),
+            ..Rows::default()
+        };
+        // One in a pods' range leads nobody to that pod, or past this node's table.
+        let lengths = rows.lengths();
+        let borrowed = sunk(state).filter(|net| rows.is_within(&lengths, &net.addr().into()));
+        let borrowed: Vec<Range> = borrowed.map(range).collect();
+        let is_borrowed = |address: &IpAddr| borrowed.contains(&range(&IpNet::from(*address)));
         let policed = state.policy.addresses();
-        let is_in_range = |address: &IpAddr| {
-            let mut routes = state.routing.routes.iter();
-            routes.any(|(net, hop)| *hop != Hop::Sink && net.contains(address))
+        let is_open = |address: &&IpAddr| {
+            let is_in_range = rows.is_within(&lengths, &Address::from(**address));
+            is_in_range && !policed.contains(*address) && !is_borrowed(address)
         };
         let links = state
             .links()
             .filter_map(|(name, addresses)| Some((places.pair(name)?, addresses)));
         let pods = links.flat_map(|(link, addresses)| {
-            let addresses = addresses.iter();
-            let open = addresses.filter(|address| !policed.contains(address) && is_in_range(address));
+            let open = addresses.iter().filter(is_open);
             open.filter_map(|address| Some((Address::from(*address), places.pod(link, *address)?)))
         });
-        Rows {
-            pods: pods.collect(),
-            ways: ways.collect(),
-        }
+        rows.pods = pods.collect();
+        rows.ways
+            .extend(borrowed.into_iter().map(|range| (range, Way::HERE)));
+        rows
+    }
+
+    /// How long ranges are.
+    fn lengths(&self) -> BTreeSet<u32> {
+        self.ways.keys().map(|range| range.length).collect()
+    }
+
+    fn is_within(&self, lengths: &BTreeSet<u32>, address: &Address) -> bool {
+        let mut ranges = lengths.iter().map(|length| Range::around(*address, *length));
+        ranges.any(|range| self.ways.contains_key(&range))
     }
 
     /// Whether an address is in a pods' range.
     pub(super) fn is_pods(&self, address: &Address) -> bool {
-        let lengths: BTreeSet<u32> = self.ways.keys().map(|range| range.length).collect();
-        let mut ranges = lengths.into_iter().map(|length| Range::around(*address, length));
-        ranges.any(|range| self.ways.contains_key(&range))
+        self.is_within(&self.lengths(), address)
+    }
+
+    /// Whether a flow between these ends goes past the stack.
+    pub(super) fn leads(&self, flow: &Tuple) -> bool {
+        let is_on = |address| self.pods.contains_key(address);
+        let way = |address: &Address| {
+            let lengths = self.lengths();
+            let mut ranges = lengths
+                .iter()
+                .rev()
+                .map(|length| Range::around(*address, *length));
+            ranges.find_map(|range| self.ways.get(&range))
+        };
+        let is_there = |address| way(address).is_some_and(|way| way.link != 0);
+        match (is_on(&flow.source), is_on(&flow.destination)) {
+            (true, true) => true,
+            (true, false) => is_there(&flow.destination),
+            (false, true) => is_there(&flow.source),
+            (false, false) => false,
+        }
+    }
+
+    /// Whether a row is among them.
+    pub(super) fn has(&self, row: &Row) -> bool {
+        match row {
+            Row::Pod(address, pod) => self.pods.get(address) == Some(pod),
+            Row::Way(range, way) => self.ways.get(range) == Some(way),
+        }
     }
 
     /// Without some pods.

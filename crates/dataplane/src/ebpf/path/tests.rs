@@ -10,7 +10,7 @@ use podnet_core::route::Hop;
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::path::{Pod, Range, Way};
 use podnet_linux::MacAddr;
-use podnet_linux::netlink::{Link, LinkKind, Neighbour, Route, TokenBucket};
+use podnet_linux::netlink::{Link, LinkKind, Neighbour};
 use proptest::prelude::*;
 
 use super::rows::{Places, Row, Rows, Side, Step};
@@ -54,12 +54,7 @@ fn scene(names: &[&str]) -> (NodeState, Places) {
     let mut places = Places {
         links: vec![link(2, "eth0", LinkKind::Device)],
         // Not of 10.244.2.0/24, which the kernel does not have yet.
-        routes: vec![Route::via(
-            "10.244.1.0/24".parse().unwrap(),
-            address("172.30.0.12"),
-            Some(2),
-            crate::route::ROUTE_PROTOCOL,
-        )],
+        routes: [(("10.244.1.0/24".parse().unwrap(), address("172.30.0.12")), 2)].into(),
         ..Places::default()
     };
     let mut wired = BTreeSet::new();
@@ -114,12 +109,7 @@ fn who_is_not_on_the_path() {
     policy
         .pods
         .insert(podnet_core::cluster::ObjectName::new("shop", "web"), pods);
-    places.buckets.push(TokenBucket {
-        link: 13,
-        rate: 1,
-        burst: 1,
-        limit: 1,
-    });
+    places.queued = [13].into();
     for link in &mut places.links {
         if link.name == "bridged" {
             link.master = Some(3);
@@ -199,6 +189,31 @@ proptest! {
         });
         prop_assert_eq!(rows.is_pods(&address), naive);
     }
+}
+
+/// The table knows what is meant by it, and other nodes do not.
+#[test]
+fn a_services_address_in_a_pods_range_leads_to_no_pod() {
+    let (mut state, places) = scene(&["one", "other"]);
+    for borrowed in ["10.244.0.10/32", "10.244.1.9/32"] {
+        state.routing.routes.insert(borrowed.parse().unwrap(), Hop::Sink);
+    }
+    let rows = Rows::of(&state, &places);
+    assert!(!rows.pods.contains_key(&address("10.244.0.10").into()));
+    let borrowed = Range::new(address("10.244.1.9").into(), 32);
+    assert_eq!(rows.ways.get(&borrowed), Some(&Way::HERE));
+    // One elsewhere is no pods' range.
+    let elsewhere = Range::new(address("10.96.0.10").into(), 32);
+    assert_eq!(rows.ways.get(&elsewhere), None);
+}
+
+#[test]
+fn links_where_others_have_filters_are_not_passed() {
+    let (state, mut places) = scene(&["one"]);
+    places.filtered = [2].into();
+    let rows = Rows::of(&state, &places);
+    assert!(rows.ways.values().all(|way| *way == Way::HERE), "{rows}");
+    assert_eq!(places.attachments(&state), [(10, Side::Pod)].into());
 }
 
 #[test]

@@ -105,6 +105,29 @@ fn a_connection_keeps_its_direction_under_a_policy_that_begins() {
     }
 }
 
+/// As an agent does that is killed before it could tell tracking.
+#[test]
+fn a_connection_of_a_pod_that_was_taken_off_the_path_before_keeps_its_direction() {
+    let mut world = World::of(&["a"], 2);
+    let Established(mut client, mut server) = Established::new(&world, 1, 0, Family::V4);
+    let node = &world.lab.nodes[0];
+    let taken_off = [world.address(Who::Pod(0), Family::V4)];
+    podnet_dataplane::ebpf::let_go_of(&node.programs(), &taken_off).unwrap();
+    // Tracking takes it up the wrong way round.
+    server.write_all(b"!").unwrap();
+    client.set_read_timeout(Some(super::PATIENCE)).unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    for (kernel, node) in world.kernels.iter_mut().zip(&world.lab.nodes) {
+        *kernel = node.run(|| node.kernel(super::on().name()));
+    }
+    let silent = NetworkPolicy {
+        types: Some(Ok([Direction::Egress].into())),
+        ..policy("app=x")
+    };
+    world.set([("a", silent)]);
+    assert_eq!(Established(client, server).carries(), [true; 2]);
+}
+
 #[test]
 fn a_peer_that_loses_its_label_is_cut() {
     let mut world = World::of(&["a"], 2);
