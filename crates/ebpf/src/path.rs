@@ -4,8 +4,7 @@
 #![no_main]
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, TC_ACT_UNSPEC, bpf_redir_neigh,
-    bpf_redir_neigh__bindgen_ty_1,
+    __sk_buff, BPF_F_NO_PREALLOC, BPF_NOEXIST, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie};
@@ -72,8 +71,8 @@ impl Paths for Maps {
 
     #[inline(always)]
     fn begin(&self, connection: &Tuple) {
-        // Where there is no room, a policy that begins to be about it may cut it.
-        let _ = BEGUN.insert(connection, ASKED, BPF_ANY.into());
+        // Where there is no room, a policy that begins to be about it may cut it. One that is asked for again stays as it is.
+        let _ = BEGUN.insert(connection, ASKED, BPF_NOEXIST.into());
     }
 
     #[inline(always)]

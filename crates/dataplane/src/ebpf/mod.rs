@@ -155,6 +155,20 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// Looks for what nobody announces. Maps are looked over with everything else.
+struct Guard {
+    sockets: connect::Guard,
+    path: path::Guard,
+}
+
+impl Sentinel for Guard {
+    fn is_disturbed(&mut self) -> bool {
+        // Each is asked, so that each says it once.
+        let (sockets, path) = (self.sockets.is_disturbed(), self.path.is_disturbed());
+        sockets || path
+    }
+}
+
 /// The programs of a node.
 pub struct Ebpf {
     site: Option<Site>,
@@ -234,7 +248,10 @@ impl ServiceBackend for Ebpf {
     }
 
     fn sentinel(&self) -> Option<Box<dyn Sentinel>> {
-        Some(self.sockets.sentinel())
+        Some(Box::new(Guard {
+            sockets: self.sockets.guard(),
+            path: self.path.guard(),
+        }))
     }
 
     fn take_put_back(&mut self) -> usize {

@@ -126,6 +126,28 @@ fn a_pod_with_filters_of_others_at_its_link_takes_the_stack() {
     assert_eq!(tracked(scene.node(), 8080), "");
 }
 
+/// As a plugin does that comes after ours: nobody waits half a minute for a limit to hold.
+#[test]
+fn a_queue_that_comes_later_is_heard_of() {
+    let scene = Scene::new();
+    let node = scene.node();
+    let (tell, disturbed) = std::sync::mpsc::channel();
+    let mut kernel = node.run(|| node.kernel(DataplaneName::Ebpf));
+    let state = scene.lab.state(0);
+    node.run(|| kernel.apply(&state).unwrap());
+    let mut monitor = node.run(|| kernel.monitor().unwrap());
+    let namespace = node.again();
+    std::thread::spawn(move || {
+        namespace.run(move || while monitor.wait().is_ok() && tell.send(()).is_ok() {});
+    });
+    assert!(disturbed.recv_timeout(std::time::Duration::from_secs(2)).is_err());
+    node.command("tc qdisc add dev pod2 root tbf rate 1gbit burst 1mb latency 100ms");
+    disturbed.recv_timeout(PATIENCE).unwrap();
+    node.run(|| kernel.apply(&state).unwrap());
+    answers(&scene.client, SERVER);
+    assert!(tracked(node, 8080).contains("src=10.244.0.9"));
+}
+
 #[test]
 fn what_others_take_off_a_link_is_put_back() {
     let scene = Scene::new();

@@ -17,7 +17,6 @@ use podnet_ebpf_abi::Frontend;
 use podnet_linux::ns;
 
 use super::{EbpfError, Site};
-use crate::services::Sentinel;
 use programs::{Hooks, Programs};
 pub(super) use programs::{Maps, pins};
 use rows::Rows;
@@ -32,11 +31,11 @@ struct Put {
 /// The hooks that should be there, shared with who looks whether they are; none while there are none.
 type Watched = Arc<Mutex<Option<Hooks>>>;
 
-/// Looks whether the hooks are still there. Maps are looked over with everything else.
-struct Guard(Watched);
+/// Looks whether the hooks are still there.
+pub(super) struct Guard(Watched);
 
-impl Sentinel for Guard {
-    fn is_disturbed(&mut self) -> bool {
+impl Guard {
+    pub(super) fn is_disturbed(&mut self) -> bool {
         // Told once: whoever puts them back says again what there is.
         let mut hooks = self.0.lock();
         hooks.take_if(|hooks| !hooks.are_attached()).is_some()
@@ -80,8 +79,8 @@ impl Sockets {
         })
     }
 
-    pub(super) fn sentinel(&self) -> Box<dyn Sentinel> {
-        Box::new(Guard(Arc::clone(&self.watched)))
+    pub(super) fn guard(&self) -> Guard {
+        Guard(Arc::clone(&self.watched))
     }
 
     pub(super) fn take_put_back(&mut self) -> usize {

@@ -15,19 +15,45 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use podnet_core::NodeState;
 use podnet_ebpf_abi::Address;
+use podnet_linux::netlink::Netlink;
 
 use super::{EbpfError, Site};
 pub(super) use programs::Maps;
 use programs::Programs;
 pub(super) use rows::Rows;
-use rows::{Places, Row, Side, Step};
+use rows::{Places, Qdiscs, Row, Side, Step};
+
+/// The links of rows that are there, and what was at them: shared with who looks whether it still is; none while there are
+/// no rows.
+type Watched = Arc<Mutex<Option<(BTreeSet<u32>, Qdiscs)>>>;
+
+/// Looks for queues and filters that come. That some go may wait until everything is looked over.
+pub(super) struct Guard(Watched);
+
+impl Guard {
+    pub(super) fn is_disturbed(&mut self) -> bool {
+        // Told once: whoever takes it into account says again what there is.
+        let mut watched = self.0.lock();
+        let has_more = |(links, known): &mut (BTreeSet<u32>, Qdiscs)| {
+            let found = Netlink::open().and_then(|mut netlink| Qdiscs::look(&mut netlink, links));
+            let is_known = |found: Qdiscs| {
+                found.queued.is_subset(&known.queued) && found.filtered.is_subset(&known.filtered)
+            };
+            found.is_ok_and(|found| !is_known(found))
+        };
+        watched.take_if(has_more).is_some()
+    }
+}
 
 /// The programs at a node's links.
 #[derive(Default)]
 pub(super) struct PodPath {
+    watched: Watched,
     programs: Option<Programs>,
     put: Option<Put>,
     /// Pods were taken off the path, and tracking was not told of all their connections.
@@ -163,6 +189,7 @@ impl PodPath {
             has_led |= step.leads() && !is_pod;
         }
         take_off(maps, &have, &wanted, want)?;
+        *self.watched.lock() = Some((places.indices(), places.qdiscs));
         self.left_out.clear();
         self.put = Some(Put {
             rows: wanted,
@@ -175,6 +202,7 @@ impl PodPath {
 
     /// Has all packets take the stack again, and takes the programs off.
     pub(super) fn leave(&mut self, site: &Site) -> Result<(), EbpfError> {
+        *self.watched.lock() = None;
         self.programs = None;
         self.put = None;
         self.left_out.clear();
@@ -182,6 +210,10 @@ impl PodPath {
         let emptied = empty(site);
         programs::remove(site)?;
         emptied
+    }
+
+    pub(super) fn guard(&self) -> Guard {
+        Guard(Arc::clone(&self.watched))
     }
 
     pub(super) fn left_out(&self) -> impl Iterator<Item = &String> {

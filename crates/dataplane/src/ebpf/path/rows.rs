@@ -11,7 +11,7 @@ use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::Tuple;
 use podnet_ebpf_abi::path::{Pod, Range, Way};
 use podnet_linux::MacAddr;
-use podnet_linux::netlink::{Link, LinkKind, MAIN_TABLE, Neighbour, Netlink, RouteFilter};
+use podnet_linux::netlink::{Link, LinkKind, MAIN_TABLE, Neighbour, Netlink, NetlinkError, RouteFilter};
 
 use crate::delta::Delta;
 use crate::ebpf::EbpfError;
@@ -47,10 +47,32 @@ pub(super) struct Places {
     pub(super) neighbours: Vec<Neighbour>,
     /// By destination and next router.
     pub(super) routes: BTreeMap<(IpNet, IpAddr), u32>,
+    pub(super) qdiscs: Qdiscs,
+}
+
+/// What the kernel has at links that programs which hand packets on would pass by. Nobody announces it to us.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Qdiscs {
     /// Links with a queue that may hold packets back: a limit of ours, the reference plugin's, or somebody's who knows why.
     pub(super) queued: BTreeSet<u32>,
-    /// Links where others may have filters, which programs that hand packets on would come before.
+    /// Links where others may have filters.
     pub(super) filtered: BTreeSet<u32>,
+}
+
+impl Qdiscs {
+    /// Of these links.
+    pub(super) fn look(netlink: &mut Netlink, links: &BTreeSet<u32>) -> Result<Self, NetlinkError> {
+        let mut qdiscs = netlink.qdiscs()?;
+        qdiscs.retain(|qdisc| links.contains(&qdisc.link));
+        let with = |is: &dyn Fn(&str) -> bool| -> BTreeSet<u32> {
+            let such = qdiscs.iter().filter(|qdisc| is(&qdisc.kind));
+            such.map(|qdisc| qdisc.link).collect()
+        };
+        Ok(Qdiscs {
+            queued: with(&|kind| kind != "noqueue"),
+            filtered: with(&|kind| ["ingress", "clsact"].contains(&kind)),
+        })
+    }
 }
 
 /// The programs that a link is to have.
@@ -80,18 +102,18 @@ impl Places {
         let of_pods = links.iter().filter(|link| names.contains(link.name.as_str()));
         wanted.extend(of_pods.map(|link| link.index));
         links.retain(|link| wanted.contains(&link.index));
-        let qdiscs = netlink.qdiscs()?;
-        let with = |is: &dyn Fn(&str) -> bool| -> BTreeSet<u32> {
-            let such = qdiscs.iter().filter(|qdisc| is(&qdisc.kind));
-            such.map(|qdisc| qdisc.link).collect()
-        };
+        let qdiscs = Qdiscs::look(&mut netlink, &wanted)?;
         Ok(Places {
             links,
             neighbours: netlink.neighbours(None)?,
             routes,
-            queued: with(&|kind| kind != "noqueue"),
-            filtered: with(&|kind| ["ingress", "clsact"].contains(&kind)),
+            qdiscs,
         })
+    }
+
+    /// The links that it is about.
+    pub(super) fn indices(&self) -> BTreeSet<u32> {
+        self.links.iter().map(|link| link.index).collect()
     }
 
     /// The links that programs are at, by their indices.
@@ -115,7 +137,7 @@ impl Places {
     }
 
     fn pod(&self, link: &Link, address: IpAddr) -> Option<Pod> {
-        if self.queued.contains(&link.index) || link.master.is_some() {
+        if self.qdiscs.queued.contains(&link.index) || link.master.is_some() {
             return None;
         }
         let known = |of: &&Neighbour| of.permanent && of.link == link.index && of.address == address;
@@ -134,7 +156,7 @@ impl Places {
         // What the kernel has otherwise, or not yet, is the stack's.
         let index = self.routes.get(&(net, router));
         let link = self.links.iter().find(|link| Some(&link.index) == index);
-        let link = link.filter(|link| !self.filtered.contains(&link.index));
+        let link = link.filter(|link| !self.qdiscs.filtered.contains(&link.index));
         let mtu = |link: &Link| {
             state
                 .routing

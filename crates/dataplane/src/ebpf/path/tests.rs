@@ -109,7 +109,7 @@ fn who_is_not_on_the_path() {
     policy
         .pods
         .insert(podnet_core::cluster::ObjectName::new("shop", "web"), pods);
-    places.queued = [13].into();
+    places.qdiscs.queued = [13].into();
     for link in &mut places.links {
         if link.name == "bridged" {
             link.master = Some(3);
@@ -210,7 +210,7 @@ fn a_services_address_in_a_pods_range_leads_to_no_pod() {
 #[test]
 fn links_where_others_have_filters_are_not_passed() {
     let (state, mut places) = scene(&["one"]);
-    places.filtered = [2].into();
+    places.qdiscs.filtered = [2].into();
     let rows = Rows::of(&state, &places);
     assert!(rows.ways.values().all(|way| *way == Way::HERE), "{rows}");
     assert_eq!(places.attachments(&state), [(10, Side::Pod)].into());
