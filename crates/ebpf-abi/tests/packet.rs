@@ -625,7 +625,7 @@ fn transport_of(packet: &[u8]) -> Option<(u8, Range<usize>)> {
         if !EXTENSIONS.contains(&kind) {
             return Some((kind, at..end));
         }
-        if passed == 5 {
+        if passed == 6 {
             return None;
         }
         let length = usize::from(*packet.get(at + 1)?);
