@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -14,7 +13,7 @@ use zerocopy::transmute;
 use super::connect::rows::{self, Rows};
 use super::connect::{Maps, pins};
 use super::path;
-use super::pins::all;
+use super::pins::{all, entries};
 use super::site::PATH;
 use super::{EbpfError, Site};
 
@@ -92,22 +91,14 @@ fn past(maps: &path::Maps) -> Result<Past, EbpfError> {
     })
 }
 
-fn names(directory: &Path) -> Result<Vec<String>, EbpfError> {
-    let entries = fs::read_dir(directory).map_err(EbpfError::at(directory))?;
-    let names = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mut names: Vec<String> = names.collect();
-    names.sort();
-    Ok(names)
-}
-
 fn hooks(directory: &Path) -> Result<BTreeMap<String, Vec<String>>, EbpfError> {
-    let builds = names(directory)?
+    let builds = entries(directory)?
         .into_iter()
         .map(|name| (directory.join(&name), name));
     let builds = builds.filter(|(path, name)| path.is_dir() && name != PATH);
-    builds.map(|(path, name)| Ok((name, names(&path)?))).collect()
+    builds
+        .map(|(path, name)| Ok((name, entries(&path)?.into_iter().collect())))
+        .collect()
 }
 
 fn services(rows: &Rows) -> BTreeMap<String, Endpoints> {

@@ -1,6 +1,7 @@
 //! Maps that are pinned, and what is common to all objects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use aya::Pod;
@@ -58,6 +59,29 @@ impl Pins<'_> {
     }
 }
 
+/// What is in a directory, by name.
+pub(super) fn entries(directory: &Path) -> Result<BTreeSet<String>, EbpfError> {
+    let entries = fs::read_dir(directory).map_err(EbpfError::at(directory))?;
+    let names = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.collect())
+}
+
+/// Removes all that is in a directory but this.
+pub(super) fn remove_all_but(directory: &Path, kept: &[PathBuf]) -> Result<(), EbpfError> {
+    for name in entries(directory)? {
+        let path = directory.join(name);
+        let removed = match path.is_dir() {
+            _ if kept.contains(&path) => Ok(()),
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        removed.map_err(EbpfError::at(&path))?;
+    }
+    Ok(())
+}
+
 /// All rows of a map.
 pub(super) fn all<K: Ord, V>(
     name: &'static str,
@@ -89,5 +113,20 @@ fn errno(error: &MapError) -> Option<Errno> {
         MapError::SyscallError(error) => Errno::from_io_error(&error.io_error),
         MapError::KeyNotFound => Some(Errno::NOENT),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The sizes of keys and values of an object's maps, and its programs.
+    pub(in crate::ebpf) fn shape(object: &[u8]) -> (BTreeMap<String, (usize, usize)>, BTreeSet<String>) {
+        let object = aya_obj::Object::parse(object).unwrap();
+        let sizes = object.maps.iter().map(|(name, map)| {
+            let sizes = (map.key_size() as usize, map.value_size() as usize);
+            (name.clone(), sizes)
+        });
+        (sizes.collect(), object.programs.keys().cloned().collect())
     }
 }

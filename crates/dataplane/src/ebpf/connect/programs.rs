@@ -222,61 +222,45 @@ fn attach(sizes: Sizes, directory: &Path, Hooks(hooks): &Hooks, group: &Path) ->
 /// keeps.
 fn remove_others(directory: &Path, Hooks(hooks): &Hooks) -> Result<(), EbpfError> {
     let maps = MAPS.iter().map(|name| pins(directory).path(name));
-    remove_all_but(directory, &maps.chain([hooks.clone()]).collect::<Vec<_>>())
-}
-
-fn remove_all_but(directory: &Path, kept: &[PathBuf]) -> Result<(), EbpfError> {
-    let entries = fs::read_dir(directory).map_err(EbpfError::at(directory))?;
-    for path in entries.flatten().map(|entry| entry.path()) {
-        if path == directory.join(PATH) || kept.contains(&path) {
-            continue;
-        }
-        let removed = match path.is_dir() {
-            true => fs::remove_dir_all(&path),
-            false => fs::remove_file(&path),
-        };
-        removed.map_err(EbpfError::at(&path))?;
-    }
-    Ok(())
+    let kept = maps.chain([hooks.clone(), directory.join(PATH)]);
+    pins::remove_all_but(directory, &kept.collect::<Vec<_>>())
 }
 
 /// Takes off everything that is at sockets.
 pub(super) fn remove(site: &Site) -> Result<(), EbpfError> {
     match site.present() {
-        Some(directory) => remove_all_but(&directory, &[]),
+        Some(directory) => pins::remove_all_but(&directory, &[directory.join(PATH)]),
         None => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use podnet_ebpf_abi::connect::{Answers, Asked, Peer};
 
     use super::*;
+    use crate::ebpf::pins::tests::shape;
 
     /// What the programs were compiled with is what this side writes.
     #[test]
     fn the_objects_maps_have_the_layouts_of_the_abi() {
-        let object = aya_obj::Object::parse(OBJECT).unwrap();
-        let sizes = |name: &str| {
-            let map = &object.maps[name];
-            (map.key_size() as usize, map.value_size() as usize)
-        };
-        assert_eq!(sizes("CLIENTS"), (size_of::<u64>(), size_of::<u32>()));
-        assert_eq!(sizes("BALANCES"), (size_of::<Frontend>(), size_of::<Balance>()));
-        assert_eq!(sizes("SLOTS"), (size_of::<Slot>(), size_of::<Endpoint>()));
-        assert_eq!(sizes("SERVING"), (size_of::<Serving>(), size_of::<u32>()));
-        assert_eq!(sizes("ASKED"), (size_of::<Asked>(), size_of::<Endpoint>()));
-        assert_eq!(sizes("ANSWERS"), (size_of::<Answers>(), size_of::<Endpoint>()));
-        assert_eq!(sizes("PEERS"), (size_of::<u64>(), size_of::<Peer>()));
-        let (mut maps, mut hooks) = (MAPS, HOOKS);
-        maps.sort();
-        hooks.sort();
-        let mut found: Vec<&String> = object.maps.keys().collect();
-        found.sort();
-        assert_eq!(found, maps);
-        let mut found: Vec<&String> = object.programs.keys().collect();
-        found.sort();
-        assert_eq!(found, hooks);
+        let (maps, hooks) = shape(OBJECT);
+        let sizes = [
+            ("CLIENTS", (size_of::<u64>(), size_of::<u32>())),
+            ("BALANCES", (size_of::<Frontend>(), size_of::<Balance>())),
+            ("SLOTS", (size_of::<Slot>(), size_of::<Endpoint>())),
+            ("SERVING", (size_of::<Serving>(), size_of::<u32>())),
+            ("ASKED", (size_of::<Asked>(), size_of::<Endpoint>())),
+            ("ANSWERS", (size_of::<Answers>(), size_of::<Endpoint>())),
+            ("PEERS", (size_of::<u64>(), size_of::<Peer>())),
+        ];
+        assert_eq!(maps, sizes.map(|(name, sizes)| (name.to_owned(), sizes)).into());
+        assert_eq!(hooks, HOOKS.map(str::to_owned).into());
+        assert_eq!(
+            maps.into_keys().collect::<BTreeSet<_>>(),
+            MAPS.map(str::to_owned).into()
+        );
     }
 }

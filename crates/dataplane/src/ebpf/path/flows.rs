@@ -18,7 +18,8 @@ use crate::ebpf::EbpfError;
 /// connections between pods that tracking knows and will hear no more of.
 pub(super) fn note(maps: &mut Maps, rows: &Rows) -> Result<(), EbpfError> {
     let known = conntrack::known(&mut Netfilter::open()?)?;
-    let is_between_pods = |flow: &&Tuple| rows.is_pods(&flow.source) && rows.is_pods(&flow.destination);
+    let lengths = rows.lengths();
+    let is_between_pods = |flow: &&Tuple| rows.are_pods(&lengths, flow);
     for flow in known.translated.iter().filter(is_between_pods) {
         maps.say(ANY_NOTED, true)?;
         match maps.note(flow) {
@@ -26,7 +27,7 @@ pub(super) fn note(maps: &mut Maps, rows: &Rows) -> Result<(), EbpfError> {
             done => done?,
         }
     }
-    let mut established = known.established.iter().filter(|of| rows.leads(of));
+    let mut established = known.established.iter().filter(|of| rows.leads(&lengths, of));
     established.try_for_each(|connection| maps.remember(connection, ACCEPTED))
 }
 

@@ -22,7 +22,7 @@ use podnet_linux::netlink::Netlink;
 use zerocopy::transmute;
 
 use super::rows::{Row, Rows, Side, Step};
-use crate::ebpf::pins::{self, Pins, all};
+use crate::ebpf::pins::{self, Pins, all, entries};
 use crate::ebpf::site::PATH;
 use crate::ebpf::{EbpfError, Site};
 
@@ -246,28 +246,11 @@ fn take_over(program: &mut SchedClassifier, path: &Path) -> Result<(), ProgramEr
     program.take_link(held).map(drop)
 }
 
-fn entries(directory: &Path) -> Result<BTreeSet<String>, EbpfError> {
-    let entries = fs::read_dir(directory).map_err(EbpfError::at(directory))?;
-    let names = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned());
-    Ok(names.collect())
-}
-
 /// Removes programs of other builds, and maps of other layouts.
 fn remove_others(directory: &Path, programs: &Path) -> Result<(), EbpfError> {
     let maps = MAPS.iter().map(|name| pins(directory).path(name));
-    let kept: Vec<PathBuf> = maps.chain([programs.to_owned(), directory.join(LINKS)]).collect();
-    for name in entries(directory)? {
-        let path = directory.join(name);
-        let removed = match path.is_dir() {
-            _ if kept.contains(&path) => Ok(()),
-            true => fs::remove_dir_all(&path),
-            false => fs::remove_file(&path),
-        };
-        removed.map_err(EbpfError::at(&path))?;
-    }
-    Ok(())
+    let kept = maps.chain([programs.to_owned(), directory.join(LINKS)]);
+    pins::remove_all_but(directory, &kept.collect::<Vec<_>>())
 }
 
 /// Takes off everything that is at links.
@@ -436,28 +419,25 @@ mod tests {
     use podnet_ebpf_abi::path::Way;
 
     use super::*;
+    use crate::ebpf::pins::tests::shape;
 
     /// What the programs were compiled with is what this side writes.
     #[test]
     fn the_objects_maps_have_the_layouts_of_the_abi() {
-        let object = aya_obj::Object::parse(OBJECT).unwrap();
-        let sizes = |name: &str| {
-            let map = &object.maps[name];
-            (map.key_size() as usize, map.value_size() as usize)
-        };
-        assert_eq!(sizes("PODS"), (size_of::<Address>(), size_of::<Pod>()));
-        assert_eq!(sizes("WAYS"), (size_of::<Range>(), size_of::<Way>()));
-        assert_eq!(sizes("NOTED"), (size_of::<Tuple>(), size_of::<u32>()));
-        assert_eq!(sizes("BEGUN"), (size_of::<Tuple>(), size_of::<u32>()));
-        assert_eq!(sizes("NOTES"), (size_of::<u32>(), size_of::<u32>()));
-        let (mut maps, mut programs) = (MAPS, PROGRAMS);
-        maps.sort();
-        programs.sort();
-        let mut found: Vec<&String> = object.maps.keys().collect();
-        found.sort();
-        assert_eq!(found, maps);
-        let mut found: Vec<&String> = object.programs.keys().collect();
-        found.sort();
-        assert_eq!(found, programs);
+        let (maps, programs) = shape(OBJECT);
+        let flow = size_of::<Tuple>();
+        let sizes = [
+            ("PODS", (size_of::<Address>(), size_of::<Pod>())),
+            ("WAYS", (size_of::<Range>(), size_of::<Way>())),
+            ("NOTED", (flow, size_of::<u32>())),
+            ("BEGUN", (flow, size_of::<u32>())),
+            ("NOTES", (size_of::<u32>(), size_of::<u32>())),
+        ];
+        assert_eq!(maps, sizes.map(|(name, sizes)| (name.to_owned(), sizes)).into());
+        assert_eq!(programs, PROGRAMS.map(str::to_owned).into());
+        assert_eq!(
+            maps.into_keys().collect::<BTreeSet<_>>(),
+            MAPS.map(str::to_owned).into()
+        );
     }
 }

@@ -214,26 +214,25 @@ impl Rows {
         rows
     }
 
-    /// How long ranges are.
-    fn lengths(&self) -> BTreeSet<u32> {
+    /// How long ranges are, in bits.
+    pub(super) fn lengths(&self) -> BTreeSet<u32> {
         self.ways.keys().map(|range| range.length).collect()
     }
 
-    fn is_within(&self, lengths: &BTreeSet<u32>, address: &Address) -> bool {
+    pub(super) fn is_within(&self, lengths: &BTreeSet<u32>, address: &Address) -> bool {
         let mut ranges = lengths.iter().map(|length| Range::around(*address, *length));
         ranges.any(|range| self.ways.contains_key(&range))
     }
 
-    /// Whether an address is in a pods' range.
-    pub(super) fn is_pods(&self, address: &Address) -> bool {
-        self.is_within(&self.lengths(), address)
+    /// Whether both ends of a flow are in pods' ranges.
+    pub(super) fn are_pods(&self, lengths: &BTreeSet<u32>, flow: &Tuple) -> bool {
+        self.is_within(lengths, &flow.source) && self.is_within(lengths, &flow.destination)
     }
 
     /// Whether a flow between these ends goes past the stack.
-    pub(super) fn leads(&self, flow: &Tuple) -> bool {
+    pub(super) fn leads(&self, lengths: &BTreeSet<u32>, flow: &Tuple) -> bool {
         let is_on = |address| self.pods.contains_key(address);
         let way = |address: &Address| {
-            let lengths = self.lengths();
             let mut ranges = lengths
                 .iter()
                 .rev()

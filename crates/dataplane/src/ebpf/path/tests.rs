@@ -187,7 +187,7 @@ proptest! {
             let Address(octets) = range.address;
             octets[14] == node
         });
-        prop_assert_eq!(rows.is_pods(&address), naive);
+        prop_assert_eq!(rows.is_within(&rows.lengths(), &address), naive);
     }
 }
 
