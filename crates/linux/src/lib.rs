@@ -24,5 +24,6 @@ pub mod packet_socket;
 pub mod probe;
 pub mod process;
 pub mod sysctl;
+pub mod xfrm;
 
 pub use mac::{InvalidMacAddr, MacAddr};

@@ -14,7 +14,7 @@ mod neighbour;
 mod qdisc;
 mod route;
 mod rule;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::VecDeque;
 use std::fmt;

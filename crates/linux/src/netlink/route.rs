@@ -364,6 +364,39 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// The routes that packets to these addresses take, in their order: several where there are several next hops, and none
+    /// where there is no route.
+    pub fn routes_to(&mut self, addresses: &[IpAddr]) -> Result<Vec<Vec<Route>>, NetlinkError> {
+        let request = |address: &IpAddr| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family(*address);
+            message.header.destination_prefix_length = IpNet::from(*address).prefix_len();
+            message.header.flags = RouteFlags::FibMatch;
+            message
+                .attributes
+                .push(RouteAttribute::Destination((*address).into()));
+            Request::new(
+                RouteNetlinkMessage::GetRoute(message),
+                0,
+                format!("look up the route to {address}"),
+            )
+        };
+        let outcomes = self.exchange(addresses.iter().map(request))?;
+        let found = outcomes.into_iter().map(|outcome| match outcome.result {
+            // Nowhere, or told not to go there.
+            Err(NetlinkError::Refused { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+            Ok(()) => {
+                let answers = outcome.answers.iter();
+                Ok(answers
+                    .filter_map(|answer| Route::read(&answer.payload))
+                    .flatten()
+                    .collect())
+            }
+        });
+        found.collect()
+    }
+
     fn routes_of(&mut self, family: AddressFamily, filter: RouteFilter) -> Result<Vec<Route>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family;

@@ -394,3 +394,51 @@ fn rules_about_marks_are_listed_until_they_are_removed() {
         assert_eq!(netlink.mark_rules(six).unwrap(), []);
     }
 }
+
+#[test]
+fn the_routes_to_addresses_are_told_one_by_one() {
+    let (mut netlink, a, _) = with_pair();
+    for address in ["192.0.2.1/24", "2001:db8::1/64"] {
+        let address = Address {
+            flags: AddressFlags {
+                nodad: true,
+                ..AddressFlags::default()
+            },
+            ..Address::new(a.index, net(address))
+        };
+        netlink.request(address.add()).unwrap();
+    }
+    let blackhole = Route {
+        kind: RouteKind::Blackhole,
+        ..Route::new(net("198.51.100.0/24"), 113)
+    };
+    let router = Route::via(net("203.0.113.0/24"), ip("192.0.2.9"), Some(a.index), 113);
+    netlink.apply([blackhole.add(), router.add()]).unwrap();
+    let asked = [
+        "192.0.2.7",
+        "203.0.113.7",
+        "2001:db8::7",
+        "198.51.100.7",
+        "192.0.2.1",
+        "8.8.8.8",
+        "2001:db8:1::",
+    ];
+    let found = netlink.routes_to(&asked.map(ip)).unwrap();
+    let told: Vec<Vec<_>> = found
+        .iter()
+        .map(|routes| {
+            let routes = routes.iter();
+            routes
+                .map(|route| (route.kind, route.destination.to_string(), route.via, route.link))
+                .collect()
+        })
+        .collect();
+    let unicast = |to: &str, via| vec![(RouteKind::Unicast, to.to_owned(), via, Some(a.index))];
+    assert_eq!(told[0], unicast("192.0.2.0/24", None));
+    assert_eq!(told[1], unicast("203.0.113.0/24", Some(ip("192.0.2.9"))));
+    assert_eq!(told[2], unicast("2001:db8::/64", None));
+    // The kernel does not tell of a route that nobody may take.
+    assert_eq!(told[3], []);
+    assert_eq!(told[4][0].0, RouteKind::Local);
+    assert_eq!((&told[5], &told[6]), (&vec![], &vec![]));
+}

@@ -9,16 +9,16 @@ const HEADER: usize = 16;
 const EXPLANATION: u16 = 1;
 
 /// One netlink message of a datagram.
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
-    pub(super) payload: &'a [u8],
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
+    pub(crate) payload: &'a [u8],
 }
 
 impl Message<'_> {
     /// The error number (positive) and the kernel's explanation, if this message refuses something.
-    pub(super) fn error(&self) -> Option<(i32, Option<String>)> {
+    pub(crate) fn error(&self) -> Option<(i32, Option<String>)> {
         let number = i32::from_ne_bytes(self.payload.get(..4)?.try_into().ok()?);
         if number == 0 {
             return None;
@@ -47,12 +47,12 @@ impl Message<'_> {
 }
 
 /// The messages of a datagram.
-pub(super) struct Messages<'a> {
+pub(crate) struct Messages<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Messages<'a> {
-    pub(super) fn new(datagram: &'a [u8]) -> Self {
+    pub(crate) fn new(datagram: &'a [u8]) -> Self {
         Messages { rest: datagram }
     }
 }
@@ -91,7 +91,7 @@ impl<'a> Iterator for Messages<'a> {
 }
 
 /// The attributes that follow a fixed header of `header` bytes; what is cut off is left out.
-pub(super) fn attributes(payload: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(payload: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
     let rest = payload.get(header..).unwrap_or_default();
     NlasIterator::new(rest).map_while(Result::ok).map(|attribute| {
         let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
@@ -100,29 +100,29 @@ pub(super) fn attributes(payload: &[u8], header: usize) -> impl Iterator<Item = 
 }
 
 /// A text with or without its closing zero.
-pub(super) fn text(value: &[u8]) -> Option<String> {
+pub(crate) fn text(value: &[u8]) -> Option<String> {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     std::str::from_utf8(&value[..end]).ok().map(str::to_owned)
 }
 
-pub(super) fn byte(value: &[u8]) -> Option<u8> {
+pub(crate) fn byte(value: &[u8]) -> Option<u8> {
     value.first().copied()
 }
 
-pub(super) fn half(value: &[u8]) -> Option<u16> {
+pub(crate) fn half(value: &[u8]) -> Option<u16> {
     Some(u16::from_ne_bytes(value.get(..2)?.try_into().ok()?))
 }
 
-pub(super) fn half_be(value: &[u8]) -> Option<u16> {
+pub(crate) fn half_be(value: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(value.get(..2)?.try_into().ok()?))
 }
 
-pub(super) fn word(value: &[u8]) -> Option<u32> {
+pub(crate) fn word(value: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(value.get(..4)?.try_into().ok()?))
 }
 
 /// An address of either family, told apart by length.
-pub(super) fn ip(value: &[u8]) -> Option<IpAddr> {
+pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
     if let Ok(octets) = <[u8; 4]>::try_from(value) {
         return Some(Ipv4Addr::from(octets).into());
     }
