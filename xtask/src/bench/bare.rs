@@ -60,10 +60,12 @@ impl Namespace {
         self.holder.0.id()
     }
 
-    /// `program` with its arguments to come, in this namespace.
+    /// `program` with its arguments to come, in this namespace, and in a session of its own as a pod's processes are: the
+    /// scheduler goes from one session's processes to another's at a cost (autogroup) that is not the network's.
     pub(super) fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = Command::new("setsid");
         command
+            .arg("nsenter")
             .arg(format!("--net=/proc/{}/ns/net", self.pid()))
             .arg(program);
         command
