@@ -12,5 +12,6 @@ mod address;
 pub mod connect;
 pub mod packet;
 pub mod path;
+pub mod tunnel;
 
 pub use address::{Address, Endpoint, Frontend, Protocol};

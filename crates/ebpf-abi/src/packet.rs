@@ -17,9 +17,12 @@ impl Bytes for [u8] {
 /// The length of an Ethernet header (IEEE 802.3), in bytes.
 pub const ETHERNET: usize = 14;
 /// Where its type is.
-const ETHER_TYPE: usize = 12;
-const IPV4: [u8; 2] = [0x08, 0x00];
+pub const ETHER_TYPE: usize = 12;
+/// IPv4, as an Ethernet header calls it.
+pub const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
+/// The bits of a class of traffic that are about congestion (RFC 3168, 5).
+const ECN: u8 = 3;
 /// The length of an IPv4 header without options (RFC 791, 3.1).
 const IPV4_HEADER: usize = 20;
 /// The length of an IPv6 header (RFC 8200, 3).
@@ -133,6 +136,8 @@ pub struct Headers {
     pub tuple: Tuple,
     /// How many routers it may still pass.
     pub hops: u8,
+    /// What it has to say of congestion, in the lowest two bits (RFC 3168, 5).
+    pub ecn: u8,
     /// No flags where it is not TCP.
     pub flags: Flags,
     /// Of the whole packet, in bytes from the network header on.
@@ -142,6 +147,15 @@ pub struct Headers {
 }
 
 impl Headers {
+    /// The type in the Ethernet header before it.
+    #[inline(always)]
+    pub fn ether_type(&self) -> [u8; 2] {
+        match self.tuple.source.as_v4() {
+            Some(_) => IPV4,
+            None => IPV6,
+        }
+    }
+
     /// The largest packet that this one is sent in, in bytes from the network header on, where its payload is cut into
     /// pieces of `piece` bytes; where it is not cut, which 0 says, all that it carries, whatever its header says of that.
     #[inline(always)]
@@ -169,7 +183,7 @@ pub fn ordinary(packet: &(impl Bytes + ?Sized)) -> Option<Headers> {
 fn ordinary_v4(packet: &(impl Bytes + ?Sized)) -> Option<Headers> {
     let [
         version,
-        _,
+        class,
         high,
         low,
         _,
@@ -190,12 +204,20 @@ fn ordinary_v4(packet: &(impl Bytes + ?Sized)) -> Option<Headers> {
     let [a, b, c, d, e, f, g, h] = ends;
     let ends = (Address::v4([a, b, c, d]), Address::v4([e, f, g, h]));
     let length = u32::from(u16::from_be_bytes([high, low]));
-    transport(packet, ends, Protocol(protocol), (hops, length), IPV4_HEADER)
+    let network = Network {
+        ends,
+        protocol: Protocol(protocol),
+        hops,
+        ecn: class & ECN,
+        length,
+        header: IPV4_HEADER,
+    };
+    transport(packet, network)
 }
 
 #[inline(always)]
 fn ordinary_v6(packet: &(impl Bytes + ?Sized)) -> Option<Headers> {
-    let [version, _, _, _, high, low, next, hops] = packet.bytes::<8>(ETHERNET)?;
+    let [version, class, _, _, high, low, next, hops] = packet.bytes::<8>(ETHERNET)?;
     if version >> 4 != 6 {
         return None;
     }
@@ -205,7 +227,15 @@ fn ordinary_v6(packet: &(impl Bytes + ?Sized)) -> Option<Headers> {
         return None;
     }
     let length = IPV6_HEADER as u32 + u32::from(u16::from_be_bytes([high, low]));
-    transport(packet, ends, Protocol(next), (hops, length), IPV6_HEADER)
+    let network = Network {
+        ends,
+        protocol: Protocol(next),
+        hops,
+        ecn: (class >> 4) & ECN,
+        length,
+        header: IPV6_HEADER,
+    };
+    transport(packet, network)
 }
 
 #[inline(always)]
@@ -215,14 +245,27 @@ fn ends_v6(packet: &(impl Bytes + ?Sized)) -> Option<(Address, Address)> {
     Some((Address(source), Address(destination)))
 }
 
-#[inline(always)]
-fn transport(
-    packet: &(impl Bytes + ?Sized),
+/// What a network header says.
+struct Network {
     ends: (Address, Address),
     protocol: Protocol,
-    (hops, length): (u8, u32),
+    hops: u8,
+    ecn: u8,
+    length: u32,
+    /// Its own length in bytes.
     header: usize,
-) -> Option<Headers> {
+}
+
+#[inline(always)]
+fn transport(packet: &(impl Bytes + ?Sized), network: Network) -> Option<Headers> {
+    let Network {
+        ends,
+        protocol,
+        hops,
+        ecn,
+        length,
+        header,
+    } = network;
     const UDP_HEADER: u32 = 8;
     // Without options.
     const TCP_HEADER: u32 = 20;
@@ -240,6 +283,7 @@ fn transport(
     Some(Headers {
         tuple,
         hops,
+        ecn,
         flags,
         length,
         overhead: header as u32 + own,

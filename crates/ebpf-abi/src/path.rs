@@ -11,10 +11,11 @@
 
 use crate::Address;
 use crate::packet::{Flags, Headers, Tuple};
+use crate::tunnel::Tunnel;
 
 /// The version of the maps' layouts: whoever changes one counts it up, and an agent that finds maps of another makes its
 /// own.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Where in what is known of [`Paths::is_translated`] at once stands, not 0, that a flow was noted: without any none need be
 /// looked up.
@@ -96,26 +97,50 @@ impl Range {
     }
 }
 
-/// Where packets for a range go: 24 bytes.
+/// Where packets for a range go, and where such from there come from: 36 bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "bytes", derive(zerocopy::IntoBytes, zerocopy::FromBytes))]
 pub struct Way {
-    /// The index of the link to the node that has it; 0 where it is this node's own.
+    /// The index of the link to the node that has it, by which the stack sends and gets its packets: where there is a tunnel,
+    /// the tunnel's device. 0 where it is this node's own.
     pub link: u32,
     /// The largest packet that goes there, in bytes from the network header on.
     pub mtu: u32,
-    /// The next router.
+    /// The next router; the other end of the tunnel where a program puts packets into it.
     pub router: Address,
+    /// The index of the link to the tunnel's other end, where a program puts packets into it; else 0.
+    pub underlay: u32,
+    /// The MAC address of the tunnel's other end, where a program puts packets into it.
+    pub mac: [u8; 6],
+    zero: [u8; 2],
 }
 
 impl Way {
     /// To nowhere: a range of this node itself.
-    pub const HERE: Way = Way {
-        link: 0,
-        mtu: 0,
-        router: Address([0; 16]),
-    };
+    pub const HERE: Way = Way::by(0, 0, Address([0; 16]));
+
+    /// By a router on a link.
+    pub const fn by(link: u32, mtu: u32, router: Address) -> Self {
+        Way {
+            link,
+            mtu,
+            router,
+            underlay: 0,
+            mac: [0; 6],
+            zero: [0; 2],
+        }
+    }
+
+    /// The same, put into the tunnel to its other end, `node`, by a program.
+    pub const fn inside(self, underlay: u32, node: Address, mac: [u8; 6]) -> Self {
+        Way {
+            router: node,
+            underlay,
+            mac,
+            ..self
+        }
+    }
 }
 
 /// What is asked of the maps.
@@ -124,6 +149,8 @@ pub trait Paths {
     fn pod(&self, address: &Address) -> Option<Pod>;
     /// The range that an address of a pod is in.
     fn way(&self, address: &Address) -> Option<Way>;
+    /// This node's end of the tunnel, where a program is at the underlay.
+    fn tunnel(&self) -> Option<Tunnel>;
     /// Whether the table translated a flow between these ends, or may have; whichever end of [`Tuple::either`] began it.
     fn is_translated(&self, ends: &Tuple) -> bool;
     /// Remembers a connection that is asked for.
@@ -143,6 +170,8 @@ pub enum Next {
     Pod(Pod),
     /// To another node.
     Node(Way),
+    /// To another node in the tunnel.
+    Tunnel(Way),
 }
 
 /// For a packet that came from a pod by `link`. `largest` is what [`Headers::largest`] says of it.
@@ -157,6 +186,7 @@ pub fn from_pod(paths: &impl Paths, link: u32, headers: &Headers, largest: u32) 
         return forward(paths, headers, largest <= pod.mtu, Next::Pod(pod));
     }
     match paths.way(&tuple.destination) {
+        Some(way) if way.underlay != 0 => forward(paths, headers, largest <= way.mtu, Next::Tunnel(way)),
         Some(way) if way.link != 0 => forward(paths, headers, largest <= way.mtu, Next::Node(way)),
         _ => Next::Stack,
     }
@@ -171,6 +201,20 @@ pub fn from_node(paths: &impl Paths, link: u32, headers: &Headers, largest: u32)
     // Whoever is no pod, or not there, is the stack's to judge.
     match paths.way(&headers.tuple.source) {
         Some(way) if way.link == link => forward(paths, headers, largest <= pod.mtu, Next::Pod(pod)),
+        _ => Next::Stack,
+    }
+}
+
+/// For a packet that another node, whose address is `node`, has put into the tunnel.
+#[inline(always)]
+pub fn from_tunnel(paths: &impl Paths, node: &Address, inner: &Headers, largest: u32) -> Next {
+    let Some(pod) = paths.pod(&inner.tuple.destination) else {
+        return Next::Stack;
+    };
+    match paths.way(&inner.tuple.source) {
+        Some(way) if way.underlay != 0 && way.router == *node => {
+            forward(paths, inner, largest <= pod.mtu, Next::Pod(pod))
+        }
         _ => Next::Stack,
     }
 }

@@ -65,6 +65,11 @@ impl Sent {
         Headers {
             tuple: self.tuple(),
             hops: self.hops,
+            // In the byte after the version's, or across its middle.
+            ecn: match self.ends.0 {
+                IpAddr::V4(_) => self.noise & 3,
+                IpAddr::V6(_) => self.noise >> 4 & 3,
+            },
             flags: Flags(if self.protocol == TCP { self.flags } else { 0 }),
             length: overhead + u32::from(self.payload),
             overhead,

@@ -7,7 +7,8 @@ use std::mem::{align_of, size_of};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use podnet_ebpf_abi::packet::{Flags, Headers, Tuple};
-use podnet_ebpf_abi::path::{Next, Paths, Pod, Range, Way, from_node, from_pod, is_noteworthy};
+use podnet_ebpf_abi::path::{Next, Paths, Pod, Range, Way, from_node, from_pod, from_tunnel, is_noteworthy};
+use podnet_ebpf_abi::tunnel::Tunnel;
 use podnet_ebpf_abi::{Address, Endpoint, Protocol};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -41,6 +42,10 @@ impl Paths for Tables {
             differ.leading_zeros() >= range.length
         });
         around.max_by_key(|(range, _)| range.length).map(|(_, way)| *way)
+    }
+
+    fn tunnel(&self) -> Option<Tunnel> {
+        None
     }
 
     fn is_translated(&self, ends: &Tuple) -> bool {
@@ -86,11 +91,7 @@ fn pod(link: u32, mtu: u32) -> Pod {
 }
 
 fn way(link: u32, mtu: u32, router: &str) -> Way {
-    Way {
-        link,
-        mtu,
-        router: address(router),
-    }
+    Way::by(link, mtu, address(router))
 }
 
 /// A node with two pods of both families, a third that takes less, and other nodes behind two links.
@@ -136,6 +137,7 @@ fn headers(tuple: Tuple) -> Headers {
     Headers {
         tuple,
         hops: 64,
+        ecn: 0,
         flags: Flags(ACK),
         length: 1000,
         overhead: 52,
@@ -146,17 +148,19 @@ fn between((source, destination): (&str, &str)) -> Headers {
     headers(tuple(source, destination))
 }
 
-/// The link that a packet comes by: a pod's, or one to other nodes.
+/// What a packet comes by: a pod's link, one to other nodes, or the tunnel from another node.
 #[derive(Debug, Clone, Copy)]
 enum By {
     Pod(u32),
     Nodes(u32),
+    Tunnel(Address),
 }
 
 fn decide(tables: &Tables, by: By, headers: &Headers, largest: u32) -> Next {
     match by {
         By::Pod(link) => from_pod(tables, link, headers, largest),
         By::Nodes(link) => from_node(tables, link, headers, largest),
+        By::Tunnel(node) => from_tunnel(tables, &node, headers, largest),
     }
 }
 
@@ -174,7 +178,7 @@ fn past() -> Vec<(By, Headers, Next)> {
 fn layouts_have_no_bytes_that_nobody_sets() {
     assert_eq!((size_of::<Pod>(), align_of::<Pod>()), (24, 4));
     assert_eq!((size_of::<Range>(), align_of::<Range>()), (20, 4));
-    assert_eq!((size_of::<Way>(), align_of::<Way>()), (24, 4));
+    assert_eq!((size_of::<Way>(), align_of::<Way>()), (36, 4));
 }
 
 #[test]
@@ -571,8 +575,17 @@ fn judge(tables: &Tables, by: By, headers: &Headers, largest: u32) -> (Next, BTr
         ),
         (By::Pod(link), None, Some(way)) if way.link != 0 => (
             pod_at(source).map(|pod| pod.link) == Some(link),
-            Next::Node(way),
+            if way.underlay == 0 {
+                Next::Node(way)
+            } else {
+                Next::Tunnel(way)
+            },
             way.mtu,
+        ),
+        (By::Tunnel(node), Some(pod), _) => (
+            way_to(source).is_some_and(|way| way.underlay != 0 && way.router == node),
+            Next::Pod(pod),
+            pod.mtu,
         ),
         (By::Nodes(link), Some(pod), _) => (
             way_to(source).map(|way| way.link) == Some(link),
@@ -624,10 +637,16 @@ fn any_range() -> impl Strategy<Value = Range> {
 }
 
 fn any_way() -> impl Strategy<Value = Way> {
-    let away = (0..4_u32, 999..1002_u32, any_address());
+    let away =
+        (0..4_u32, 999..1002_u32, any_address()).prop_map(|(link, mtu, router)| Way::by(link, mtu, router));
+    let inside =
+        (1..4_u32, 999..1002_u32, 5..7_u32, any_address()).prop_map(|(link, mtu, underlay, node)| {
+            Way::by(link, mtu, Address([0; 16])).inside(underlay, node, [7; 6])
+        });
     prop_oneof![
         1 => Just(Way::HERE),
-        3 => away.prop_map(|(link, mtu, router)| Way { link, mtu, router }),
+        3 => away,
+        3 => inside,
     ]
 }
 
@@ -676,7 +695,8 @@ proptest! {
         all in vec((any_headers(), 999..1002_u32), 8),
     ) {
         for (headers, largest) in all {
-            for by in (1..4).map(By::Nodes).chain((11..14).map(By::Pod)) {
+            let nodes = (0..4).map(|node| By::Tunnel(Address::v4([10, 244, node, 1])));
+            for by in (1..4).map(By::Nodes).chain((11..14).map(By::Pod)).chain(nodes) {
                 let (expected, begun) = judge(&tables, by, &headers, largest);
                 let after = tables.clone();
                 let next = decide(&after, by, &headers, largest);

@@ -4,22 +4,29 @@
 #![no_main]
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_NO_PREALLOC, BPF_NOEXIST, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+    BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_NO_PREALLOC, BPF_NOEXIST, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie};
-use aya_ebpf::helpers::{bpf_csum_update, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_pull_data};
+use aya_ebpf::helpers::{
+    bpf_csum_update, bpf_get_prandom_u32, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+    bpf_skb_pull_data,
+};
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::{
-    Bytes, ETHERNET, Headers, IPV4_CHECKSUM, IPV4_HOPS, IPV6_HOPS, Tuple, Whose, checksum_after_hop,
-    ordinary, whose,
+    Bytes, ETHER_TYPE, ETHERNET, Headers, IPV4, IPV4_CHECKSUM, IPV4_HOPS, IPV6_HOPS, Tuple, Whose,
+    checksum_after_hop, ordinary, whose,
 };
 use podnet_ebpf_abi::path::{
     ACCEPTED, ANY_MISSING, ANY_NOTED, ASKED, Next, Paths, Pod, TRANSLATED, Way, from_node, from_pod,
-    is_noteworthy,
+    from_tunnel, is_noteworthy,
 };
+use podnet_ebpf_abi::tunnel::{Around, INNER_AT, OVERHEAD, Tunnel, UDP_AT, VXLAN_AT, around, inside};
 
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -30,6 +37,10 @@ static PODS: HashMap<Address, Pod, 4096, SPARSE> = HashMap::new();
 /// All pods' ranges, and how to get there.
 #[btf_map]
 static WAYS: LpmTrie<Address, Way, 65_536> = LpmTrie::new();
+
+/// This node's end of the tunnel; [`Tunnel::NONE`] where there is none.
+#[btf_map]
+static TUNNEL: Array<Tunnel, 1> = Array::new();
 
 /// Flows that the table translated, as they are after it, by [`Tuple::either`]. Their values say whether a packet came by
 /// since the agent looked last.
@@ -59,6 +70,14 @@ impl Paths for Maps {
     fn way(&self, address: &Address) -> Option<Way> {
         const WHOLE: u32 = 128;
         WAYS.get(&Key::new(WHOLE, *address)).copied()
+    }
+
+    #[inline(always)]
+    fn tunnel(&self) -> Option<Tunnel> {
+        TUNNEL
+            .get(0)
+            .copied()
+            .filter(|tunnel| tunnel.port != Tunnel::NONE.port)
     }
 
     #[inline(always)]
@@ -116,22 +135,22 @@ impl Packet<'_> {
         Some(())
     }
 
-    /// Has it pass a router.
+    /// Has it pass a router. So many bytes are between its network header and the Ethernet header.
     #[inline(always)]
-    fn hop(&self, headers: &Headers) -> Option<()> {
+    fn hop(&self, headers: &Headers, inside: usize) -> Option<()> {
         /// Of the word with the hop limit in its lower byte, on the wire: what it loses, as the kernel adds up.
         const LOST: u32 = !0x0100;
         let hops = [headers.hops - 1];
         if headers.tuple.source.as_v4().is_none() {
-            self.write(IPV6_HOPS, hops)?;
+            self.write(inside + IPV6_HOPS, hops)?;
             // Where the device has summed up the packet. In IPv4 the header's own checksum makes up for it.
             // SAFETY: the kernel passes a context of this type.
             unsafe { bpf_csum_update(self.0.skb.skb, LOST) };
             return Some(());
         }
-        let checksum = self.bytes(IPV4_CHECKSUM)?;
-        self.write(IPV4_HOPS, hops)?;
-        self.write(IPV4_CHECKSUM, checksum_after_hop(checksum))
+        let checksum = self.bytes(inside + IPV4_CHECKSUM)?;
+        self.write(inside + IPV4_HOPS, hops)?;
+        self.write(inside + IPV4_CHECKSUM, checksum_after_hop(checksum))
     }
 }
 
@@ -152,10 +171,28 @@ fn read(context: &TcContext) -> Option<Headers> {
     ordinary(&Packet(context))
 }
 
+/// How long it is from its network header on, in bytes, so many of which are before another network header in it.
 #[inline(always)]
-fn largest(context: &TcContext, headers: &Headers) -> u32 {
-    let fields = fields(context);
-    headers.largest(fields.gso_size, fields.len.saturating_sub(ETHERNET as u32))
+fn carried(context: &TcContext, inside: usize) -> u32 {
+    fields(context).len.saturating_sub((ETHERNET + inside) as u32)
+}
+
+#[inline(always)]
+fn largest(context: &TcContext, headers: &Headers, inside: usize) -> u32 {
+    headers.largest(fields(context).gso_size, carried(context, inside))
+}
+
+/// Has all headers that are read be where they can be.
+#[inline(always)]
+fn pull(context: &TcContext) {
+    /// All that is read of a packet at most, if there is so much.
+    const HEADERS: u32 = 256;
+    let length = fields(context).len;
+    let wanted = if length < HEADERS { length } else { HEADERS };
+    if context.data() + (wanted as usize) > context.data_end() {
+        // SAFETY: the kernel passes a context of this type.
+        unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
+    }
 }
 
 /// Hands a packet on; none where the stack has to.
@@ -165,20 +202,80 @@ fn hand_on(context: &TcContext, headers: &Headers, next: Next) -> Option<i32> {
     match next {
         Next::Stack => None,
         Next::Pod(pod) => {
-            packet.hop(headers)?;
+            packet.hop(headers, 0)?;
             packet.write(0, pod.mac)?;
             packet.write(6, pod.gateway)?;
             // SAFETY: takes numbers.
             Some(unsafe { bpf_redirect_peer(pod.link, 0) } as i32)
         }
         Next::Node(way) => {
-            packet.hop(headers)?;
+            packet.hop(headers, 0)?;
             let mut router = router(&way);
             let length = size_of::<bpf_redir_neigh>() as i32;
             // SAFETY: the helper copies what it is pointed to.
             Some(unsafe { bpf_redirect_neigh(way.link, &mut router, length, 0) } as i32)
         }
+        Next::Tunnel(way) => encapsulate(context, headers, &way),
     }
+}
+
+/// Hands a packet on to another node in the tunnel.
+#[inline(always)]
+fn encapsulate(context: &TcContext, headers: &Headers, way: &Way) -> Option<i32> {
+    // What is cut into pieces later is cut inside, and its pieces get these headers each: they are as large as they may be.
+    const AROUND: u64 = (BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+        | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+        | BPF_F_ADJ_ROOM_ENCAP_L2_ETH
+        | BPF_F_ADJ_ROOM_FIXED_GSO) as u64
+        | (ETHERNET as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+    // SAFETY: takes nothing.
+    let identification = unsafe { bpf_get_prandom_u32() } as u16;
+    let around = around(&Maps.tunnel()?, way, headers, carried(context, 0), identification)?;
+    // SAFETY: the kernel passes a context of this type.
+    let grown = unsafe { bpf_skb_adjust_room(context.skb.skb, OVERHEAD as i32, BPF_ADJ_ROOM_MAC, AROUND) };
+    if grown != 0 {
+        return None;
+    }
+    // From here on it is nothing that the stack could make anything of.
+    let written =
+        write_around(&Packet(context), &around).and_then(|()| Packet(context).hop(headers, OVERHEAD));
+    Some(match written {
+        // The kernel looks up the next router itself.
+        // SAFETY: takes numbers, and no address of a router.
+        Some(()) => (unsafe { bpf_redirect_neigh(way.underlay, core::ptr::null_mut(), 0, 0) }) as i32,
+        None => TC_ACT_SHOT,
+    })
+}
+
+#[inline(always)]
+fn write_around(packet: &Packet<'_>, around: &Around) -> Option<()> {
+    packet.write(ETHER_TYPE, IPV4)?;
+    packet.write(ETHERNET, around.ip)?;
+    packet.write(UDP_AT, around.udp)?;
+    packet.write(VXLAN_AT, around.vxlan)?;
+    packet.write(INNER_AT, around.ethernet)
+}
+
+/// Takes a packet out of the one that it came in, for a pod.
+#[inline(always)]
+fn decapsulate(context: &TcContext, headers: &Headers, next: Next) -> Option<i32> {
+    if next == Next::Stack {
+        return None;
+    }
+    let inner = match headers.tuple.source.as_v4() {
+        Some(_) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
+        None => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+    };
+    let flags = (BPF_F_ADJ_ROOM_FIXED_GSO | inner) as u64;
+    // SAFETY: the kernel passes a context of this type.
+    let shrunk = unsafe { bpf_skb_adjust_room(context.skb.skb, -(OVERHEAD as i32), BPF_ADJ_ROOM_MAC, flags) };
+    if shrunk != 0 {
+        return None;
+    }
+    let handed_on = Packet(context)
+        .write(ETHER_TYPE, headers.ether_type())
+        .and_then(|()| hand_on(context, headers, next));
+    Some(handed_on.unwrap_or(TC_ACT_SHOT))
 }
 
 #[inline(always)]
@@ -209,7 +306,7 @@ fn router(way: &Way) -> bpf_redir_neigh {
 pub fn pod_sends(context: TcContext) -> i32 {
     let link = fields(&context).ifindex;
     let handed_on = read(&context).and_then(|headers| {
-        let next = from_pod(&Maps, link, &headers, largest(&context, &headers));
+        let next = from_pod(&Maps, link, &headers, largest(&context, &headers, 0));
         hand_on(&context, &headers, next)
     });
     handed_on.unwrap_or(TC_ACT_UNSPEC)
@@ -218,10 +315,23 @@ pub fn pod_sends(context: TcContext) -> i32 {
 /// At a link to other nodes, on what comes from there.
 #[classifier]
 pub fn node_sends(context: TcContext) -> i32 {
+    pull(&context);
     let link = fields(&context).ifindex;
     let handed_on = read(&context).and_then(|headers| {
-        let next = from_node(&Maps, link, &headers, largest(&context, &headers));
-        hand_on(&context, &headers, next)
+        let inside = Maps
+            .tunnel()
+            .and_then(|tunnel| inside(&Packet(&context), &headers, &tunnel));
+        match inside {
+            Some(inner) => {
+                let largest = largest(&context, &inner, OVERHEAD);
+                let next = from_tunnel(&Maps, &headers.tuple.source, &inner, largest);
+                decapsulate(&context, &inner, next)
+            }
+            None => {
+                let next = from_node(&Maps, link, &headers, largest(&context, &headers, 0));
+                hand_on(&context, &headers, next)
+            }
+        }
     });
     handed_on.unwrap_or(TC_ACT_UNSPEC)
 }
@@ -240,11 +350,7 @@ pub fn stack_sends(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn note(context: &TcContext) {
-    /// All that is read of a packet at most, if there is so much.
-    const HEADERS: u32 = 256;
-    let length = fields(context).len;
-    // SAFETY: the kernel passes a context of this type.
-    unsafe { bpf_skb_pull_data(context.skb.skb, if length < HEADERS { length } else { HEADERS }) };
+    pull(context);
     let is_noted = match whose(&Packet(context)) {
         Whose::Nobodys => return,
         Whose::Flow(flow) if !is_noteworthy(&Maps, &flow) => return,

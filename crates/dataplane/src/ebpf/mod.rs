@@ -115,6 +115,12 @@ pub enum EbpfError {
     /// Programs at links that are attached as ours are.
     #[error("the kernel has no tcx, which is of Linux 6.6")]
     NoTcx,
+    /// The stack would encrypt what goes past it, or drop it.
+    #[error("this node has IPsec policies (ip xfrm policy)")]
+    Ipsec,
+    /// How many of these there are.
+    #[error("it cannot be told whether this node has IPsec policies: {0}")]
+    NoIpsec(io::Error),
     /// Links, routes and neighbours.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

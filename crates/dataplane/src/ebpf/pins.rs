@@ -91,6 +91,13 @@ pub(super) fn all<K: Ord, V>(
         .map_err(|source| EbpfError::Map { name, source })
 }
 
+/// One row of those that are always there.
+pub(super) fn get<V: Pod>(name: &'static str, array: &Array<MapData, V>, index: u32) -> Result<V, EbpfError> {
+    array
+        .get(&index, 0)
+        .map_err(|source| EbpfError::Map { name, source })
+}
+
 /// What came of putting a row.
 pub(super) fn put(name: &'static str, done: Result<(), MapError>) -> Result<(), EbpfError> {
     done.map_err(|source| match errno(&source) {

@@ -7,8 +7,10 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use podnet_core::cluster::{Family, Routing};
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::{Headers, Tuple, ordinary};
-use podnet_ebpf_abi::path::{Next, Paths, Pod, Way, from_node, from_pod};
+use podnet_ebpf_abi::path::{Next, Paths, Pod, Way, from_node, from_pod, from_tunnel};
+use podnet_ebpf_abi::tunnel::{Around, OVERHEAD, Tunnel, around, inside};
 use podnet_linux::MacAddr;
+use podnet_linux::netlink::Link;
 
 use crate::common::{BackEnd, Lab, Machine};
 
@@ -24,6 +26,7 @@ const UDP: u8 = 17;
 struct Tables {
     pods: BTreeMap<Address, Pod>,
     ways: BTreeMap<[u8; 2], Way>,
+    tunnel: Option<Tunnel>,
 }
 
 impl Paths for Tables {
@@ -41,6 +44,10 @@ impl Paths for Tables {
         self.ways.get(&by).copied()
     }
 
+    fn tunnel(&self) -> Option<Tunnel> {
+        self.tunnel
+    }
+
     fn is_translated(&self, _: &Tuple) -> bool {
         false
     }
@@ -52,18 +59,21 @@ impl Paths for Tables {
     fn end(&self, _: &Tuple) {}
 }
 
+/// A node's programs and links, and what its maps have.
 struct Scene {
     lab: Lab,
     _pods: [Machine; 2],
     tables: Tables,
     pod_sends: SchedClassifier,
     node_sends: SchedClassifier,
+    /// The links that packets come by for the one and the other.
+    links: [Link; 2],
 }
 
 impl Scene {
-    /// Pods 2 and 9 on a node that routes to another one.
-    fn new() -> Self {
-        let lab = Lab::new(2, Routing::Direct, Family::V4, 1500).carried_by(BackEnd::Ebpf);
+    /// Pods 2 and 9 on a node that another one is beside.
+    fn new(routing: Routing) -> Self {
+        let lab = Lab::new(2, routing, Family::V4, 1500).carried_by(BackEnd::Ebpf);
         let pods = [lab.pod(0, 2), lab.pod(0, 9)];
         lab.apply_all();
         let node = &lab.nodes[0];
@@ -77,20 +87,26 @@ impl Scene {
             }
         }
         let eth0 = node.link("eth0");
+        let [here, there] = [11, 12].map(|host| Address::v4([172, 30, 0, host]));
         for family in [4, 6] {
-            let router = match family {
-                4 => Address::v4([172, 30, 0, 12]),
-                _ => Address("fd30::12".parse::<std::net::Ipv6Addr>().unwrap().octets()),
+            let way = match (routing, family) {
+                (Routing::Direct, 4) => Way::by(eth0.index, eth0.mtu, there),
+                (Routing::Direct, _) => {
+                    let router = Address("fd30::12".parse::<std::net::Ipv6Addr>().unwrap().octets());
+                    Way::by(eth0.index, eth0.mtu, router)
+                }
+                (Routing::Vxlan(_), _) => {
+                    let device = node.link("podnet.vxlan");
+                    let MacAddr(mac) = lab.nodes[1].link("podnet.vxlan").mac.unwrap();
+                    Way::by(device.index, device.mtu, there).inside(eth0.index, there, mac)
+                }
             };
             tables.ways.insert([family, 0], Way::HERE);
-            tables.ways.insert(
-                [family, 1],
-                Way {
-                    link: eth0.index,
-                    mtu: eth0.mtu,
-                    router,
-                },
-            );
+            tables.ways.insert([family, 1], way);
+        }
+        if let Routing::Vxlan(vxlan) = routing {
+            let MacAddr(mac) = node.link("podnet.vxlan").mac.unwrap();
+            tables.tunnel = Some(Tunnel::new(here, vxlan.vni, vxlan.port, mac));
         }
         let path = node.programs().bpffs.join("podnet/path");
         let mut pins = std::fs::read_dir(&path).unwrap().map(|pin| pin.unwrap().path());
@@ -100,6 +116,7 @@ impl Scene {
         Scene {
             pod_sends: open(&programs, "pod_sends"),
             node_sends: open(&programs, "node_sends"),
+            links: [node.link("pod9"), eth0],
             lab,
             _pods: pods,
             tables,
@@ -107,79 +124,110 @@ impl Scene {
     }
 
     /// What the program does with a packet that comes by a link; none where the kernel does not even make a packet of it.
-    fn run(&self, program: &SchedClassifier, link: u32, packet: &[u8], out: &mut [u8]) -> Option<u32> {
+    fn run(&self, program: &SchedClassifier, link: u32, packet: &[u8]) -> Option<(u32, Vec<u8>)> {
         /// Of `struct __sk_buff`.
         const LENGTH: usize = 192;
         const IFINDEX: usize = 40;
         let mut context = [0; LENGTH];
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&link.to_ne_bytes());
+        let mut out = vec![0; 2048];
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.ctx_in = Some(&context);
-        options.data_out = Some(out);
+        options.data_out = Some(&mut out);
         let run = || program.test_run(options);
-        self.lab.nodes[0].run(run).ok().map(|result| result.return_value)
+        let result = self.lab.nodes[0].run(run).ok()?;
+        out.truncate(result.data_size_out as usize);
+        Some((result.return_value, out))
+    }
+
+    /// Where the same code sends a packet here, and its headers: those of the one inside, with what is around that, where
+    /// it came in the tunnel.
+    fn decide(&self, is_from_pod: bool, packet: &[u8]) -> Option<(Next, Headers, usize)> {
+        let headers = ordinary(packet)?;
+        let length = packet.len() as u32 - 14;
+        let [pod, eth0] = &self.links;
+        if is_from_pod {
+            let next = from_pod(&self.tables, pod.index, &headers, headers.largest(0, length));
+            return Some((next, headers, 0));
+        }
+        let tunnel = self.tables.tunnel;
+        let Some(inner) = tunnel.and_then(|tunnel| inside(packet, &headers, &tunnel)) else {
+            let next = from_node(&self.tables, eth0.index, &headers, headers.largest(0, length));
+            return Some((next, headers, 0));
+        };
+        let largest = inner.largest(0, length - OVERHEAD as u32);
+        let next = from_tunnel(&self.tables, &headers.tuple.source, &inner, largest);
+        Some((next, inner, OVERHEAD))
     }
 
     /// Says so where the kernel's program and the same code here differ.
     fn compare(&self, packet: &[u8]) -> Option<Next> {
-        let node = &self.lab.nodes[0];
-        let (pod, eth0) = (
-            self.tables.pod(&address(4, 0, 9)).unwrap().link,
-            node.link("eth0").index,
-        );
         let mut last = None;
-        for (program, link, decide) in [
-            (
-                &self.pod_sends,
-                pod,
-                from_pod as fn(&Tables, u32, &Headers, u32) -> Next,
-            ),
-            (&self.node_sends, eth0, from_node),
-        ] {
+        let [pod, eth0] = &self.links;
+        for (program, link, is_from_pod) in [(&self.pod_sends, pod, true), (&self.node_sends, eth0, false)] {
             let mut sent = packet.to_vec();
             // For this host by its Ethernet address, or the stack's alone.
-            if let Some(to) = sent.first_chunk_mut::<6>() {
-                let MacAddr(mac) = node
-                    .netlink(|netlink| netlink.link_by_index(link))
-                    .unwrap()
-                    .unwrap()
-                    .mac
-                    .unwrap();
+            if let (Some(to), Some(MacAddr(mac))) = (sent.first_chunk_mut::<6>(), link.mac) {
                 *to = mac;
             }
-            let here = match ordinary(sent.as_slice()) {
-                Some(headers) => decide(
-                    &self.tables,
-                    link,
-                    &headers,
-                    headers.largest(0, sent.len() as u32 - 14),
-                ),
-                None => Next::Stack,
-            };
-            let mut out = vec![0; 2048];
-            let Some(there) = self.run(program, link, &sent, &mut out) else {
+            let Some((verdict, out)) = self.run(program, link.index, &sent) else {
                 continue;
             };
-            let wanted = if here == Next::Stack { STACK } else { PAST };
-            assert_eq!(there, wanted, "{here:?} {sent:02x?}");
-            match here {
-                Next::Stack => assert_eq!(out[..sent.len()], sent, "the stack gets it as it came"),
-                Next::Pod(pod) => assert_eq!((&out[..6], &out[6..12]), (&pod.mac[..], &pod.gateway[..])),
-                Next::Node(_) => {}
-            }
-            if here != Next::Stack {
-                let (before, after) = (
-                    ordinary(sent.as_slice()).unwrap(),
-                    ordinary(&out[..sent.len()]).unwrap(),
-                );
-                assert_eq!(after.hops + 1, before.hops);
-                assert_eq!((after.tuple, after.length), (before.tuple, before.length));
-                assert_eq!(is_sound(&sent), is_sound(&out[..sent.len()]), "{sent:02x?}");
-                last = Some(here);
-            }
+            let decided = self.decide(is_from_pod, &sent);
+            let Some((next, headers, around)) = decided.filter(|(next, ..)| *next != Next::Stack) else {
+                assert_eq!(verdict, STACK, "{sent:02x?}");
+                assert_eq!(out, sent, "the stack gets it as it came");
+                continue;
+            };
+            assert_eq!(verdict, PAST, "{next:?} {sent:02x?}");
+            let before = &sent[around..];
+            let after = match next {
+                Next::Stack | Next::Node(_) => out,
+                Next::Pod(pod) => {
+                    assert_eq!((&out[..6], &out[6..12]), (&pod.mac[..], &pod.gateway[..]));
+                    out
+                }
+                Next::Tunnel(way) => self.taken_out(&out, &way, &headers),
+            };
+            assert_eq!(after.len(), before.len());
+            let left = ordinary(after.as_slice()).unwrap();
+            let hops = headers.hops - 1;
+            assert_eq!(left, Headers { hops, ..headers });
+            assert_eq!(after[12..14], before[12..14]);
+            // All that is no Ethernet address, hop limit or checksum is as it came.
+            let same = |bytes: &[u8]| match headers.tuple.source.as_v4() {
+                Some(_) => [&bytes[14..22], &bytes[23..24], &bytes[26..]].concat(),
+                None => [&bytes[14..21], &bytes[22..]].concat(),
+            };
+            assert_eq!(same(&after), same(before));
+            assert_eq!(is_sound(before), is_sound(&after), "{sent:02x?}");
+            last = Some(next);
         }
         last
+    }
+
+    /// A packet without what the program has put around it, which is what the same code puts there.
+    fn taken_out(&self, out: &[u8], way: &Way, headers: &Headers) -> Vec<u8> {
+        let carried = (out.len() - OVERHEAD - 14) as u32;
+        let identification = u16::from_be_bytes([out[18], out[19]]);
+        let wanted = around(
+            &self.tables.tunnel.unwrap(),
+            way,
+            headers,
+            carried,
+            identification,
+        )
+        .unwrap();
+        let Around {
+            ip,
+            udp,
+            vxlan,
+            ethernet,
+        } = wanted;
+        let wanted = [&[8, 0][..], &ip, &udp, &vxlan, &ethernet].concat();
+        assert_eq!(out[12..14 + OVERHEAD], wanted);
+        out[OVERHEAD..].to_vec()
     }
 }
 
@@ -237,39 +285,90 @@ fn packet(family: u8, protocol: u8, from: (u8, u8), to: (u8, u8)) -> Vec<u8> {
     packet
 }
 
+/// The same in the tunnel from the other node to this one.
+fn tunnelled(scene: &Scene, packet: &[u8]) -> Vec<u8> {
+    let [here, there] = [11, 12].map(|host| Address::v4([172, 30, 0, host]));
+    let ours = scene.tables.tunnel.unwrap();
+    let theirs = Tunnel { local: there, ..ours };
+    let way = Way::by(1, 1450, here).inside(1, here, ours.mac);
+    let headers = ordinary(packet).unwrap();
+    let Around {
+        ip,
+        udp,
+        vxlan,
+        ethernet,
+    } = around(&theirs, &way, &headers, packet.len() as u32 - 14, 7).unwrap();
+    let whole = [&[0; 12], &[8, 0][..], &ip, &udp, &vxlan, &ethernet, &packet[14..]];
+    whole.concat()
+}
+
 #[test]
 fn whole_and_cut_packets_go_where_the_same_code_sends_them_here() {
-    let scene = Scene::new();
-    for family in [4, 6] {
-        for protocol in [TCP, UDP, 1, 58, 132] {
-            let is_led = [TCP, UDP].contains(&protocol);
-            let ends = [
-                ((0, 9), (0, 2), is_led),
-                ((0, 9), (1, 7), is_led),
-                // Of the other program.
-                ((1, 7), (0, 2), is_led),
-                // From somebody else's address, to nobody, between others.
-                ((0, 2), (0, 9), false),
-                ((0, 9), (0, 77), false),
-                ((2, 7), (0, 2), false),
-                ((1, 7), (1, 8), false),
-            ];
-            for (from, to, wanted) in ends {
-                let whole = packet(family, protocol, from, to);
-                let next = scene.compare(&whole);
-                assert_eq!(next.is_some(), wanted, "{family} {protocol} {from:?} {to:?}");
-                for cut in 14..whole.len() {
-                    scene.compare(&whole[..cut]);
+    for routing in [Routing::Direct, Routing::default()] {
+        let scene = Scene::new(routing);
+        let is_direct = routing == Routing::Direct;
+        for family in [4, 6] {
+            for protocol in [TCP, UDP, 1, 58, 132] {
+                let is_led = [TCP, UDP].contains(&protocol);
+                let ends = [
+                    ((0, 9), (0, 2), is_led),
+                    ((0, 9), (1, 7), is_led),
+                    // Of the other program; in the tunnel's place it is nobody's.
+                    ((1, 7), (0, 2), is_led && is_direct),
+                    // From somebody else's address, to nobody, between others.
+                    ((0, 2), (0, 9), false),
+                    ((0, 9), (0, 77), false),
+                    ((2, 7), (0, 2), false),
+                    ((1, 7), (1, 8), false),
+                ];
+                for (from, to, wanted) in ends {
+                    let whole = packet(family, protocol, from, to);
+                    let next = scene.compare(&whole);
+                    assert_eq!(
+                        next.is_some(),
+                        wanted,
+                        "{routing:?} {family} {protocol} {from:?} {to:?}"
+                    );
+                    for cut in 14..whole.len() {
+                        scene.compare(&whole[..cut]);
+                    }
                 }
             }
         }
     }
 }
 
-/// Each byte of the headers as everything that it can be, and pairs of them by chance.
+#[test]
+fn whole_and_cut_packets_in_the_tunnel_go_where_the_same_code_sends_them_here() {
+    let scene = Scene::new(Routing::default());
+    for (family, protocol) in [(4, TCP), (4, UDP), (6, TCP), (6, UDP)] {
+        let ends = [
+            ((1, 7), (0, 2), true),
+            // To nobody, from a node's own range or another's than the sender's, and to others.
+            ((1, 7), (0, 77), false),
+            ((0, 9), (0, 2), false),
+            ((2, 7), (0, 2), false),
+            ((1, 7), (1, 8), false),
+        ];
+        for (from, to, wanted) in ends {
+            let whole = tunnelled(&scene, &packet(family, protocol, from, to));
+            assert_eq!(
+                scene.compare(&whole).is_some(),
+                wanted,
+                "{family} {from:?} {to:?}"
+            );
+            for cut in 14..whole.len() {
+                scene.compare(&whole[..cut]);
+            }
+        }
+    }
+}
+
+/// Each byte of the headers as everything that it can be.
 #[test]
 fn packets_with_any_header_go_where_the_same_code_sends_them_here() {
-    let scene = Scene::new();
+    let direct = Scene::new(Routing::Direct);
+    let tunnel = Scene::new(Routing::default());
     let mut past = 0;
     for (family, protocol, to) in [
         (4, TCP, (0, 2)),
@@ -277,19 +376,28 @@ fn packets_with_any_header_go_where_the_same_code_sends_them_here() {
         (6, TCP, (0, 2)),
         (4, UDP, (1, 7)),
     ] {
-        let whole = packet(family, protocol, (0, 9), to);
-        for at in 12..whole.len().min(80) {
-            for value in [
-                0, 1, 2, 4, 6, 17, 0x20, 0x40, 0x45, 0x46, 0x4f, 0x60, 0x7f, 0x81, 0xff,
-            ] {
-                let mut changed = whole.clone();
-                changed[at] = value;
-                past += usize::from(scene.compare(&changed).is_some());
-                // With a tag of a VLAN, too.
-                let tagged = [&changed[..12], &[0x81, 0, 0, 1], &changed[12..]].concat();
-                assert_eq!(scene.compare(&tagged), None);
-            }
+        past += changed(&direct, &packet(family, protocol, (0, 9), to), 80);
+        past += changed(&tunnel, &packet(family, protocol, (0, 9), to), 80);
+        let inner = packet(family, protocol, (1, 7), (0, 2));
+        past += changed(&tunnel, &tunnelled(&tunnel, &inner), 14 + OVERHEAD + 66);
+    }
+    assert!(past > 1000, "{past}");
+}
+
+/// Compares a packet with each of its bytes changed, and says how many of them go past the stack.
+fn changed(scene: &Scene, whole: &[u8], headers: usize) -> usize {
+    let mut past = 0;
+    for at in 12..whole.len().min(headers) {
+        for value in [
+            0, 1, 2, 3, 4, 6, 17, 0x20, 0x40, 0x45, 0x46, 0x4f, 0x60, 0x7f, 0x81, 0xff,
+        ] {
+            let mut changed = whole.to_vec();
+            changed[at] = value;
+            past += usize::from(scene.compare(&changed).is_some());
+            // With a tag of a VLAN, too.
+            let tagged = [&changed[..12], &[0x81, 0, 0, 1], &changed[12..]].concat();
+            assert_eq!(scene.compare(&tagged), None);
         }
     }
-    assert!(past > 100, "{past}");
+    past
 }

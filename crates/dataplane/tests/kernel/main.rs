@@ -100,6 +100,7 @@ mod services;
 mod states;
 mod talk;
 mod traffic;
+mod tunnel;
 mod untranslated;
 mod userspace;
 mod walks;

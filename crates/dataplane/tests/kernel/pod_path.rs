@@ -131,21 +131,37 @@ fn a_pod_with_filters_of_others_at_its_link_takes_the_stack() {
 fn a_queue_that_comes_later_is_heard_of() {
     let scene = Scene::new();
     let node = scene.node();
-    let (tell, disturbed) = std::sync::mpsc::channel();
     let mut kernel = node.run(|| node.kernel(DataplaneName::Ebpf));
     let state = scene.lab.state(0);
     node.run(|| kernel.apply(&state).unwrap());
-    let mut monitor = node.run(|| kernel.monitor().unwrap());
-    let namespace = node.again();
-    std::thread::spawn(move || {
-        namespace.run(move || while monitor.wait().is_ok() && tell.send(()).is_ok() {});
-    });
+    let disturbed = node.disturbances(&mut kernel);
     assert!(disturbed.recv_timeout(std::time::Duration::from_secs(2)).is_err());
     node.command("tc qdisc add dev pod2 root tbf rate 1gbit burst 1mb latency 100ms");
     disturbed.recv_timeout(PATIENCE).unwrap();
     node.run(|| kernel.apply(&state).unwrap());
     answers(&scene.client, SERVER);
     assert!(tracked(node, 8080).contains("src=10.244.0.9"));
+}
+
+/// What is to be encrypted is not sent as it is.
+#[test]
+fn where_ipsec_has_a_say_everybody_takes_the_stack() {
+    let scene = Scene::new();
+    let node = scene.node();
+    let mut kernel = node.run(|| node.kernel(DataplaneName::Ebpf));
+    let state = scene.lab.state(0);
+    node.run(|| kernel.apply(&state).unwrap());
+    let disturbed = node.disturbances(&mut kernel);
+    node.command("ip xfrm policy add src 192.0.2.0/24 dst 198.51.100.0/24 dir out");
+    disturbed.recv_timeout(PATIENCE).unwrap();
+    let left_out = node.run(|| kernel.apply(&state).unwrap()).left_out;
+    assert!(left_out.iter().any(|told| told.contains("IPsec")), "{left_out:?}");
+    answers(&scene.client, SERVER);
+    assert!(tracked(node, 8080).contains("src=10.244.0.9"));
+    node.command("ip xfrm policy flush; conntrack -F 2>/dev/null");
+    assert_eq!(node.run(|| kernel.apply(&state).unwrap()).left_out, [""; 0]);
+    answers(&scene.client, SERVER);
+    assert_eq!(tracked(node, 8080), "");
 }
 
 #[test]

@@ -14,46 +14,79 @@ mod rows;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use podnet_core::NodeState;
 use podnet_ebpf_abi::Address;
-use podnet_linux::netlink::Netlink;
+use podnet_linux::netlink::{Netlink, NetlinkError};
+use podnet_linux::xfrm;
 
 use super::{EbpfError, Site};
 pub(super) use programs::Maps;
 use programs::Programs;
 pub(super) use rows::Rows;
-use rows::{Places, Qdiscs, Row, Side, Step};
+use rows::{Places, Qdiscs, Row, Side, Step, Underlay};
 
-/// The links of rows that are there, and what was at them: shared with who looks whether it still is; none while there are
-/// no rows.
-type Watched = Arc<Mutex<Option<(BTreeSet<u32>, Qdiscs)>>>;
+/// What rows go by that nobody announces: shared with who looks whether it still is so; none while there are no rows.
+type Shared = Arc<Mutex<Option<Watched>>>;
 
-/// Looks for queues and filters that come. That some go may wait until everything is looked over.
-pub(super) struct Guard(Watched);
+struct Watched {
+    links: BTreeSet<u32>,
+    qdiscs: Qdiscs,
+    underlay: Underlay,
+    /// The node whose route was looked at last.
+    last: Option<IpAddr>,
+}
+
+impl Watched {
+    /// Queues, filters and IPsec that have come: that some go may wait until everything is looked over. And nodes that are
+    /// reached by other links, some at a time.
+    fn is_disturbed(&mut self) -> Result<bool, NetlinkError> {
+        /// As many as can be asked for in passing.
+        const SOME: usize = 64;
+        if has_ipsec().unwrap_or(false) {
+            return Ok(true);
+        }
+        let mut netlink = Netlink::open()?;
+        let found = Qdiscs::look(&mut netlink, &self.links)?;
+        if !found.queued.is_subset(&self.qdiscs.queued) || !found.filtered.is_subset(&self.qdiscs.filtered) {
+            return Ok(true);
+        }
+        let known = &self.underlay.0;
+        let next = self.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let some = known.range((next, Bound::Unbounded)).take(SOME);
+        let some: BTreeMap<IpAddr, u32> = some.map(|(node, link)| (*node, *link)).collect();
+        self.last = some.keys().last().filter(|_| some.len() == SOME).copied();
+        let nodes: Vec<IpAddr> = some.keys().copied().collect();
+        Ok(Underlay::look(&mut netlink, &nodes)?.0 != some)
+    }
+}
+
+/// Whether the stack would ask IPsec about what goes past it.
+fn has_ipsec() -> io::Result<bool> {
+    let policies = xfrm::policies()?;
+    Ok(policies.outward > 0 || policies.forward > 0)
+}
+
+/// Looks whether it is.
+pub(super) struct Guard(Shared);
 
 impl Guard {
     pub(super) fn is_disturbed(&mut self) -> bool {
         // Told once: whoever takes it into account says again what there is.
-        let mut watched = self.0.lock();
-        let has_more = |(links, known): &mut (BTreeSet<u32>, Qdiscs)| {
-            let found = Netlink::open().and_then(|mut netlink| Qdiscs::look(&mut netlink, links));
-            let is_known = |found: Qdiscs| {
-                found.queued.is_subset(&known.queued) && found.filtered.is_subset(&known.filtered)
-            };
-            found.is_ok_and(|found| !is_known(found))
-        };
-        watched.take_if(has_more).is_some()
+        let is_disturbed = |watched: &mut Watched| watched.is_disturbed().unwrap_or(false);
+        self.0.lock().take_if(is_disturbed).is_some()
     }
 }
 
 /// The programs at a node's links.
 #[derive(Default)]
 pub(super) struct PodPath {
-    watched: Watched,
+    watched: Shared,
     programs: Option<Programs>,
     put: Option<Put>,
     /// Pods were taken off the path, and tracking was not told of all their connections.
@@ -148,6 +181,9 @@ impl PodPath {
         if self.put.as_ref().is_some_and(is_known) {
             return Ok(0);
         }
+        if has_ipsec().map_err(EbpfError::NoIpsec)? {
+            return Err(EbpfError::Ipsec);
+        }
         let programs = match &mut self.programs {
             Some(programs) if programs.are_pinned() => programs,
             before => {
@@ -189,7 +225,12 @@ impl PodPath {
             has_led |= step.leads() && !is_pod;
         }
         take_off(maps, &have, &wanted, want)?;
-        *self.watched.lock() = Some((places.indices(), places.qdiscs));
+        *self.watched.lock() = Some(Watched {
+            links: places.indices(),
+            qdiscs: places.qdiscs,
+            underlay: places.underlay,
+            last: None,
+        });
         self.left_out.clear();
         self.put = Some(Put {
             rows: wanted,
@@ -280,7 +321,7 @@ impl Step {
         match self {
             Step::Put(Row::Pod(..)) => true,
             Step::Put(Row::Way(_, way)) => way.link != 0,
-            Step::Remove(_) => false,
+            Step::Put(Row::Tunnel(_)) | Step::Remove(_) => false,
         }
     }
 }

@@ -18,6 +18,7 @@ use aya::{EbpfLoader, include_bytes_aligned};
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::Tuple;
 use podnet_ebpf_abi::path::{ACCEPTED, LAYOUT, Pod, Range};
+use podnet_ebpf_abi::tunnel::Tunnel;
 use podnet_linux::netlink::Netlink;
 use zerocopy::transmute;
 
@@ -33,7 +34,7 @@ const NODE_SENDS: &str = "node_sends";
 const STACK_SENDS: &str = "stack_sends";
 const PROGRAMS: [&str; 3] = [STACK_SENDS, POD_SENDS, NODE_SENDS];
 /// Those that programs fill are last.
-const MAPS: [&str; 5] = ["PODS", "WAYS", "NOTED", "BEGUN", "NOTES"];
+const MAPS: [&str; 6] = ["PODS", "WAYS", "TUNNEL", "NOTED", "BEGUN", "NOTES"];
 /// Where what holds programs at links is pinned, in the directory of maps.
 const LINKS: &str = "links";
 
@@ -56,22 +57,22 @@ pub(super) struct Programs {
 /// All of them.
 pub(in crate::ebpf) struct Maps {
     pods: HashMap<MapData, [u8; 16], [u8; 24]>,
-    ways: LpmTrie<MapData, [u8; 16], [u8; 24]>,
+    ways: LpmTrie<MapData, [u8; 16], [u8; 36]>,
+    tunnel: Array<MapData, [u8; 28]>,
     noted: HashMap<MapData, [u8; 40], u32>,
     begun: HashMap<MapData, [u8; 40], u32>,
     notes: Array<MapData, u32>,
 }
 
-/// What each side of a link has, the egress first: a flow is noted before anything can go past.
-fn hooks(side: Side) -> [(&'static str, TcAttachType); 2] {
-    let sends = match side {
-        Side::Pod => POD_SENDS,
-        Side::Nodes => NODE_SENDS,
-    };
-    [
-        (STACK_SENDS, TcAttachType::Egress),
-        (sends, TcAttachType::Ingress),
-    ]
+/// What each side of a link has. Of what leaves by the underlay, the tunnel's device has had a look at the inside.
+fn hooks(side: Side) -> &'static [(&'static str, TcAttachType)] {
+    const NOTES: (&str, TcAttachType) = (STACK_SENDS, TcAttachType::Egress);
+    const NODES: (&str, TcAttachType) = (NODE_SENDS, TcAttachType::Ingress);
+    match side {
+        Side::Pod => &[NOTES, (POD_SENDS, TcAttachType::Ingress)],
+        Side::Nodes => &[NOTES, NODES],
+        Side::Underlay => &[NODES],
+    }
 }
 
 fn directory(site: &Site) -> Result<PathBuf, EbpfError> {
@@ -128,7 +129,10 @@ impl Programs {
     ) -> Result<BTreeSet<u32>, EbpfError> {
         let links = self.directory.join(LINKS);
         let names = |(link, side): (&u32, &Side)| {
-            hooks(*side).map(|(hook, at)| (pin(*link, hook), (*link, hook, at)))
+            let link = *link;
+            hooks(*side)
+                .iter()
+                .map(move |(hook, at)| (pin(link, hook), (link, *hook, *at)))
         };
         let wanted: BTreeMap<String, _> = wanted.iter().flat_map(names).collect();
         let have = entries(&links)?;
@@ -288,6 +292,7 @@ impl Maps {
         Ok(Maps {
             pods: pins.hash("PODS")?,
             ways: pins.trie("WAYS")?,
+            tunnel: pins.array("TUNNEL")?,
             noted: pins.hash("NOTED")?,
             begun: pins.hash("BEGUN")?,
             notes: pins.array("NOTES")?,
@@ -307,7 +312,9 @@ impl Maps {
                 (range, transmute!(way))
             })
         });
+        let tunnel: Tunnel = transmute!(pins::get("TUNNEL", &self.tunnel, 0)?);
         Ok(Rows {
+            tunnel: (tunnel != Tunnel::NONE).then_some(tunnel),
             pods: pods
                 .map(|(address, pod)| -> (Address, Pod) { (Address(address), transmute!(pod)) })
                 .collect(),
@@ -323,12 +330,19 @@ impl Maps {
                 pins::put("PODS", self.pods.insert(address, pod, 0))
             }
             Step::Put(Row::Way(range, way)) => {
-                let way: [u8; 24] = transmute!(way);
+                let way: [u8; 36] = transmute!(way);
                 pins::put("WAYS", self.ways.insert(&key(range), way, 0))
             }
+            Step::Put(Row::Tunnel(tunnel)) => self.set_tunnel(tunnel),
+            Step::Remove(Row::Tunnel(_)) => self.set_tunnel(Tunnel::NONE),
             Step::Remove(Row::Pod(address, _)) => self.remove_pod(address),
             Step::Remove(Row::Way(range, _)) => pins::removed("WAYS", self.ways.remove(&key(range))),
         }
+    }
+
+    fn set_tunnel(&mut self, tunnel: Tunnel) -> Result<(), EbpfError> {
+        let tunnel: [u8; 28] = transmute!(tunnel);
+        pins::put("TUNNEL", self.tunnel.set(0, tunnel, 0))
     }
 
     /// Takes a pod off.
@@ -365,11 +379,7 @@ impl Maps {
 
     /// Whether something is said of them all: [`ANY_NOTED`](podnet_ebpf_abi::path::ANY_NOTED), for one.
     pub(super) fn says(&self, what: u32) -> Result<bool, EbpfError> {
-        let said = self.notes.get(&what, 0);
-        said.map(|said| said != 0).map_err(|source| EbpfError::Map {
-            name: "NOTES",
-            source,
-        })
+        Ok(pins::get("NOTES", &self.notes, what)? != 0)
     }
 
     /// Says so.
@@ -429,6 +439,7 @@ mod tests {
         let sizes = [
             ("PODS", (size_of::<Address>(), size_of::<Pod>())),
             ("WAYS", (size_of::<Range>(), size_of::<Way>())),
+            ("TUNNEL", (size_of::<u32>(), size_of::<Tunnel>())),
             ("NOTED", (flow, size_of::<u32>())),
             ("BEGUN", (flow, size_of::<u32>())),
             ("NOTES", (size_of::<u32>(), size_of::<u32>())),

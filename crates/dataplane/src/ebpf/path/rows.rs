@@ -10,8 +10,11 @@ use podnet_core::route::Hop;
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::Tuple;
 use podnet_ebpf_abi::path::{Pod, Range, Way};
+use podnet_ebpf_abi::tunnel::Tunnel;
 use podnet_linux::MacAddr;
-use podnet_linux::netlink::{Link, LinkKind, MAIN_TABLE, Neighbour, Netlink, NetlinkError, RouteFilter};
+use podnet_linux::netlink::{
+    Link, LinkKind, MAIN_TABLE, Neighbour, Netlink, NetlinkError, RouteFilter, RouteKind,
+};
 
 use crate::delta::Delta;
 use crate::ebpf::EbpfError;
@@ -24,6 +27,8 @@ pub(in crate::ebpf) struct Rows {
     pub(in crate::ebpf) pods: BTreeMap<Address, Pod>,
     /// All pods' ranges.
     pub(in crate::ebpf) ways: BTreeMap<Range, Way>,
+    /// This node's end of the tunnel that programs put packets into.
+    pub(in crate::ebpf) tunnel: Option<Tunnel>,
 }
 
 /// A row of one of the maps.
@@ -31,6 +36,7 @@ pub(in crate::ebpf) struct Rows {
 pub(super) enum Row {
     Pod(Address, Pod),
     Way(Range, Way),
+    Tunnel(Tunnel),
 }
 
 /// A change of one row, which is one call of the kernel.
@@ -47,6 +53,7 @@ pub(super) struct Places {
     pub(super) neighbours: Vec<Neighbour>,
     /// By destination and next router.
     pub(super) routes: BTreeMap<(IpNet, IpAddr), u32>,
+    pub(super) underlay: Underlay,
     pub(super) qdiscs: Qdiscs,
 }
 
@@ -75,13 +82,42 @@ impl Qdiscs {
     }
 }
 
+/// By which links the tunnel's other ends are reached: those to which one route leads, and it by one link. What it takes more
+/// to choose is for the kernel to choose, packet by packet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Underlay(pub(super) BTreeMap<IpAddr, u32>);
+
+impl Underlay {
+    /// To these nodes.
+    pub(super) fn look(netlink: &mut Netlink, nodes: &[IpAddr]) -> Result<Self, NetlinkError> {
+        let routes = netlink.routes_to(nodes)?;
+        let by = nodes.iter().zip(routes).filter_map(|(node, routes)| {
+            let [route] = routes.as_slice() else { return None };
+            let is_simple = route.kind == RouteKind::Unicast;
+            Some((*node, route.link.filter(|_| is_simple)?))
+        });
+        Ok(Underlay(by.collect()))
+    }
+}
+
 /// The programs that a link is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Side {
-    /// A pod is behind it.
-    Pod,
-    /// Other nodes are.
+    /// Other nodes' tunnels are behind it.
+    Underlay,
+    /// Other nodes are behind it.
     Nodes,
+    /// A pod is.
+    Pod,
+}
+
+/// This node's end of the tunnel, where programs can do what its device does: see [`podnet_ebpf_abi::tunnel`]. What a node's
+/// hardware sums up wrongly inside the tunnel, the device sums up itself.
+fn tunnel(state: &NodeState) -> Option<Tunnel> {
+    let tunnel = state.routing.tunnel.as_ref()?;
+    let is_for_programs = tunnel.local.is_ipv4() && tunnel.checksum_offload;
+    let (vxlan, local) = (tunnel.vxlan, tunnel.local.into());
+    is_for_programs.then(|| Tunnel::new(local, vxlan.vni, vxlan.port, tunnel.mac.0))
 }
 
 impl Places {
@@ -97,7 +133,12 @@ impl Places {
         let routes = netlink.routes(filter)?.into_iter();
         let routes = routes.filter_map(|route| Some(((route.destination, route.via?), route.link?)));
         let routes: BTreeMap<_, _> = routes.collect();
-        let mut wanted: BTreeSet<u32> = routes.values().copied().collect();
+        let ends: Vec<IpAddr> = match tunnel(state) {
+            Some(_) => state.routing.forwarding.values().copied().collect(),
+            None => Vec::new(),
+        };
+        let underlay = Underlay::look(&mut netlink, &ends)?;
+        let mut wanted: BTreeSet<u32> = routes.values().chain(underlay.0.values()).copied().collect();
         let names: BTreeSet<&str> = state.links().map(|(name, _)| name).collect();
         let of_pods = links.iter().filter(|link| names.contains(link.name.as_str()));
         wanted.extend(of_pods.map(|link| link.index));
@@ -107,6 +148,7 @@ impl Places {
             links,
             neighbours: netlink.neighbours(None)?,
             routes,
+            underlay,
             qdiscs,
         })
     }
@@ -124,10 +166,14 @@ impl Places {
             .routes
             .iter()
             .filter_map(|(net, hop)| self.way(state, *net, *hop));
-        let nodes = nodes
-            .filter(|way| way.link != 0)
-            .map(|way| (way.link, Side::Nodes));
-        pods.map(|link| (link.index, Side::Pod)).chain(nodes).collect()
+        let nodes = nodes.flat_map(|way| [(way.underlay, Side::Underlay), (way.link, Side::Nodes)]);
+        let pods = pods.map(|link| (link.index, Side::Pod));
+        let mut attachments = BTreeMap::new();
+        for (link, side) in nodes.filter(|(link, _)| *link != 0).chain(pods) {
+            let have = attachments.entry(link).or_insert(side);
+            *have = side.max(*have);
+        }
+        attachments
     }
 
     /// The node's end of a pod's link.
@@ -154,9 +200,7 @@ impl Places {
             Hop::Tunnel(router) | Hop::Via(router) => router,
         };
         // What the kernel has otherwise, or not yet, is the stack's.
-        let index = self.routes.get(&(net, router));
-        let link = self.links.iter().find(|link| Some(&link.index) == index);
-        let link = link.filter(|link| !self.qdiscs.filtered.contains(&link.index));
+        let link = self.link(self.routes.get(&(net, router)));
         let mtu = |link: &Link| {
             state
                 .routing
@@ -164,11 +208,30 @@ impl Places {
                 .get(&net)
                 .map_or(link.mtu, |mtu| link.mtu.min(*mtu))
         };
-        Some(link.map_or(Way::HERE, |link| Way {
-            link: link.index,
-            mtu: mtu(link),
-            router: router.into(),
-        }))
+        let Some(link) = link else {
+            return Some(Way::HERE);
+        };
+        let way = Way::by(link.index, mtu(link), router.into());
+        Some(match hop {
+            Hop::Tunnel(_) => self.inside(state, way, router).unwrap_or(way),
+            _ => way,
+        })
+    }
+
+    /// A way that programs put packets into the tunnel for.
+    fn inside(&self, state: &NodeState, way: Way, router: IpAddr) -> Option<Way> {
+        tunnel(state)?;
+        let mac = state.routing.neighbours.get(&router)?;
+        let node = state.routing.forwarding.get(mac)?;
+        let underlay = self.link(self.underlay.0.get(node))?;
+        Some(way.inside(underlay.index, (*node).into(), mac.0))
+    }
+
+    /// One to other nodes that programs can be at: with Ethernet headers, and without others' filters.
+    fn link(&self, index: Option<&u32>) -> Option<&Link> {
+        let is_open = |link: &&Link| link.mac.is_some() && !self.qdiscs.filtered.contains(&link.index);
+        let link = self.links.iter().find(|link| Some(&link.index) == index);
+        link.filter(is_open)
     }
 }
 
@@ -209,6 +272,7 @@ impl Rows {
             open.filter_map(|address| Some((Address::from(*address), places.pod(link, *address)?)))
         });
         rows.pods = pods.collect();
+        rows.tunnel = tunnel(state).filter(|_| rows.ways.values().any(|way| way.underlay != 0));
         rows.ways
             .extend(borrowed.into_iter().map(|range| (range, Way::HERE)));
         rows
@@ -253,6 +317,7 @@ impl Rows {
         match row {
             Row::Pod(address, pod) => self.pods.get(address) == Some(pod),
             Row::Way(range, way) => self.ways.get(range) == Some(way),
+            Row::Tunnel(tunnel) => self.tunnel == Some(*tunnel),
         }
     }
 
@@ -263,7 +328,8 @@ impl Rows {
         rest
     }
 
-    /// How `have` becomes `self`: whoever goes is off the path first, and ranges are known before anybody is on it.
+    /// How `have` becomes `self`: whoever goes is off the path first, ranges are known before anybody is on it, and the tunnel
+    /// is there as long as anybody leads into it.
     pub(super) fn steps_from(&self, have: &Rows) -> Vec<Step> {
         let pods = Delta::between(&self.pods, &have.pods);
         let ways = Delta::between(&self.ways, &have.ways);
@@ -281,7 +347,15 @@ impl Rows {
         let come = pods
             .set()
             .map(|(address, pod)| Step::Put(Row::Pod(*address, *pod)));
-        gone.chain(here).chain(there).chain(left).chain(come).collect()
+        let is_other = self.tunnel != have.tunnel;
+        let begun = self
+            .tunnel
+            .filter(|_| is_other)
+            .map(|tunnel| Step::Put(Row::Tunnel(tunnel)));
+        let ended = have.tunnel.filter(|_| self.tunnel.is_none());
+        let ended = ended.map(|tunnel| Step::Remove(Row::Tunnel(tunnel)));
+        let ranges = here.chain(begun).chain(there).chain(left).chain(ended);
+        gone.chain(ranges).chain(come).collect()
     }
 
     /// The rows after a step.
@@ -291,6 +365,8 @@ impl Rows {
             Step::Put(Row::Way(range, way)) => drop(self.ways.insert(range, way)),
             Step::Remove(Row::Pod(address, _)) => drop(self.pods.remove(&address)),
             Step::Remove(Row::Way(range, _)) => drop(self.ways.remove(&range)),
+            Step::Put(Row::Tunnel(tunnel)) => self.tunnel = Some(tunnel),
+            Step::Remove(Row::Tunnel(_)) => self.tunnel = None,
         }
     }
 }
@@ -310,13 +386,27 @@ impl fmt::Display for Row {
                 let address = IpAddr::from(range.address);
                 let above = if address.is_ipv4() { 96 } else { 0 };
                 write!(f, "range {address}/{}", range.length.saturating_sub(above))?;
-                match way.link {
-                    0 => write!(f, " here"),
-                    link => {
-                        let router = IpAddr::from(way.router);
-                        write!(f, " via {router} by link {link} mtu {}", way.mtu)
+                let router = IpAddr::from(way.router);
+                match (way.link, way.underlay) {
+                    (0, _) => write!(f, " here"),
+                    (link, 0) => write!(f, " via {router} by link {link} mtu {}", way.mtu),
+                    (device, link) => {
+                        let mac = MacAddr(way.mac);
+                        write!(
+                            f,
+                            " in the tunnel to {router} by link {link}, or {device}, at {mac} mtu {}",
+                            way.mtu
+                        )
                     }
                 }
+            }
+            Row::Tunnel(tunnel) => {
+                let (local, mac) = (IpAddr::from(tunnel.local), MacAddr(tunnel.mac));
+                let (vni, port) = (
+                    u32::from_be_bytes(tunnel.vni) >> 8,
+                    u16::from_be_bytes(tunnel.port),
+                );
+                write!(f, "tunnel vni {vni} port {port} from {local} at {mac}")
             }
         }
     }
@@ -326,6 +416,9 @@ impl fmt::Display for Rows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pods = self.pods.iter().map(|(address, pod)| Row::Pod(*address, *pod));
         let ways = self.ways.iter().map(|(range, way)| Row::Way(*range, *way));
-        pods.chain(ways).try_for_each(|row| writeln!(f, "{row}"))
+        let tunnel = self.tunnel.map(Row::Tunnel);
+        pods.chain(ways)
+            .chain(tunnel)
+            .try_for_each(|row| writeln!(f, "{row}"))
     }
 }

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use podnet_core::NodeState;
-use podnet_core::cluster::Wired;
-use podnet_core::route::Hop;
+use podnet_core::cluster::{self, Wired};
+use podnet_core::route::{self as routing, Hop, Mac};
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::path::{Pod, Range, Way};
+use podnet_ebpf_abi::tunnel::Tunnel;
 use podnet_linux::MacAddr;
-use podnet_linux::netlink::{Link, LinkKind, Neighbour};
+use podnet_linux::netlink::{Link, LinkKind, Neighbour, Vxlan};
 use proptest::prelude::*;
 
 use super::rows::{Places, Row, Rows, Side, Step};
@@ -137,7 +138,8 @@ fn who_is_not_on_the_path() {
 fn any_rows() -> impl Strategy<Value = Rows> {
     let pods = proptest::collection::btree_map(0..12_u8, 1..4_u32, 0..8);
     let ways = proptest::collection::btree_map(0..8_u8, 0..3_u32, 0..8);
-    (pods, ways).prop_map(|(pods, ways)| {
+    let tunnel = proptest::option::of(1..4_u16);
+    (pods, ways, tunnel).prop_map(|(pods, ways, tunnel)| {
         let pod = |(host, link): (u8, u32)| {
             let address = Address::v4([10, 244, 0, host]);
             (address, Pod::new(link, 1450, [6; 6], [2; 6]))
@@ -145,16 +147,24 @@ fn any_rows() -> impl Strategy<Value = Rows> {
         let way = |(node, link): (u8, u32)| {
             let range = Range::new(Address::v4([10, 244, node, 0]), 24);
             let router = Address::v4([172, 30, 0, node]);
-            let there = Way {
-                link,
-                mtu: 1500,
-                router,
+            let there = match link {
+                0 => Way::HERE,
+                link => Way::by(link, 1500, router),
             };
-            (range, if link == 0 { Way::HERE } else { there })
+            let is_inside = link > 0 && tunnel.is_some();
+            (
+                range,
+                if is_inside {
+                    there.inside(9, router, [8; 6])
+                } else {
+                    there
+                },
+            )
         };
         Rows {
             pods: pods.into_iter().map(pod).collect(),
             ways: ways.into_iter().map(way).collect(),
+            tunnel: tunnel.map(|port| Tunnel::new(Address::v4([172, 30, 0, 1]), 1, port, [4; 6])),
         }
     })
 }
@@ -174,8 +184,11 @@ proptest! {
                     prop_assert!(!someone_came);
                     something_led = true;
                 }
+                Step::Put(Row::Tunnel(_)) | Step::Remove(Row::Tunnel(_)) => prop_assert!(!someone_came),
             }
             rows.take(&step);
+            let leads_inside = rows.ways.values().any(|way| way.underlay != 0);
+            prop_assert!(!leads_inside || rows.tunnel.is_some());
         }
         prop_assert_eq!(rows, new);
     }
@@ -214,6 +227,72 @@ fn links_where_others_have_filters_are_not_passed() {
     let rows = Rows::of(&state, &places);
     assert!(rows.ways.values().all(|way| *way == Way::HERE), "{rows}");
     assert_eq!(places.attachments(&state), [(10, Side::Pod)].into());
+}
+
+/// The same scene with the other nodes in a tunnel; one of them by two links.
+fn tunnelled() -> (NodeState, Places) {
+    let (mut state, mut places) = scene(&["one"]);
+    let macs = [12, 13].map(|last| Mac([6, 6, 6, 6, 6, last]));
+    let nodes = ["172.30.0.12", "172.30.0.13"].map(address);
+    let ranges = ["10.244.1.0", "10.244.2.0"];
+    state.routing.tunnel = Some(routing::Tunnel {
+        vxlan: cluster::Vxlan { vni: 7, port: 4789 },
+        mac: Mac([6, 6, 6, 6, 6, 11]),
+        local: address("172.30.0.11"),
+        addresses: BTreeSet::new(),
+        checksum_offload: true,
+    });
+    places.links.push(link(
+        3,
+        "podnet.vxlan",
+        LinkKind::Vxlan(Vxlan::new(7, 4789, address("172.30.0.11"))),
+    ));
+    places.routes.clear();
+    for ((mac, node), range) in macs.into_iter().zip(nodes).zip(ranges) {
+        let net = format!("{range}/24").parse().unwrap();
+        state.routing.routes.insert(net, Hop::Tunnel(address(range)));
+        state.routing.neighbours.insert(address(range), mac);
+        state.routing.forwarding.insert(mac, node);
+        places.routes.insert((net, address(range)), 3);
+    }
+    places.underlay.0 = [(nodes[0], 2)].into();
+    (state, places)
+}
+
+#[test]
+fn programs_put_into_the_tunnel_what_one_link_leads_to() {
+    let (state, places) = tunnelled();
+    insta::assert_snapshot!(Rows::of(&state, &places));
+    assert_eq!(
+        places.attachments(&state),
+        [(2, Side::Underlay), (3, Side::Nodes), (10, Side::Pod)].into()
+    );
+}
+
+#[test]
+fn the_device_does_what_programs_cannot() {
+    let change: [fn(&mut NodeState, &mut Places); 5] = [
+        |state, _| state.routing.tunnel.as_mut().unwrap().checksum_offload = false,
+        |state, _| state.routing.tunnel.as_mut().unwrap().local = address("fd30::11"),
+        |_, places| places.qdiscs.filtered = [2].into(),
+        |_, places| places.underlay.0.clear(),
+        // As of a link without Ethernet's headers.
+        |_, places| places.links[0].mac = None,
+    ];
+    for (number, change) in change.into_iter().enumerate() {
+        let (mut state, mut places) = tunnelled();
+        change(&mut state, &mut places);
+        let rows = Rows::of(&state, &places);
+        assert_eq!(rows.tunnel, None, "{number}");
+        let range = Range::new(address("10.244.1.0").into(), 24);
+        let by_device = Way::by(3, 1400, address("10.244.1.0").into());
+        assert_eq!(rows.ways[&range], by_device, "{number}");
+        assert_eq!(
+            places.attachments(&state),
+            [(3, Side::Nodes), (10, Side::Pod)].into(),
+            "{number}"
+        );
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,17 @@ impl Machine {
         }
         kernel.take_turns_in(self.run_dir.path()).unwrap();
         kernel
+    }
+
+    /// What is heard from now on of others' changes to what a data plane has here.
+    pub(crate) fn disturbances(&self, kernel: &mut Kernel) -> Receiver<()> {
+        let (tell, disturbed) = mpsc::channel();
+        let mut monitor = self.run(|| kernel.monitor().unwrap());
+        let namespace = self.again();
+        std::thread::spawn(move || {
+            namespace.run(move || while monitor.wait().is_ok() && tell.send(()).is_ok() {});
+        });
+        disturbed
     }
 
     /// Where its programs are.
