@@ -109,6 +109,8 @@ fn flags() -> miette::Result<Vec<OsString>> {
     let mut flags: Vec<OsString> = [
         "-Clinker=bpf-linker",
         "-Clink-arg=--btf",
+        // Comparisons of 32 bits (Linux 5.1): a tenth of the programs' time.
+        "-Ctarget-cpu=v3",
         "-Cdebuginfo=2",
         // The architecture whose registers the kernel's contexts are of; nothing here reads any.
         "--cfg=bpf_target_arch=\"x86_64\"",

@@ -170,15 +170,20 @@ impl<P: Bytes + ?Sized> Bytes for Inside<'_, P> {
     }
 }
 
+/// Whether a packet is for this end of the tunnel, whatever is in it.
+#[inline(always)]
+pub fn is_in(outer: &Headers, tunnel: &Tunnel) -> bool {
+    let tuple = &outer.tuple;
+    tuple.protocol == Protocol::UDP
+        && tuple.destination_port == tunnel.port
+        && tuple.destination == tunnel.local
+}
+
 /// The headers of a packet that another node has put into this one for `tunnel`; none where it has not, or where it takes
 /// the stack to say what it is.
 #[inline(always)]
 pub fn inside(packet: &(impl Bytes + ?Sized), outer: &Headers, tunnel: &Tunnel) -> Option<Headers> {
-    let tuple = &outer.tuple;
-    let is_ours = tuple.protocol == Protocol::UDP
-        && tuple.destination_port == tunnel.port
-        && tuple.destination == tunnel.local;
-    if !is_ours {
+    if !is_in(outer, tunnel) {
         return None;
     }
     let [flags @ .., a, b, c, d] = packet.bytes::<VXLAN_HEADER>(VXLAN_AT)?;

@@ -26,7 +26,7 @@ use podnet_ebpf_abi::path::{
     ACCEPTED, ANY_MISSING, ANY_NOTED, ASKED, Next, Paths, Pod, TRANSLATED, Way, from_node, from_pod,
     from_tunnel, is_noteworthy,
 };
-use podnet_ebpf_abi::tunnel::{Around, INNER_AT, OVERHEAD, Tunnel, UDP_AT, VXLAN_AT, around, inside};
+use podnet_ebpf_abi::tunnel::{Around, INNER_AT, OVERHEAD, Tunnel, UDP_AT, VXLAN_AT, around, inside, is_in};
 
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -182,16 +182,16 @@ fn largest(context: &TcContext, headers: &Headers, inside: usize) -> u32 {
     headers.largest(fields(context).gso_size, carried(context, inside))
 }
 
-/// Has all headers that are read be where they can be.
+/// Has all headers that are read be where they can be, if not so many bytes are there already. What is there is mostly the
+/// headers, and all of them, so that nothing is moved.
 #[inline(always)]
-fn pull(context: &TcContext) {
+fn pull(context: &TcContext, least: usize) {
     /// All that is read of a packet at most, if there is so much.
     const HEADERS: u32 = 256;
-    let length = fields(context).len;
-    let wanted = if length < HEADERS { length } else { HEADERS };
-    if context.data() + (wanted as usize) > context.data_end() {
+    let (here, length) = (context.data_end() - context.data(), fields(context).len);
+    if here < least && here < length as usize {
         // SAFETY: the kernel passes a context of this type.
-        unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
+        unsafe { bpf_skb_pull_data(context.skb.skb, if length < HEADERS { length } else { HEADERS }) };
     }
 }
 
@@ -315,12 +315,16 @@ pub fn pod_sends(context: TcContext) -> i32 {
 /// At a link to other nodes, on what comes from there.
 #[classifier]
 pub fn node_sends(context: TcContext) -> i32 {
-    pull(&context);
+    /// Of TCP over IPv4, without options. Of other protocols that are led anywhere it is hardly less.
+    const LEAST: usize = 54;
+    pull(&context, LEAST);
     let link = fields(&context).ifindex;
     let handed_on = read(&context).and_then(|headers| {
-        let inside = Maps
-            .tunnel()
-            .and_then(|tunnel| inside(&Packet(&context), &headers, &tunnel));
+        let tunnel = Maps.tunnel().filter(|tunnel| is_in(&headers, tunnel));
+        let inside = tunnel.and_then(|tunnel| {
+            pull(&context, OVERHEAD + LEAST);
+            inside(&Packet(&context), &headers, &tunnel)
+        });
         match inside {
             Some(inner) => {
                 let largest = largest(&context, &inner, OVERHEAD);
@@ -350,8 +354,12 @@ pub fn stack_sends(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn note(context: &TcContext) {
-    pull(context);
-    let is_noted = match whose(&Packet(context)) {
+    let mut found = whose(&Packet(context));
+    if found == Whose::Unreadable {
+        pull(context, usize::from(u16::MAX));
+        found = whose(&Packet(context));
+    }
+    let is_noted = match found {
         Whose::Nobodys => return,
         Whose::Flow(flow) if !is_noteworthy(&Maps, &flow) => return,
         Whose::Flow(flow) => put(&flow.either()),

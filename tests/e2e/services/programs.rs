@@ -120,6 +120,30 @@ fn packets_between_pods_go_past_the_stack_until_a_policy_is_about_them() {
         assert!(!status.contains("do not go past"), "{status}");
     }
 
+    // Both programs ran for these, and the kernel counts how long.
+    let costs = std::thread::scope(|scope| {
+        let measure = |node: &str| lab.node_sh(node, "podnet bpf costs --seconds 2 -o json");
+        let measured: Vec<_> = nodes.iter().map(|node| scope.spawn(|| measure(node))).collect();
+        while !measured.iter().all(|thread| thread.is_finished()) {
+            of_echo.iter().for_each(|(address, _)| ask(address));
+        }
+        measured
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    for costs in costs {
+        let costs: Value = serde_json::from_str(&costs).unwrap();
+        let programs = costs["programs"].as_array().unwrap();
+        let of = |name: &str| programs.iter().find(|of| of["program"] == name).unwrap();
+        for name in ["pod_sends", "node_sends"] {
+            assert!(of(name)["nanosecondsEach"].as_u64() > Some(0), "{costs}");
+        }
+        assert!(of("connect4")["codeBytes"].as_u64() > Some(0), "{costs}");
+    }
+    let refused = lab.node("node1", &["podnet", "bpf", "costs", "--seconds", "0"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+
     // Whoever is judged is seen by the table.
     let before: Vec<usize> = nodes.iter().map(|node| rows(node)).collect();
     lab.apply(TRUSTING);

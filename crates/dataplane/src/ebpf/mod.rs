@@ -6,6 +6,7 @@
 //! them: then the table and the stack do it alone, and the agent says so.
 
 mod connect;
+mod costs;
 mod path;
 mod pinned;
 mod pins;
@@ -24,6 +25,7 @@ use podnet_linux::netlink::NetlinkError;
 
 use crate::services::{Sentinel, ServiceBackend, ServiceError, Services};
 use connect::Sockets;
+pub use costs::{Cost, Costs, costs};
 use path::PodPath;
 pub use pinned::{Endpoints, Led, Past, Pinned, pinned};
 
@@ -121,6 +123,9 @@ pub enum EbpfError {
     /// How many of these there are.
     #[error("it cannot be told whether this node has IPsec policies: {0}")]
     NoIpsec(io::Error),
+    /// What programs cost.
+    #[error("the kernel does not count what programs cost: {0}")]
+    Uncounted(io::Error),
     /// Links, routes and neighbours.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

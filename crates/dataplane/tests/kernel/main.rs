@@ -102,6 +102,7 @@ mod talk;
 mod traffic;
 mod tunnel;
 mod untranslated;
+mod upgrades;
 mod userspace;
 mod walks;
 mod written;

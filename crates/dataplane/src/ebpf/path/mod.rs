@@ -26,8 +26,8 @@ use podnet_linux::netlink::{Netlink, NetlinkError};
 use podnet_linux::xfrm;
 
 use super::{EbpfError, Site};
-pub(super) use programs::Maps;
 use programs::Programs;
+pub(super) use programs::{Maps, numbers};
 pub(super) use rows::Rows;
 use rows::{Places, Qdiscs, Row, Side, Step, Underlay};
 
@@ -130,9 +130,17 @@ impl PodPath {
         if policed.is_empty() {
             return Ok(());
         }
-        let Some(mut maps) = Maps::sound(site)? else {
+        let maps = match self.found(site) {
+            Ok(true) => self.programs.as_mut().map(Programs::maps),
+            Ok(false) => None,
+            Err(error) => {
+                tracing::warn!("programs that cannot be told of a policy are taken off: {error}");
+                programs::remove(site)?;
+                None
+            }
+        };
+        let Some(maps) = maps else {
             self.programs = None;
-            self.put = None;
             return Ok(());
         };
         self.owes = true;
@@ -144,7 +152,7 @@ impl PodPath {
                 put.is_stale = true;
             }
         }
-        flows::hand_over(&mut maps, |connection| {
+        flows::hand_over(maps, |connection| {
             policed.contains(&connection.source) || policed.contains(&connection.destination)
         })?;
         self.owes = false;
@@ -173,6 +181,18 @@ impl PodPath {
         })
     }
 
+    /// Whether there are programs, which are known then.
+    fn found(&mut self, site: &Site) -> Result<bool, EbpfError> {
+        if self.programs.as_ref().is_some_and(Programs::are_pinned) {
+            return Ok(true);
+        }
+        // Somebody took them off, and their maps with them; or nobody looked yet.
+        self.put = None;
+        self.put_back += usize::from(self.programs.take().is_some());
+        self.programs = Programs::present(site)?;
+        Ok(self.programs.is_some())
+    }
+
     fn lead(&mut self, site: &Site, want: &NodeState) -> Result<usize, EbpfError> {
         if want.links().next().is_none() {
             return Ok(0);
@@ -184,14 +204,10 @@ impl PodPath {
         if has_ipsec().map_err(EbpfError::NoIpsec)? {
             return Err(EbpfError::Ipsec);
         }
+        self.found(site)?;
         let programs = match &mut self.programs {
-            Some(programs) if programs.are_pinned() => programs,
-            before => {
-                // Somebody took them off, and their maps with them.
-                self.put = None;
-                self.put_back += usize::from(before.is_some());
-                before.insert(Programs::open(site)?)
-            }
+            Some(programs) => programs,
+            none => none.insert(Programs::open(site)?),
         };
         let places = Places::look(want)?;
         let (wanted, attached) = (Rows::of(want, &places), places.attachments(want));

@@ -2,12 +2,15 @@
 //!
 //! All of it is pinned below one directory, so that it outlives the agent: maps by the version of their layout, a build's
 //! programs in a directory that is called after their object, and what holds a program at a link (a tcx link) by the link's
-//! index. Another build replaces the program at each link in one step; one of another layout takes off what is there, so
-//! that packets take the stack meanwhile.
+//! index. Another build replaces the program at each link in one step, whatever maps that one went by: where they are of
+//! another layout, new ones lead nobody until their rows come. Programs of two layouts at one link would each know half of
+//! what was translated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData};
@@ -37,6 +40,8 @@ const PROGRAMS: [&str; 3] = [STACK_SENDS, POD_SENDS, NODE_SENDS];
 const MAPS: [&str; 6] = ["PODS", "WAYS", "TUNNEL", "NOTED", "BEGUN", "NOTES"];
 /// Where what holds programs at links is pinned, in the directory of maps.
 const LINKS: &str = "links";
+/// What a build's programs are pinned below begins with that.
+const BUILD: &str = "programs-";
 
 /// Where the maps are.
 fn pins(directory: &Path) -> Pins<'_> {
@@ -83,13 +88,19 @@ impl Programs {
     /// Those that are there, or new ones in their place.
     pub(super) fn open(site: &Site) -> Result<Self, EbpfError> {
         let directory = directory(site)?;
-        Maps::sound(site)?;
         let links = directory.join(LINKS);
         fs::create_dir_all(&links).map_err(EbpfError::at(&links))?;
-        let pinned = directory.join(format!("programs-{}", pins::build(OBJECT)));
-        let programs = match PROGRAMS.iter().all(|name| pinned.join(name).exists()) {
+        let pinned = directory.join(format!("{BUILD}{}", pins::build(OBJECT)));
+        let are_whole = Maps::are_whole(&directory);
+        let programs = match are_whole && PROGRAMS.iter().all(|name| pinned.join(name).exists()) {
             true => open(&pinned)?,
-            false => replace(&directory, &pinned)?,
+            false => {
+                if !are_whole {
+                    // Programs that are there go by some that nobody finds any more.
+                    pins::remove_all_but(&directory, &[links])?;
+                }
+                replace(&directory, &pinned)?
+            }
         };
         remove_others(&directory, &pinned)?;
         Ok(Programs {
@@ -98,6 +109,15 @@ impl Programs {
             pinned,
             programs,
         })
+    }
+
+    /// The same, where there are any.
+    pub(super) fn present(site: &Site) -> Result<Option<Self>, EbpfError> {
+        let directory = site.present().map(|directory| directory.join(PATH));
+        match directory.is_some_and(|directory| directory.exists()) {
+            true => Programs::open(site).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Whether a link has its program: somebody may have taken it off, whatever is pinned.
@@ -167,6 +187,10 @@ impl Programs {
 
 type Hook = (u32, &'static str, TcAttachType);
 
+/// How often what the kernel is about to do is waited for, so long each time.
+const PATIENCE: u32 = 100;
+const MOMENT: Duration = Duration::from_millis(10);
+
 fn pin(link: u32, hook: &str) -> String {
     format!("{link}-{hook}")
 }
@@ -182,16 +206,20 @@ fn attach(
     let Some(link) = netlink.link_by_index(link)? else {
         return Ok(());
     };
-    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let held = match program.attach_with_options(&link.name, at, order) {
-        Ok(held) => held,
-        // Attach types that a kernel does not know.
-        Err(ProgramError::SyscallError(error))
-            if error.io_error.kind() == std::io::ErrorKind::InvalidInput =>
-        {
-            return Err(EbpfError::NoTcx);
+    let mut attempts = 0..PATIENCE;
+    let held = loop {
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        match program.attach_with_options(&link.name, at, order) {
+            Ok(held) => break held,
+            Err(ProgramError::SyscallError(error)) => match error.io_error.kind() {
+                // Attach types that a kernel does not know.
+                ErrorKind::InvalidInput => return Err(EbpfError::NoTcx),
+                // Somebody removed its pin, and the kernel takes its time to take it off.
+                ErrorKind::AlreadyExists if attempts.next().is_some() => std::thread::sleep(MOMENT),
+                _ => return Err(failed(&error)),
+            },
+            Err(error) => return Err(failed(&error)),
         }
-        Err(error) => return Err(failed(&error)),
     };
     let held = program.take_link(held).map_err(|error| failed(&error))?;
     let held: FdLink = held.try_into().map_err(|error| failed(&error))?;
@@ -221,7 +249,8 @@ fn replace(directory: &Path, pinned: &Path) -> Result<BTreeMap<&'static str, Sch
     // What one that was interrupted left.
     let _ = fs::remove_dir_all(pinned);
     fs::create_dir(pinned).map_err(EbpfError::at(pinned))?;
-    for name in PROGRAMS {
+    // Those that note are last: what one before noted where these do not look is read from tracking before anybody is led.
+    for name in PROGRAMS.into_iter().rev() {
         let failed = |error: &dyn std::error::Error| EbpfError::hook(name, error);
         let program = object.program_mut(name).ok_or(EbpfError::NoProgram(name))?;
         let program: &mut SchedClassifier = program.try_into().map_err(|error| failed(&error))?;
@@ -239,6 +268,32 @@ fn replace(directory: &Path, pinned: &Path) -> Result<BTreeMap<&'static str, Sch
         program.pin(pinned.join(name)).map_err(|error| failed(&error))?;
     }
     open(pinned)
+}
+
+/// The numbers of the programs that are pinned, and what they are called.
+pub(in crate::ebpf) fn numbers(site: &Site) -> Result<BTreeMap<u32, String>, EbpfError> {
+    let mut numbers = BTreeMap::new();
+    let Some(directory) = site
+        .present()
+        .map(|directory| directory.join(PATH))
+        .filter(|path| path.exists())
+    else {
+        return Ok(numbers);
+    };
+    for build in entries(&directory)?
+        .into_iter()
+        .filter(|name| name.starts_with(BUILD))
+    {
+        for name in entries(&directory.join(&build))? {
+            let failed = |error: ProgramError| EbpfError::At {
+                path: directory.join(&build).join(&name),
+                source: std::io::Error::other(error),
+            };
+            let program = SchedClassifier::from_pin(directory.join(&build).join(&name)).map_err(failed)?;
+            numbers.insert(program.info().map_err(failed)?.id(), name);
+        }
+    }
+    Ok(numbers)
 }
 
 /// Has a link hold this program from now on.
@@ -263,7 +318,7 @@ pub(super) fn remove(site: &Site) -> Result<(), EbpfError> {
         return Ok(());
     };
     match fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EbpfError::at(&directory)(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(EbpfError::at(&directory)(error)),
         _ => Ok(()),
     }
 }
@@ -274,17 +329,14 @@ impl Maps {
         let Some(directory) = site.present().map(|directory| directory.join(PATH)) else {
             return Ok(None);
         };
-        let is_there = MAPS.iter().all(|name| pins(&directory).path(name).exists());
-        is_there.then(|| Maps::open(&directory)).transpose()
+        Maps::are_whole(&directory)
+            .then(|| Maps::open(&directory))
+            .transpose()
     }
 
-    /// The same; where they are of another layout, or some are missing, the programs that go by them are taken off.
-    pub(super) fn sound(site: &Site) -> Result<Option<Self>, EbpfError> {
-        let maps = Maps::present(site)?;
-        if maps.is_none() {
-            remove(site)?;
-        }
-        Ok(maps)
+    /// Whether all of this layout are there.
+    fn are_whole(directory: &Path) -> bool {
+        MAPS.iter().all(|name| pins(directory).path(name).exists())
     }
 
     fn open(directory: &Path) -> Result<Self, EbpfError> {
