@@ -121,8 +121,8 @@ fn packets_between_pods_go_past_the_stack_until_a_policy_is_about_them() {
     }
 
     // Both programs ran for these, and the kernel counts how long.
+    let measure = |node: &str| lab.node_sh(node, "podnet bpf costs --seconds 2 -o json");
     let costs = std::thread::scope(|scope| {
-        let measure = |node: &str| lab.node_sh(node, "podnet bpf costs --seconds 2 -o json");
         let measured: Vec<_> = nodes.iter().map(|node| scope.spawn(|| measure(node))).collect();
         while !measured.iter().all(|thread| thread.is_finished()) {
             of_echo.iter().for_each(|(address, _)| ask(address));
