@@ -21,7 +21,7 @@ pub struct Args {
 enum Command {
     /// Every map, in words: whose sockets are led, where to, and which were; whose packets go past the stack, and which
     /// do not (exit code 1 where nothing is pinned)
-    Dump(Dump),
+    Dump(Asked),
     /// How often each program runs and how long that takes, measured for a while (exit code 1 where nothing is pinned)
     Costs(Costs),
 }
@@ -35,12 +35,6 @@ struct Asked {
     /// How to print it
     #[arg(long, short, value_enum, default_value_t = Format::Text)]
     output: Format,
-}
-
-#[derive(Debug, clap::Args)]
-struct Dump {
-    #[command(flatten)]
-    asked: Asked,
 }
 
 #[derive(Debug, clap::Args)]
@@ -87,7 +81,7 @@ impl Asked {
 /// Prints it.
 pub fn run(args: Args) -> ExitCode {
     output::answer(match &args.command {
-        Command::Dump(dump) => self::dump(&dump.asked),
+        Command::Dump(asked) => self::dump(asked),
         Command::Costs(costs) => self::costs(costs),
     })
 }

@@ -13,9 +13,14 @@ use crate::Address;
 use crate::packet::{Flags, Headers, Tuple};
 use crate::tunnel::Tunnel;
 
-/// The version of the maps' layouts: whoever changes one counts it up, and an agent that finds maps of another makes its
-/// own.
-pub const LAYOUT: u32 = 2;
+/// The version of a map's layout: whoever changes one counts it up. An agent goes on with the maps that it finds of these,
+/// and makes the others anew.
+pub fn layout(map: &str) -> u32 {
+    match map {
+        "WAYS" => 2,
+        _ => 1,
+    }
+}
 
 /// Where in what is known of [`Paths::is_translated`] at once stands, not 0, that a flow was noted: without any none need be
 /// looked up.
@@ -205,17 +210,24 @@ pub fn from_node(paths: &impl Paths, link: u32, headers: &Headers, largest: u32)
     }
 }
 
-/// For a packet that another node, whose address is `node`, has put into the tunnel.
+/// The pod for which another node, whose address is `node`, has put a packet into the tunnel that came by `link`; none where
+/// the stack has to say.
 #[inline(always)]
-pub fn from_tunnel(paths: &impl Paths, node: &Address, inner: &Headers, largest: u32) -> Next {
-    let Some(pod) = paths.pod(&inner.tuple.destination) else {
-        return Next::Stack;
-    };
-    match paths.way(&inner.tuple.source) {
-        Some(way) if way.underlay != 0 && way.router == *node => {
-            forward(paths, inner, largest <= pod.mtu, Next::Pod(pod))
-        }
-        _ => Next::Stack,
+pub fn from_tunnel(
+    paths: &impl Paths,
+    link: u32,
+    node: &Address,
+    inner: &Headers,
+    largest: u32,
+) -> Option<Pod> {
+    let pod = paths.pod(&inner.tuple.destination)?;
+    let way = paths.way(&inner.tuple.source)?;
+    if way.underlay != link || way.router != *node {
+        return None;
+    }
+    match forward(paths, inner, largest <= pod.mtu, Next::Pod(pod)) {
+        Next::Stack => None,
+        _ => Some(pod),
     }
 }
 
@@ -235,7 +247,7 @@ fn forward(paths: &impl Paths, headers: &Headers, fits: bool, next: Next) -> Nex
 #[inline(always)]
 fn follow(paths: &impl Paths, flags: Flags, tuple: &Tuple) {
     if flags.asks() {
-        // By whom is certain: by its link. So nobody can have begun what he did not.
+        // By whom is as certain as the stack would have it: by its link.
         paths.begin(tuple);
     } else if flags.accepts() {
         paths.accept(&tuple.reversed());

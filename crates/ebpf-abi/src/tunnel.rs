@@ -179,11 +179,14 @@ pub fn is_in(outer: &Headers, tunnel: &Tunnel) -> bool {
         && tuple.destination == tunnel.local
 }
 
-/// The headers of a packet that another node has put into this one for `tunnel`; none where it has not, or where it takes
-/// the stack to say what it is.
+/// The headers of a packet that another node has put into this one, which [is in](is_in) `tunnel`; none where it takes the
+/// stack to say what it is.
 #[inline(always)]
 pub fn inside(packet: &(impl Bytes + ?Sized), outer: &Headers, tunnel: &Tunnel) -> Option<Headers> {
-    if !is_in(outer, tunnel) {
+    // A sum over all of it is the stack's to check (RFC 7348, 4.1).
+    let [high, low, sums @ ..] = packet.bytes::<4>(UDP_AT + 4)?;
+    let datagram = u32::from(u16::from_be_bytes([high, low]));
+    if sums != [0, 0] || datagram + IPV4_HEADER as u32 != outer.length {
         return None;
     }
     let [flags @ .., a, b, c, d] = packet.bytes::<VXLAN_HEADER>(VXLAN_AT)?;

@@ -153,14 +153,17 @@ fn between((source, destination): (&str, &str)) -> Headers {
 enum By {
     Pod(u32),
     Nodes(u32),
-    Tunnel(Address),
+    Tunnel(u32, Address),
 }
 
 fn decide(tables: &Tables, by: By, headers: &Headers, largest: u32) -> Next {
     match by {
         By::Pod(link) => from_pod(tables, link, headers, largest),
         By::Nodes(link) => from_node(tables, link, headers, largest),
-        By::Tunnel(node) => from_tunnel(tables, &node, headers, largest),
+        By::Tunnel(link, node) => {
+            let pod = from_tunnel(tables, link, &node, headers, largest);
+            pod.map_or(Next::Stack, Next::Pod)
+        }
     }
 }
 
@@ -582,8 +585,8 @@ fn judge(tables: &Tables, by: By, headers: &Headers, largest: u32) -> (Next, BTr
             },
             way.mtu,
         ),
-        (By::Tunnel(node), Some(pod), _) => (
-            way_to(source).is_some_and(|way| way.underlay != 0 && way.router == node),
+        (By::Tunnel(link, node), Some(pod), _) => (
+            way_to(source).is_some_and(|way| way.underlay == link && way.router == node),
             Next::Pod(pod),
             pod.mtu,
         ),
@@ -695,7 +698,7 @@ proptest! {
         all in vec((any_headers(), 999..1002_u32), 8),
     ) {
         for (headers, largest) in all {
-            let nodes = (0..4).map(|node| By::Tunnel(Address::v4([10, 244, node, 1])));
+            let nodes = (0..4).flat_map(|node| [5, 6].map(|link| By::Tunnel(link, Address::v4([10, 244, node, 1]))));
             for by in (1..4).map(By::Nodes).chain((11..14).map(By::Pod)).chain(nodes) {
                 let (expected, begun) = judge(&tables, by, &headers, largest);
                 let after = tables.clone();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use podnet_ebpf_abi::packet::{Headers, ordinary};
 use podnet_ebpf_abi::path::Way;
-use podnet_ebpf_abi::tunnel::{Around, INNER_AT, OVERHEAD, Tunnel, UDP_AT, VXLAN_AT, around, inside};
+use podnet_ebpf_abi::tunnel::{Around, INNER_AT, OVERHEAD, Tunnel, UDP_AT, VXLAN_AT, around, inside, is_in};
 use podnet_ebpf_abi::{Address, Protocol};
 use proptest::prelude::*;
 
@@ -80,7 +80,8 @@ fn sent(packet: &[u8]) -> Vec<u8> {
 }
 
 fn received(packet: &[u8]) -> Option<Headers> {
-    inside(packet, &ordinary(packet)?, &ends()[1])
+    let (outer, tunnel) = (ordinary(packet)?, &ends()[1]);
+    is_in(&outer, tunnel).then(|| inside(packet, &outer, tunnel))?
 }
 
 /// RFC 1071, of a whole header: what a sound one adds up to.
@@ -149,12 +150,17 @@ fn what_met_congestion_is_the_devices() {
 fn what_is_not_quite_so_is_the_devices() {
     let whole = sent(&packet(4, 0, [40_000, 80], 100));
     assert!(received(&whole).is_some());
-    let another_way: [(usize, u8); 12] = [
+    let another_way: [(usize, u8); 16] = [
         // Of another protocol, to another node, to another port, and fragments.
         (ETHERNET + 9, 6),
         (ETHERNET + 19, 3),
         (UDP_AT + 3, 0xb6),
         (ETHERNET + 6, 0x20),
+        // Of another length than they say, in one header or the other, and with a checksum.
+        (ETHERNET + 3, 177),
+        (UDP_AT + 5, 157),
+        (UDP_AT + 6, 1),
+        (UDP_AT + 7, 1),
         // Without the flag, with another one, with something where nothing is to be, of another network.
         (VXLAN_AT, 0),
         (VXLAN_AT, 0x0c),
@@ -183,7 +189,7 @@ fn nothing_is_taken_where_there_is_no_tunnel() {
     let mut packet = sent(&packet(4, 0, [40_000, 80], 100));
     packet[UDP_AT + 2..UDP_AT + 4].copy_from_slice(&[0, 0]);
     let outer = read(&packet);
-    assert_eq!(inside(packet.as_slice(), &outer, &Tunnel::NONE), None);
+    assert!(!is_in(&outer, &Tunnel::NONE));
 }
 
 #[test]

@@ -17,7 +17,6 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
-use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::{
     Bytes, ETHER_TYPE, ETHERNET, Headers, IPV4, IPV4_CHECKSUM, IPV4_HOPS, IPV6_HOPS, Tuple, Whose,
     checksum_after_hop, ordinary, whose,
@@ -27,6 +26,7 @@ use podnet_ebpf_abi::path::{
     from_tunnel, is_noteworthy,
 };
 use podnet_ebpf_abi::tunnel::{Around, INNER_AT, OVERHEAD, Tunnel, UDP_AT, VXLAN_AT, around, inside, is_in};
+use podnet_ebpf_abi::{Address, Protocol};
 
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -135,22 +135,22 @@ impl Packet<'_> {
         Some(())
     }
 
-    /// Has it pass a router. So many bytes are between its network header and the Ethernet header.
+    /// Has it pass a router. `offset` is what has been put around it: nothing, or [`OVERHEAD`].
     #[inline(always)]
-    fn hop(&self, headers: &Headers, inside: usize) -> Option<()> {
+    fn hop(&self, headers: &Headers, offset: usize) -> Option<()> {
         /// Of the word with the hop limit in its lower byte, on the wire: what it loses, as the kernel adds up.
         const LOST: u32 = !0x0100;
         let hops = [headers.hops - 1];
         if headers.tuple.source.as_v4().is_none() {
-            self.write(inside + IPV6_HOPS, hops)?;
+            self.write(offset + IPV6_HOPS, hops)?;
             // Where the device has summed up the packet. In IPv4 the header's own checksum makes up for it.
             // SAFETY: the kernel passes a context of this type.
             unsafe { bpf_csum_update(self.0.skb.skb, LOST) };
             return Some(());
         }
-        let checksum = self.bytes(inside + IPV4_CHECKSUM)?;
-        self.write(inside + IPV4_HOPS, hops)?;
-        self.write(inside + IPV4_CHECKSUM, checksum_after_hop(checksum))
+        let checksum = self.bytes(offset + IPV4_CHECKSUM)?;
+        self.write(offset + IPV4_HOPS, hops)?;
+        self.write(offset + IPV4_CHECKSUM, checksum_after_hop(checksum))
     }
 }
 
@@ -171,15 +171,15 @@ fn read(context: &TcContext) -> Option<Headers> {
     ordinary(&Packet(context))
 }
 
-/// How long it is from its network header on, in bytes, so many of which are before another network header in it.
+/// How long a packet is from its network header on, in bytes; `offset` is what is around it.
 #[inline(always)]
-fn carried(context: &TcContext, inside: usize) -> u32 {
-    fields(context).len.saturating_sub((ETHERNET + inside) as u32)
+fn carried(context: &TcContext, offset: usize) -> u32 {
+    fields(context).len.saturating_sub((ETHERNET + offset) as u32)
 }
 
 #[inline(always)]
-fn largest(context: &TcContext, headers: &Headers, inside: usize) -> u32 {
-    headers.largest(fields(context).gso_size, carried(context, inside))
+fn largest(context: &TcContext, headers: &Headers, offset: usize) -> u32 {
+    headers.largest(fields(context).gso_size, carried(context, offset))
 }
 
 /// Has all headers that are read be where they can be, if not so many bytes are there already. What is there is mostly the
@@ -201,13 +201,7 @@ fn hand_on(context: &TcContext, headers: &Headers, next: Next) -> Option<i32> {
     let packet = Packet(context);
     match next {
         Next::Stack => None,
-        Next::Pod(pod) => {
-            packet.hop(headers, 0)?;
-            packet.write(0, pod.mac)?;
-            packet.write(6, pod.gateway)?;
-            // SAFETY: takes numbers.
-            Some(unsafe { bpf_redirect_peer(pod.link, 0) } as i32)
-        }
+        Next::Pod(pod) => hand_to(context, headers, &pod),
         Next::Node(way) => {
             packet.hop(headers, 0)?;
             let mut router = router(&way);
@@ -217,6 +211,17 @@ fn hand_on(context: &TcContext, headers: &Headers, next: Next) -> Option<i32> {
         }
         Next::Tunnel(way) => encapsulate(context, headers, &way),
     }
+}
+
+/// Hands a packet to a pod of this node.
+#[inline(always)]
+fn hand_to(context: &TcContext, headers: &Headers, pod: &Pod) -> Option<i32> {
+    let packet = Packet(context);
+    packet.hop(headers, 0)?;
+    packet.write(0, pod.mac)?;
+    packet.write(6, pod.gateway)?;
+    // SAFETY: takes numbers.
+    Some(unsafe { bpf_redirect_peer(pod.link, 0) } as i32)
 }
 
 /// Hands a packet on to another node in the tunnel.
@@ -258,10 +263,7 @@ fn write_around(packet: &Packet<'_>, around: &Around) -> Option<()> {
 
 /// Takes a packet out of the one that it came in, for a pod.
 #[inline(always)]
-fn decapsulate(context: &TcContext, headers: &Headers, next: Next) -> Option<i32> {
-    if next == Next::Stack {
-        return None;
-    }
+fn decapsulate(context: &TcContext, headers: &Headers, pod: Pod) -> Option<i32> {
     let inner = match headers.tuple.source.as_v4() {
         Some(_) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
         None => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
@@ -274,7 +276,7 @@ fn decapsulate(context: &TcContext, headers: &Headers, next: Next) -> Option<i32
     }
     let handed_on = Packet(context)
         .write(ETHER_TYPE, headers.ether_type())
-        .and_then(|()| hand_on(context, headers, next));
+        .and_then(|()| hand_to(context, headers, &pod));
     Some(handed_on.unwrap_or(TC_ACT_SHOT))
 }
 
@@ -327,9 +329,14 @@ pub fn node_sends(context: TcContext) -> i32 {
         });
         match inside {
             Some(inner) => {
+                // Several datagrams in one stay marked as in a tunnel when they are taken out, and whoever divides them then
+                // finds none. Segments are not divided where they end.
+                if inner.tuple.protocol == Protocol::UDP && fields(&context).gso_size != 0 {
+                    return None;
+                }
                 let largest = largest(&context, &inner, OVERHEAD);
-                let next = from_tunnel(&Maps, &headers.tuple.source, &inner, largest);
-                decapsulate(&context, &inner, next)
+                let pod = from_tunnel(&Maps, link, &headers.tuple.source, &inner, largest)?;
+                decapsulate(&context, &inner, pod)
             }
             None => {
                 let next = from_node(&Maps, link, &headers, largest(&context, &headers, 0));

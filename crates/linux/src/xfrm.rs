@@ -79,9 +79,8 @@ mod tests {
         let namespace = Namespace::create(Kind::Net).unwrap();
         let count = || {
             assert_eq!(policies().unwrap(), Policies::default());
-            for direction in ["in", "out", "out", "fwd"] {
-                let port = if direction == "out" { "1" } else { "2" };
-                let to = format!("192.0.2.{port}/32");
+            for (number, direction) in ["in", "out", "out", "fwd", "fwd", "fwd"].into_iter().enumerate() {
+                let to = format!("192.0.2.{number}/32");
                 let policy = [
                     "xfrm",
                     "policy",
@@ -99,8 +98,8 @@ mod tests {
                 policies().unwrap(),
                 Policies {
                     inward: 1,
-                    outward: 1,
-                    forward: 1
+                    outward: 2,
+                    forward: 3
                 }
             );
         };

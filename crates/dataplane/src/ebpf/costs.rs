@@ -95,8 +95,8 @@ fn programs(site: &Site, directory: &Path) -> Result<BTreeMap<u32, String>, Ebpf
 
 fn infos(programs: &BTreeMap<u32, String>) -> Result<BTreeMap<u32, ProgramInfo>, EbpfError> {
     let mut infos = BTreeMap::new();
-    for info in loaded_programs() {
-        let info = info.map_err(|error| EbpfError::Uncounted(std::io::Error::other(super::chain(&error))))?;
+    // One that went while it was looked up is somebody else's, or was replaced.
+    for info in loaded_programs().flatten() {
         if programs.contains_key(&info.id()) {
             infos.insert(info.id(), info);
         }

@@ -17,17 +17,18 @@ pub(super) fn build(object: &[u8]) -> String {
     digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Where the maps of one layout are pinned.
+/// Where an object's maps are pinned.
 #[derive(Debug, Clone)]
 pub(super) struct Pins<'a> {
     pub(super) directory: &'a Path,
-    pub(super) layout: u32,
+    /// The version of a map's layout.
+    pub(super) layout: fn(&str) -> u32,
 }
 
 impl Pins<'_> {
     /// Without a dot, which the file system of pins reserves.
     pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("{name}-{}", self.layout))
+        self.directory.join(format!("{name}-{}", (self.layout)(name)))
     }
 
     fn open<M: TryFrom<Map, Error = MapError>>(&self, name: &'static str) -> Result<M, EbpfError> {

@@ -8,7 +8,7 @@ use podnet_core::cluster::{Family, Routing};
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::{Headers, Tuple, ordinary};
 use podnet_ebpf_abi::path::{Next, Paths, Pod, Way, from_node, from_pod, from_tunnel};
-use podnet_ebpf_abi::tunnel::{Around, OVERHEAD, Tunnel, around, inside};
+use podnet_ebpf_abi::tunnel::{Around, OVERHEAD, Tunnel, around, inside, is_in};
 use podnet_linux::MacAddr;
 use podnet_linux::netlink::Link;
 
@@ -152,13 +152,14 @@ impl Scene {
             return Some((next, headers, 0));
         }
         let tunnel = self.tables.tunnel;
+        let tunnel = tunnel.filter(|tunnel| is_in(&headers, tunnel));
         let Some(inner) = tunnel.and_then(|tunnel| inside(packet, &headers, &tunnel)) else {
             let next = from_node(&self.tables, eth0.index, &headers, headers.largest(0, length));
             return Some((next, headers, 0));
         };
         let largest = inner.largest(0, length - OVERHEAD as u32);
-        let next = from_tunnel(&self.tables, &headers.tuple.source, &inner, largest);
-        Some((next, inner, OVERHEAD))
+        let pod = from_tunnel(&self.tables, eth0.index, &headers.tuple.source, &inner, largest);
+        Some((pod.map_or(Next::Stack, Next::Pod), inner, OVERHEAD))
     }
 
     /// Says so where the kernel's program and the same code here differ.

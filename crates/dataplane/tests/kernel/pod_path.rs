@@ -152,16 +152,22 @@ fn where_ipsec_has_a_say_everybody_takes_the_stack() {
     let state = scene.lab.state(0);
     node.run(|| kernel.apply(&state).unwrap());
     let disturbed = node.disturbances(&mut kernel);
-    node.command("ip xfrm policy add src 192.0.2.0/24 dst 198.51.100.0/24 dir out");
-    disturbed.recv_timeout(PATIENCE).unwrap();
-    let left_out = node.run(|| kernel.apply(&state).unwrap()).left_out;
-    assert!(left_out.iter().any(|told| told.contains("IPsec")), "{left_out:?}");
-    answers(&scene.client, SERVER);
-    assert!(tracked(node, 8080).contains("src=10.244.0.9"));
-    node.command("ip xfrm policy flush; conntrack -F 2>/dev/null");
-    assert_eq!(node.run(|| kernel.apply(&state).unwrap()).left_out, [""; 0]);
-    answers(&scene.client, SERVER);
-    assert_eq!(tracked(node, 8080), "");
+    for direction in ["out", "in", "fwd"] {
+        let policy = "ip xfrm policy add src 192.0.2.0/24 dst 198.51.100.0/24 dir";
+        node.command(&format!("{policy} {direction}"));
+        disturbed.recv_timeout(PATIENCE).unwrap();
+        let left_out = node.run(|| kernel.apply(&state).unwrap()).left_out;
+        assert!(
+            left_out.iter().any(|told| told.contains("IPsec")),
+            "{direction} {left_out:?}"
+        );
+        answers(&scene.client, SERVER);
+        assert!(tracked(node, 8080).contains("src=10.244.0.9"));
+        node.command("ip xfrm policy flush; conntrack -F 2>/dev/null");
+        assert_eq!(node.run(|| kernel.apply(&state).unwrap()).left_out, [""; 0]);
+        answers(&scene.client, SERVER);
+        assert_eq!(tracked(node, 8080), "");
+    }
 }
 
 #[test]

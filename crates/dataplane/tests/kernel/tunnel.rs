@@ -168,6 +168,9 @@ fn a_node_that_is_reached_otherwise_is_heard_of() {
     let by_program = scene.by_devices();
     scene.answers();
     assert_eq!(scene.by_devices(), by_program);
+    // What is larger than that goes by the device, which cuts it.
+    scene.exchange_much();
+    assert!(scene.by_devices() > by_program);
     node.command("ip route replace 172.30.0.12/32 nexthop dev eth0 nexthop dev eth0 weight 2");
     node.run(|| kernel.apply(&state).unwrap());
     assert_eq!(talk.ask(), "a");

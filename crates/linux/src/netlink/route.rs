@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
     RouteVia,
@@ -122,6 +122,8 @@ pub struct Route {
     pub mtu: Option<u32>,
     /// The size holds for forwarded IPv6 packets too, and for IPv4 it forbids path MTU discovery.
     pub mtu_lock: bool,
+    /// It puts something around packets (`ip route ... encap`); this is read, and never written.
+    pub encapsulates: bool,
 }
 
 // Attribute numbers of include/uapi/linux/rtnetlink.h.
@@ -134,6 +136,9 @@ const RTA_METRICS: u16 = 8;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
+const RTA_ENCAP: u16 = 22;
+const RTA_IP_PROTO: u16 = 27;
+const RTA_DPORT: u16 = 29;
 const RTAX_LOCK: u16 = 1;
 const RTAX_MTU: u16 = 2;
 const RTM_F_CLONED: u32 = 0x200;
@@ -169,6 +174,7 @@ impl Route {
             source: None,
             mtu: None,
             mtu_lock: false,
+            encapsulates: false,
         }
     }
 
@@ -325,6 +331,7 @@ impl Route {
             RTA_OIF => self.link = wire::word(value),
             RTA_GATEWAY => self.via = wire::ip(value),
             RTA_VIA => self.via = value.get(2..).and_then(wire::ip),
+            RTA_ENCAP => self.encapsulates = true,
             _ => {}
         }
     }
@@ -364,17 +371,26 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// The routes that packets to these addresses take, in their order: several where there are several next hops, and none
-    /// where there is no route.
-    pub fn routes_to(&mut self, addresses: &[IpAddr]) -> Result<Vec<Vec<Route>>, NetlinkError> {
+    /// The routes that datagrams of UDP from `source` to a port of these addresses take, in their order: several where there
+    /// are several next hops, and none where there is no route.
+    pub fn routes_to(
+        &mut self,
+        addresses: &[IpAddr],
+        source: IpAddr,
+        port: u16,
+    ) -> Result<Vec<Vec<Route>>, NetlinkError> {
         let request = |address: &IpAddr| {
             let mut message = RouteMessage::default();
             message.header.address_family = family(*address);
             message.header.destination_prefix_length = IpNet::from(*address).prefix_len();
             message.header.flags = RouteFlags::FibMatch;
-            message
-                .attributes
-                .push(RouteAttribute::Destination((*address).into()));
+            message.header.source_prefix_length = IpNet::from(source).prefix_len();
+            message.attributes = vec![
+                RouteAttribute::Destination((*address).into()),
+                RouteAttribute::Source(source.into()),
+                RouteAttribute::Other(DefaultNla::new(RTA_IP_PROTO, vec![libc::IPPROTO_UDP as u8])),
+                RouteAttribute::Other(DefaultNla::new(RTA_DPORT, port.to_be_bytes().to_vec())),
+            ];
             Request::new(
                 RouteNetlinkMessage::GetRoute(message),
                 0,

@@ -417,13 +417,21 @@ fn the_routes_to_addresses_are_told_one_by_one() {
     let asked = [
         "192.0.2.7",
         "203.0.113.7",
-        "2001:db8::7",
         "198.51.100.7",
         "192.0.2.1",
         "8.8.8.8",
+        "2001:db8::7",
         "2001:db8:1::",
     ];
-    let found = netlink.routes_to(&asked.map(ip)).unwrap();
+    let [four, six]: [Vec<_>; 2] = [true, false].map(|is_v4| {
+        let of_family = asked
+            .map(ip)
+            .into_iter()
+            .filter(|address| address.is_ipv4() == is_v4);
+        of_family.collect()
+    });
+    let mut found = netlink.routes_to(&four, ip("192.0.2.1"), 4789).unwrap();
+    found.extend(netlink.routes_to(&six, ip("2001:db8::1"), 4789).unwrap());
     let told: Vec<Vec<_>> = found
         .iter()
         .map(|routes| {
@@ -436,9 +444,47 @@ fn the_routes_to_addresses_are_told_one_by_one() {
     let unicast = |to: &str, via| vec![(RouteKind::Unicast, to.to_owned(), via, Some(a.index))];
     assert_eq!(told[0], unicast("192.0.2.0/24", None));
     assert_eq!(told[1], unicast("203.0.113.0/24", Some(ip("192.0.2.9"))));
-    assert_eq!(told[2], unicast("2001:db8::/64", None));
     // The kernel does not tell of a route that nobody may take.
-    assert_eq!(told[3], []);
-    assert_eq!(told[4][0].0, RouteKind::Local);
-    assert_eq!((&told[5], &told[6]), (&vec![], &vec![]));
+    assert_eq!(told[2], []);
+    assert_eq!(told[3][0].0, RouteKind::Local);
+    assert_eq!((&told[4], &told[6]), (&vec![], &vec![]));
+    assert_eq!(told[5], unicast("2001:db8::/64", None));
+}
+
+/// By rules that are about what is asked for.
+#[test]
+fn a_route_is_that_of_the_source_and_port_that_are_asked_for() {
+    let (namespace, mut netlink) = fresh();
+    let pair = NewLink {
+        up: true,
+        ..NewLink::veth("a", "b", None)
+    };
+    let a = netlink.apply_and_get([pair.create()], "a").unwrap();
+    let b = netlink.link("b").unwrap().unwrap();
+    netlink.request(b.change().up(true).apply()).unwrap();
+    netlink
+        .request(Address::new(a.index, net("192.0.2.1/24")).add())
+        .unwrap();
+    let other = Route {
+        table: 100,
+        mtu: Some(1400),
+        ..Route::on_link(net("192.0.2.0/24"), a.index, 113)
+    };
+    netlink.request(other.add()).unwrap();
+    let mut mtu = |port| {
+        netlink
+            .routes_to(&[ip("192.0.2.7")], ip("192.0.2.1"), port)
+            .unwrap()[0][0]
+            .mtu
+    };
+    assert_eq!((mtu(4789), mtu(8472)), (None, None));
+    let rule = "rule add from 192.0.2.1 ipproto udp dport 4789 lookup 100 priority 10";
+    let ip_rule = || {
+        std::process::Command::new("ip")
+            .args(rule.split(' '))
+            .status()
+            .unwrap()
+    };
+    assert!(namespace.run(ip_rule).unwrap().success());
+    assert_eq!((mtu(4789), mtu(8472)), (Some(1400), None));
 }

@@ -45,7 +45,7 @@ const MAPS: [&str; 7] = [
 pub(in crate::ebpf) fn pins(directory: &Path) -> Pins<'_> {
     Pins {
         directory,
-        layout: LAYOUT,
+        layout: |_| LAYOUT,
     }
 }
 

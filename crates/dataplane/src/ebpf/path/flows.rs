@@ -27,7 +27,11 @@ pub(super) fn note(maps: &mut Maps, rows: &Rows) -> Result<(), EbpfError> {
             done => done?,
         }
     }
-    let mut established = known.established.iter().filter(|of| rows.leads(&lengths, of));
+    // One of which we know who began it may be known the other way round, by who spoke first when tracking met it.
+    let begun = maps.connections()?;
+    let is_new = |of: &&Tuple| !begun.contains_key(&of.reversed());
+    let led = known.established.iter().filter(|of| rows.leads(&lengths, of));
+    let mut established = led.filter(is_new);
     established.try_for_each(|connection| maps.remember(connection, ACCEPTED))
 }
 

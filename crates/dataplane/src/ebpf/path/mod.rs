@@ -16,7 +16,6 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::ops::Bound;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -56,20 +55,21 @@ impl Watched {
         if !found.queued.is_subset(&self.qdiscs.queued) || !found.filtered.is_subset(&self.qdiscs.filtered) {
             return Ok(true);
         }
-        let known = &self.underlay.0;
-        let next = self.last.map_or(Bound::Unbounded, Bound::Excluded);
-        let some = known.range((next, Bound::Unbounded)).take(SOME);
-        let some: BTreeMap<IpAddr, u32> = some.map(|(node, link)| (*node, *link)).collect();
-        self.last = some.keys().last().filter(|_| some.len() == SOME).copied();
-        let nodes: Vec<IpAddr> = some.keys().copied().collect();
-        Ok(Underlay::look(&mut netlink, &nodes)?.0 != some)
+        let Some(tunnel) = self.underlay.tunnel else {
+            return Ok(false);
+        };
+        let some = self.underlay.some_after(self.last, SOME);
+        let nodes: Vec<IpAddr> = some.iter().map(|(node, _)| *node).collect();
+        let found = Underlay::look(&mut netlink, tunnel, &nodes)?;
+        self.last = nodes.last().copied();
+        Ok(!found.ways.into_iter().eq(some))
     }
 }
 
 /// Whether the stack would ask IPsec about what goes past it.
 fn has_ipsec() -> io::Result<bool> {
     let policies = xfrm::policies()?;
-    Ok(policies.outward > 0 || policies.forward > 0)
+    Ok(policies != xfrm::Policies::default())
 }
 
 /// Looks whether it is.
@@ -130,17 +130,11 @@ impl PodPath {
         if policed.is_empty() {
             return Ok(());
         }
-        let maps = match self.found(site) {
-            Ok(true) => self.programs.as_mut().map(Programs::maps),
-            Ok(false) => None,
-            Err(error) => {
-                tracing::warn!("programs that cannot be told of a policy are taken off: {error}");
-                programs::remove(site)?;
-                None
-            }
-        };
-        let Some(maps) = maps else {
-            self.programs = None;
+        if let Err(error) = self.find(site) {
+            tracing::warn!("programs that cannot be told of a policy are taken off: {error}");
+            return self.leave(site);
+        }
+        let Some(maps) = self.programs.as_mut().map(Programs::maps) else {
             return Ok(());
         };
         self.owes = true;
@@ -181,16 +175,15 @@ impl PodPath {
         })
     }
 
-    /// Whether there are programs, which are known then.
-    fn found(&mut self, site: &Site) -> Result<bool, EbpfError> {
-        if self.programs.as_ref().is_some_and(Programs::are_pinned) {
-            return Ok(true);
+    /// Has the programs that are at links be known, and this build's.
+    fn find(&mut self, site: &Site) -> Result<(), EbpfError> {
+        if !self.programs.as_ref().is_some_and(Programs::are_pinned) {
+            // Somebody took them off, and their maps with them; or nobody looked yet.
+            self.put = None;
+            self.put_back += usize::from(self.programs.take().is_some());
+            self.programs = Programs::take_over(site)?;
         }
-        // Somebody took them off, and their maps with them; or nobody looked yet.
-        self.put = None;
-        self.put_back += usize::from(self.programs.take().is_some());
-        self.programs = Programs::present(site)?;
-        Ok(self.programs.is_some())
+        Ok(())
     }
 
     fn lead(&mut self, site: &Site, want: &NodeState) -> Result<usize, EbpfError> {
@@ -204,7 +197,7 @@ impl PodPath {
         if has_ipsec().map_err(EbpfError::NoIpsec)? {
             return Err(EbpfError::Ipsec);
         }
-        self.found(site)?;
+        self.find(site)?;
         let programs = match &mut self.programs {
             Some(programs) => programs,
             none => none.insert(Programs::open(site)?),

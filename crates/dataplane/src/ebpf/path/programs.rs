@@ -1,10 +1,10 @@
 //! The programs at links, and their maps, in the kernel.
 //!
-//! All of it is pinned below one directory, so that it outlives the agent: maps by the version of their layout, a build's
+//! All of it is pinned below one directory, so that it outlives the agent: each map by the version of its layout, a build's
 //! programs in a directory that is called after their object, and what holds a program at a link (a tcx link) by the link's
-//! index. Another build replaces the program at each link in one step, whatever maps that one went by: where they are of
-//! another layout, new ones lead nobody until their rows come. Programs of two layouts at one link would each know half of
-//! what was translated.
+//! index. Another build replaces the program at each link in one step, and goes on with the maps whose layout is the same;
+//! those that it makes anew lead nobody until their rows come. Two programs at one link would each know half of what was
+//! translated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,7 +20,7 @@ use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use aya::{EbpfLoader, include_bytes_aligned};
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::Tuple;
-use podnet_ebpf_abi::path::{ACCEPTED, LAYOUT, Pod, Range};
+use podnet_ebpf_abi::path::{ACCEPTED, Pod, Range, layout};
 use podnet_ebpf_abi::tunnel::Tunnel;
 use podnet_linux::netlink::Netlink;
 use zerocopy::transmute;
@@ -45,10 +45,7 @@ const BUILD: &str = "programs-";
 
 /// Where the maps are.
 fn pins(directory: &Path) -> Pins<'_> {
-    Pins {
-        directory,
-        layout: LAYOUT,
-    }
+    Pins { directory, layout }
 }
 
 /// Programs that can be attached, and their maps.
@@ -80,6 +77,12 @@ fn hooks(side: Side) -> &'static [(&'static str, TcAttachType)] {
     }
 }
 
+/// Where they are, if there are any.
+fn there(site: &Site) -> Option<PathBuf> {
+    let directory = site.present()?.join(PATH);
+    directory.exists().then_some(directory)
+}
+
 fn directory(site: &Site) -> Result<PathBuf, EbpfError> {
     Ok(site.directory()?.join(PATH))
 }
@@ -94,13 +97,8 @@ impl Programs {
         let are_whole = Maps::are_whole(&directory);
         let programs = match are_whole && PROGRAMS.iter().all(|name| pinned.join(name).exists()) {
             true => open(&pinned)?,
-            false => {
-                if !are_whole {
-                    // Programs that are there go by some that nobody finds any more.
-                    pins::remove_all_but(&directory, &[links])?;
-                }
-                replace(&directory, &pinned)?
-            }
+            // Also where a map is missing: programs that are there go by one that nobody finds any more.
+            false => replace(&directory, &pinned)?,
         };
         remove_others(&directory, &pinned)?;
         Ok(Programs {
@@ -111,13 +109,9 @@ impl Programs {
         })
     }
 
-    /// The same, where there are any.
-    pub(super) fn present(site: &Site) -> Result<Option<Self>, EbpfError> {
-        let directory = site.present().map(|directory| directory.join(PATH));
-        match directory.is_some_and(|directory| directory.exists()) {
-            true => Programs::open(site).map(Some),
-            false => Ok(None),
-        }
+    /// The same where any are at links; they are this build's then.
+    pub(super) fn take_over(site: &Site) -> Result<Option<Self>, EbpfError> {
+        there(site).map(|_| Programs::open(site)).transpose()
     }
 
     /// Whether a link has its program: somebody may have taken it off, whatever is pinned.
@@ -273,11 +267,7 @@ fn replace(directory: &Path, pinned: &Path) -> Result<BTreeMap<&'static str, Sch
 /// The numbers of the programs that are pinned, and what they are called.
 pub(in crate::ebpf) fn numbers(site: &Site) -> Result<BTreeMap<u32, String>, EbpfError> {
     let mut numbers = BTreeMap::new();
-    let Some(directory) = site
-        .present()
-        .map(|directory| directory.join(PATH))
-        .filter(|path| path.exists())
-    else {
+    let Some(directory) = there(site) else {
         return Ok(numbers);
     };
     for build in entries(&directory)?
@@ -314,24 +304,17 @@ fn remove_others(directory: &Path, programs: &Path) -> Result<(), EbpfError> {
 
 /// Takes off everything that is at links.
 pub(super) fn remove(site: &Site) -> Result<(), EbpfError> {
-    let Some(directory) = site.present().map(|directory| directory.join(PATH)) else {
-        return Ok(());
-    };
-    match fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(EbpfError::at(&directory)(error)),
-        _ => Ok(()),
+    match there(site) {
+        Some(directory) => fs::remove_dir_all(&directory).map_err(EbpfError::at(&directory)),
+        None => Ok(()),
     }
 }
 
 impl Maps {
     /// Those of a node; none where there are none.
     pub(in crate::ebpf) fn present(site: &Site) -> Result<Option<Self>, EbpfError> {
-        let Some(directory) = site.present().map(|directory| directory.join(PATH)) else {
-            return Ok(None);
-        };
-        Maps::are_whole(&directory)
-            .then(|| Maps::open(&directory))
-            .transpose()
+        let whole = there(site).filter(|directory| Maps::are_whole(directory));
+        whole.map(|directory| Maps::open(&directory)).transpose()
     }
 
     /// Whether all of this layout are there.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Bound;
 
 use ipnet::IpNet;
 use podnet_core::NodeState;
@@ -10,7 +11,7 @@ use podnet_core::route::Hop;
 use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::Tuple;
 use podnet_ebpf_abi::path::{Pod, Range, Way};
-use podnet_ebpf_abi::tunnel::Tunnel;
+use podnet_ebpf_abi::tunnel::{OVERHEAD, Tunnel};
 use podnet_linux::MacAddr;
 use podnet_linux::netlink::{
     Link, LinkKind, MAIN_TABLE, Neighbour, Netlink, NetlinkError, RouteFilter, RouteKind,
@@ -82,21 +83,54 @@ impl Qdiscs {
     }
 }
 
-/// By which links the tunnel's other ends are reached: those to which one route leads, and it by one link. What it takes more
-/// to choose is for the kernel to choose, packet by packet.
+/// How the tunnel's other ends are reached: those to which one route leads, and it by one link. What it takes more to choose,
+/// or to send, is for the kernel, packet by packet.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Underlay(pub(super) BTreeMap<IpAddr, u32>);
+pub(super) struct Underlay {
+    /// This end.
+    pub(super) tunnel: Option<Tunnel>,
+    /// By their addresses.
+    pub(super) ways: BTreeMap<IpAddr, Underway>,
+}
+
+/// The link by which one is reached, and the largest packet on the route where that says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Underway {
+    pub(super) link: u32,
+    pub(super) mtu: Option<u32>,
+}
 
 impl Underlay {
     /// To these nodes.
-    pub(super) fn look(netlink: &mut Netlink, nodes: &[IpAddr]) -> Result<Self, NetlinkError> {
-        let routes = netlink.routes_to(nodes)?;
-        let by = nodes.iter().zip(routes).filter_map(|(node, routes)| {
+    pub(super) fn look(
+        netlink: &mut Netlink,
+        tunnel: Tunnel,
+        nodes: &[IpAddr],
+    ) -> Result<Self, NetlinkError> {
+        let (source, port) = (tunnel.local.into(), u16::from_be_bytes(tunnel.port));
+        let routes = netlink.routes_to(nodes, source, port)?;
+        let ways = nodes.iter().zip(routes).filter_map(|(node, routes)| {
             let [route] = routes.as_slice() else { return None };
-            let is_simple = route.kind == RouteKind::Unicast;
-            Some((*node, route.link.filter(|_| is_simple)?))
+            let is_simple = route.kind == RouteKind::Unicast && !route.encapsulates;
+            let link = route.link.filter(|_| is_simple)?;
+            let mtu = route.mtu;
+            Some((*node, Underway { link, mtu }))
         });
-        Ok(Underlay(by.collect()))
+        Ok(Underlay {
+            tunnel: Some(tunnel),
+            ways: ways.collect(),
+        })
+    }
+
+    /// So many of them, from the one after `last` on; from the first on where there is none any more.
+    pub(super) fn some_after(&self, last: Option<IpAddr>, some: usize) -> Vec<(IpAddr, Underway)> {
+        let after = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.ways.range((after, Bound::Unbounded)).take(some);
+        let rest: Vec<_> = rest.map(|(node, way)| (*node, *way)).collect();
+        match (rest.is_empty(), last) {
+            (true, Some(_)) => self.some_after(None, some),
+            _ => rest,
+        }
     }
 }
 
@@ -133,12 +167,15 @@ impl Places {
         let routes = netlink.routes(filter)?.into_iter();
         let routes = routes.filter_map(|route| Some(((route.destination, route.via?), route.link?)));
         let routes: BTreeMap<_, _> = routes.collect();
-        let ends: Vec<IpAddr> = match tunnel(state) {
-            Some(_) => state.routing.forwarding.values().copied().collect(),
-            None => Vec::new(),
+        let underlay = match tunnel(state) {
+            Some(tunnel) => {
+                let ends: Vec<IpAddr> = state.routing.forwarding.values().copied().collect();
+                Underlay::look(&mut netlink, tunnel, &ends)?
+            }
+            None => Underlay::default(),
         };
-        let underlay = Underlay::look(&mut netlink, &ends)?;
-        let mut wanted: BTreeSet<u32> = routes.values().chain(underlay.0.values()).copied().collect();
+        let mut wanted: BTreeSet<u32> = routes.values().copied().collect();
+        wanted.extend(underlay.ways.values().map(|way| way.link));
         let names: BTreeSet<&str> = state.links().map(|(name, _)| name).collect();
         let of_pods = links.iter().filter(|link| names.contains(link.name.as_str()));
         wanted.extend(of_pods.map(|link| link.index));
@@ -223,8 +260,12 @@ impl Places {
         tunnel(state)?;
         let mac = state.routing.neighbours.get(&router)?;
         let node = state.routing.forwarding.get(mac)?;
-        let underlay = self.link(self.underlay.0.get(node))?;
-        Some(way.inside(underlay.index, (*node).into(), mac.0))
+        let under = self.underlay.ways.get(node)?;
+        let link = self.link(Some(&under.link))?;
+        let least = under.mtu.map_or(link.mtu, |mtu| link.mtu.min(mtu));
+        let mtu = way.mtu.min(least.saturating_sub(OVERHEAD as u32));
+        let way = Way::by(way.link, mtu, way.router);
+        Some(way.inside(link.index, (*node).into(), mac.0))
     }
 
     /// One to other nodes that programs can be at: with Ethernet headers, and without others' filters.

@@ -1,6 +1,6 @@
 //! Who is on the path, without a kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use podnet_linux::MacAddr;
 use podnet_linux::netlink::{Link, LinkKind, Neighbour, Vxlan};
 use proptest::prelude::*;
 
-use super::rows::{Places, Row, Rows, Side, Step};
+use super::rows::{Places, Row, Rows, Side, Step, Underlay, Underway};
 
 fn link(index: u32, name: &str, kind: LinkKind) -> Link {
     Link {
@@ -255,7 +255,7 @@ fn tunnelled() -> (NodeState, Places) {
         state.routing.forwarding.insert(mac, node);
         places.routes.insert((net, address(range)), 3);
     }
-    places.underlay.0 = [(nodes[0], 2)].into();
+    places.underlay.ways = [(nodes[0], Underway { link: 2, mtu: None })].into();
     (state, places)
 }
 
@@ -269,13 +269,59 @@ fn programs_put_into_the_tunnel_what_one_link_leads_to() {
     );
 }
 
+/// The kernel would cut the outer packet where it sends it itself; nobody does for programs.
+#[test]
+fn a_packet_in_the_tunnel_is_as_large_as_its_link_and_route_take() {
+    let (state, mut places) = tunnelled();
+    let range = Range::new(address("10.244.1.0").into(), 24);
+    let node = address("172.30.0.12");
+    for (link, route, largest) in [
+        (1450, None, 1400),
+        (1440, None, 1390),
+        (1450, Some(1430), 1380),
+        (1420, Some(9000), 1370),
+        (9000, None, 1400),
+    ] {
+        places.links[0].mtu = link;
+        places
+            .underlay
+            .ways
+            .insert(node, Underway { link: 2, mtu: route });
+        let rows = Rows::of(&state, &places);
+        assert_eq!(rows.ways[&range].mtu, largest, "{link} {route:?}");
+        assert!(rows.ways[&range].underlay != 0);
+    }
+}
+
+#[test]
+fn nodes_are_looked_at_some_at_a_time_and_all_in_turn() {
+    for count in [0, 1, 63, 64, 65, 128, 200] {
+        let node = |number: u8| IpAddr::from([172, 30, 1, number]);
+        let ways = (0..count).map(|number| (node(number), Underway { link: 2, mtu: None }));
+        let underlay = Underlay {
+            tunnel: None,
+            ways: ways.collect(),
+        };
+        let (mut seen, mut last) = (BTreeMap::new(), None);
+        for _ in 0..count.div_ceil(64) {
+            let some = underlay.some_after(last, 64);
+            assert!(some.len() <= 64);
+            last = some.last().map(|(node, _)| *node);
+            seen.extend(some);
+        }
+        assert_eq!(seen, underlay.ways);
+        // And from the first on.
+        assert_eq!(underlay.some_after(last, 64), underlay.some_after(None, 64));
+    }
+}
+
 #[test]
 fn the_device_does_what_programs_cannot() {
     let change: [fn(&mut NodeState, &mut Places); 5] = [
         |state, _| state.routing.tunnel.as_mut().unwrap().checksum_offload = false,
         |state, _| state.routing.tunnel.as_mut().unwrap().local = address("fd30::11"),
         |_, places| places.qdiscs.filtered = [2].into(),
-        |_, places| places.underlay.0.clear(),
+        |_, places| places.underlay.ways.clear(),
         // As of a link without Ethernet's headers.
         |_, places| places.links[0].mac = None,
     ];
