@@ -1,14 +1,16 @@
 //! Packets between pods that go past the host's stack, and all that keeps them from it.
 
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use podnet_core::cluster::{DataplaneName, Family, Routing};
+use podnet_core::cluster::{DataplaneName, Family, NetworkPolicy, Routing};
 use podnet_dataplane::{Dataplane, ebpf};
 use podnet_linux::netlink::{LinkChange, TokenBucket};
 
 use crate::common::{BackEnd, Lab, Machine, PATIENCE, any};
+use crate::policy_by_programs::{Who, World, pods, policy, rule};
 use crate::talk::Talk;
 
 const SERVER: &str = "10.244.0.2:8080";
@@ -36,11 +38,7 @@ impl Scene {
 
     /// What is pinned of it, by what is before the first hyphen.
     fn pins(&self, of: &str) -> Vec<PathBuf> {
-        let path = self.node().programs().bpffs.join("podnet/path");
-        let pins = std::fs::read_dir(path).into_iter().flatten();
-        let pins = pins.map(|pin| pin.unwrap().path());
-        let is_of = |pin: &PathBuf| pin.file_name().unwrap().to_str().unwrap().starts_with(of);
-        pins.filter(is_of).collect()
+        pins(&self.node().programs().bpffs.join("podnet/path"), of)
     }
 
     /// How many programs are at a link.
@@ -49,6 +47,13 @@ impl Scene {
         self.node()
             .run(|| at(TcAttachType::Ingress) + at(TcAttachType::Egress))
     }
+}
+
+fn pins(path: &Path, of: &str) -> Vec<PathBuf> {
+    let pins = std::fs::read_dir(path).into_iter().flatten();
+    let pins = pins.map(|pin| pin.unwrap().path());
+    let is_of = |pin: &PathBuf| pin.file_name().unwrap().to_str().unwrap().starts_with(of);
+    pins.filter(is_of).collect()
 }
 
 /// What tracking knows of connections to that port, which are those that took the stack.
@@ -224,16 +229,13 @@ fn what_is_too_large_for_a_link_arrives_all_the_same() {
         netlink.request(smaller.apply()).unwrap();
     });
     scene.lab.apply(0);
-    let listener = scene
-        .server
-        .run(|| std::net::TcpListener::bind("[::]:9001").unwrap());
+    let listener = scene.server.run(|| TcpListener::bind("[::]:9001").unwrap());
     for to in ["10.244.0.2:9001", "[fd00:10:244::2]:9001"] {
         let mut stream = scene.client.run(|| TcpStream::connect(to).unwrap());
         let (mut arriving, _) = listener.accept().unwrap();
-        let sender =
-            std::thread::spawn(move || std::io::Write::write_all(&mut stream, &[7; 1 << 20]).unwrap());
+        let sender = std::thread::spawn(move || stream.write_all(&[7; 1 << 20]).unwrap());
         let mut arrived = Vec::new();
-        std::io::Read::read_to_end(&mut arriving, &mut arrived).unwrap();
+        arriving.read_to_end(&mut arrived).unwrap();
         sender.join().unwrap();
         assert_eq!(arrived.len(), 1 << 20, "{to}");
     }
@@ -312,6 +314,51 @@ fn another_build_replaces_the_programs_at_every_link() {
     answers(&scene.client, SERVER);
 }
 
+/// Also idle ones, of which nothing was seen since, and before any rule comes. Whom the policy would not let begin one speaks
+/// first.
+#[test]
+fn connections_that_a_build_with_other_maps_let_past_are_handed_over() {
+    let mut world = World::of(&["a"], 2);
+    let connections: Vec<(TcpStream, TcpStream)> = [Family::V4, Family::V6]
+        .into_iter()
+        .map(|family| {
+            let at = SocketAddr::new(world.address(Who::Pod(1), family), 0);
+            let listener = world.pods[1].machine.run(|| TcpListener::bind(at).unwrap());
+            let to = listener.local_addr().unwrap();
+            let client = world.pods[0].machine.run(|| TcpStream::connect(to).unwrap());
+            (client, listener.accept().unwrap().0)
+        })
+        .collect();
+    for node in &world.lab.nodes {
+        let path = node.programs().bpffs.join("podnet/path");
+        for pin in pins(&path, "WAYS-").into_iter().chain(pins(&path, "programs-")) {
+            let other = format!("{}-of-another", pin.file_name().unwrap().to_str().unwrap());
+            std::fs::rename(&pin, pin.with_file_name(other)).unwrap();
+        }
+    }
+    let nodes = world.lab.nodes.iter();
+    world.kernels = nodes
+        .map(|node| node.run(|| node.kernel(DataplaneName::Ebpf)))
+        .collect();
+    let ingress = rule(vec![pods("app=x")], Vec::new());
+    world.set([(
+        "a",
+        NetworkPolicy {
+            ingress: Some(vec![ingress]),
+            ..policy("")
+        },
+    )]);
+    for (mut client, mut server) in connections {
+        let say = |from: &mut TcpStream, to: &mut TcpStream| {
+            from.write_all(b"?").unwrap();
+            to.set_read_timeout(Some(PATIENCE)).unwrap();
+            to.read_exact(&mut [0]).unwrap();
+        };
+        say(&mut server, &mut client);
+        say(&mut client, &mut server);
+    }
+}
+
 #[test]
 fn programs_of_others_at_the_same_links_stay() {
     let scene = Scene::new();
@@ -356,6 +403,7 @@ mod linux_6_12 {
             what_others_translate_between_pods_is_answered_by_whom_it_asked();
             connections_go_on_while_the_path_comes_and_goes();
             another_build_replaces_the_programs_at_every_link();
+            connections_that_a_build_with_other_maps_let_past_are_handed_over();
             programs_of_others_at_the_same_links_stay();
         }
     }

@@ -119,6 +119,33 @@ fn what_is_no_pods_or_nothing_ordinary_goes_by_the_device() {
     }
 }
 
+/// As QUIC sends them (UDP_SEGMENT): they are one packet as far as the links take it.
+#[test]
+fn datagrams_that_are_sent_in_one_arrive_one_by_one() {
+    for routing in [Routing::Direct, Routing::default()] {
+        let lab = Lab::new(2, routing, Family::V4, 1500).carried_by(BackEnd::Ebpf);
+        let (client, near, far) = (lab.pod(0, 9), lab.pod(0, 2), lab.pod(1, 2));
+        lab.apply_all();
+        for (server, to) in [(&near, ["10.244.0.2", "fd00:10:244::2"]), (&far, SERVERS)] {
+            let sink = server.run(|| UdpSocket::bind("[::]:9000").unwrap());
+            sink.set_read_timeout(Some(PATIENCE)).unwrap();
+            for to in to {
+                client.command(&format!(
+                    "python3 -c \"import socket; s = socket.socket(socket.AF_INET{}, socket.SOCK_DGRAM); \
+                     s.setsockopt(17, 103, 1200); \
+                     s.sendto(b''.join(bytes([at]) * 1200 for at in range(10)), ('{to}', 9000))\"",
+                    if to.contains(':') { "6" } else { "" },
+                ));
+                for number in 0..10 {
+                    let mut buffer = [0xff; 2048];
+                    let length = sink.recv(&mut buffer).unwrap();
+                    assert_eq!(buffer[..length], [number; 1200], "{to} {routing:?}");
+                }
+            }
+        }
+    }
+}
+
 /// The device at the other end takes what programs send, and programs take what it sends.
 #[test]
 fn an_end_without_programs_is_none_the_wiser() {
@@ -188,6 +215,7 @@ mod linux_6_12 {
         fn tunnel() {
             what_programs_put_into_the_tunnel_passes_no_device();
             an_end_without_programs_is_none_the_wiser();
+            datagrams_that_are_sent_in_one_arrive_one_by_one();
             what_is_no_pods_or_nothing_ordinary_goes_by_the_device();
         }
     }
