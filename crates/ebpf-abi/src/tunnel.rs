@@ -179,6 +179,14 @@ pub fn is_in(outer: &Headers, tunnel: &Tunnel) -> bool {
         && tuple.destination == tunnel.local
 }
 
+/// Whether a packet in the tunnel, whose payload is cut into pieces of `piece` bytes or not at all (0), can be taken out by a
+/// program. Several datagrams in one stay marked as in a tunnel (up to Linux 6.18 at least), and whoever divides them then
+/// finds none. Segments are not divided where they end.
+#[inline(always)]
+pub fn can_be_taken_out(inner: &Headers, piece: u32) -> bool {
+    piece == 0 || inner.tuple.protocol == Protocol::TCP
+}
+
 /// The headers of a packet that another node has put into this one, which [is in](is_in) `tunnel`; none where it takes the
 /// stack to say what it is.
 #[inline(always)]

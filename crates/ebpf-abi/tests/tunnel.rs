@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use podnet_ebpf_abi::packet::{Headers, ordinary};
 use podnet_ebpf_abi::path::Way;
-use podnet_ebpf_abi::tunnel::{Around, INNER_AT, OVERHEAD, Tunnel, UDP_AT, VXLAN_AT, around, inside, is_in};
+use podnet_ebpf_abi::tunnel::{
+    Around, INNER_AT, OVERHEAD, Tunnel, UDP_AT, VXLAN_AT, around, can_be_taken_out, inside, is_in,
+};
 use podnet_ebpf_abi::{Address, Protocol};
 use proptest::prelude::*;
 
@@ -181,6 +183,21 @@ fn what_is_not_quite_so_is_the_devices() {
     let least = ETHERNET + OVERHEAD + 20 + 4;
     for length in ETHERNET..whole.len() {
         assert_eq!(received(&whole[..length]).is_some(), length >= least, "{length}");
+    }
+}
+
+#[test]
+fn several_datagrams_in_one_are_the_devices_and_segments_are_not() {
+    let datagrams = read(&packet(4, 0, [40_000, 80], 100));
+    let mut segments = datagrams;
+    segments.tuple.protocol = Protocol::TCP;
+    for (headers, piece, can) in [
+        (&datagrams, 0, true),
+        (&datagrams, 1200, false),
+        (&segments, 0, true),
+        (&segments, 1400, true),
+    ] {
+        assert_eq!(can_be_taken_out(headers, piece), can, "{headers:?} {piece}");
     }
 }
 

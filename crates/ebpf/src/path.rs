@@ -17,6 +17,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
+use podnet_ebpf_abi::Address;
 use podnet_ebpf_abi::packet::{
     Bytes, ETHER_TYPE, ETHERNET, Headers, IPV4, IPV4_CHECKSUM, IPV4_HOPS, IPV6_HOPS, Tuple, Whose,
     checksum_after_hop, ordinary, whose,
@@ -25,8 +26,9 @@ use podnet_ebpf_abi::path::{
     ACCEPTED, ANY_MISSING, ANY_NOTED, ASKED, Next, Paths, Pod, TRANSLATED, Way, from_node, from_pod,
     from_tunnel, is_noteworthy,
 };
-use podnet_ebpf_abi::tunnel::{Around, INNER_AT, OVERHEAD, Tunnel, UDP_AT, VXLAN_AT, around, inside, is_in};
-use podnet_ebpf_abi::{Address, Protocol};
+use podnet_ebpf_abi::tunnel::{
+    Around, INNER_AT, OVERHEAD, Tunnel, UDP_AT, VXLAN_AT, around, can_be_taken_out, inside, is_in,
+};
 
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -329,9 +331,7 @@ pub fn node_sends(context: TcContext) -> i32 {
         });
         match inside {
             Some(inner) => {
-                // Several datagrams in one stay marked as in a tunnel when they are taken out, and whoever divides them then
-                // finds none. Segments are not divided where they end.
-                if inner.tuple.protocol == Protocol::UDP && fields(&context).gso_size != 0 {
+                if !can_be_taken_out(&inner, fields(&context).gso_size) {
                     return None;
                 }
                 let largest = largest(&context, &inner, OVERHEAD);
