@@ -128,13 +128,16 @@ fn errno(error: &MapError) -> Option<Errno> {
 pub(super) mod tests {
     use super::*;
 
-    /// The sizes of keys and values of an object's maps, and its programs.
-    pub(in crate::ebpf) fn shape(object: &[u8]) -> (BTreeMap<String, (usize, usize)>, BTreeSet<String>) {
+    /// That an object has these maps, with keys and values of these sizes, and these programs, and no others.
+    pub(in crate::ebpf) fn assert_shape(object: &[u8], maps: &[(&str, (usize, usize))], programs: &[&str]) {
         let object = aya_obj::Object::parse(object).unwrap();
-        let sizes = object.maps.iter().map(|(name, map)| {
+        let found = object.maps.iter().map(|(name, map)| {
             let sizes = (map.key_size() as usize, map.value_size() as usize);
-            (name.clone(), sizes)
+            (name.as_str(), sizes)
         });
-        (sizes.collect(), object.programs.keys().cloned().collect())
+        let found: BTreeMap<_, _> = found.collect();
+        assert_eq!(found, maps.iter().copied().collect());
+        let found: BTreeSet<&str> = object.programs.keys().map(String::as_str).collect();
+        assert_eq!(found, programs.iter().copied().collect());
     }
 }

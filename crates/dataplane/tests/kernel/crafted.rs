@@ -208,6 +208,14 @@ impl Scene {
         last
     }
 
+    /// The same of all its beginnings, too; whether as a whole it goes past the stack.
+    fn compare_whole_and_cut(&self, packet: &[u8]) -> bool {
+        for cut in 14..packet.len() {
+            self.compare(&packet[..cut]);
+        }
+        self.compare(packet).is_some()
+    }
+
     /// A packet without what the program has put around it, which is what the same code puts there.
     fn taken_out(&self, out: &[u8], way: &Way, headers: &Headers) -> Vec<u8> {
         let carried = (out.len() - OVERHEAD - 14) as u32;
@@ -324,15 +332,8 @@ fn whole_and_cut_packets_go_where_the_same_code_sends_them_here() {
                 ];
                 for (from, to, wanted) in ends {
                     let whole = packet(family, protocol, from, to);
-                    let next = scene.compare(&whole);
-                    assert_eq!(
-                        next.is_some(),
-                        wanted,
-                        "{routing:?} {family} {protocol} {from:?} {to:?}"
-                    );
-                    for cut in 14..whole.len() {
-                        scene.compare(&whole[..cut]);
-                    }
+                    let is_led = scene.compare_whole_and_cut(&whole);
+                    assert_eq!(is_led, wanted, "{routing:?} {family} {protocol} {from:?} {to:?}");
                 }
             }
         }
@@ -353,14 +354,8 @@ fn whole_and_cut_packets_in_the_tunnel_go_where_the_same_code_sends_them_here() 
         ];
         for (from, to, wanted) in ends {
             let whole = tunnelled(&scene, &packet(family, protocol, from, to));
-            assert_eq!(
-                scene.compare(&whole).is_some(),
-                wanted,
-                "{family} {from:?} {to:?}"
-            );
-            for cut in 14..whole.len() {
-                scene.compare(&whole[..cut]);
-            }
+            let is_led = scene.compare_whole_and_cut(&whole);
+            assert_eq!(is_led, wanted, "{family} {from:?} {to:?}");
         }
     }
 }

@@ -136,10 +136,8 @@ fn a_pod_with_filters_of_others_at_its_link_takes_the_stack() {
 fn a_queue_that_comes_later_is_heard_of() {
     let scene = Scene::new();
     let node = scene.node();
-    let mut kernel = node.run(|| node.kernel(DataplaneName::Ebpf));
     let state = scene.lab.state(0);
-    node.run(|| kernel.apply(&state).unwrap());
-    let disturbed = node.disturbances(&mut kernel);
+    let (mut kernel, disturbed) = node.watched(&state);
     assert!(disturbed.recv_timeout(std::time::Duration::from_secs(2)).is_err());
     node.command("tc qdisc add dev pod2 root tbf rate 1gbit burst 1mb latency 100ms");
     disturbed.recv_timeout(PATIENCE).unwrap();
@@ -153,10 +151,8 @@ fn a_queue_that_comes_later_is_heard_of() {
 fn where_ipsec_has_a_say_everybody_takes_the_stack() {
     let scene = Scene::new();
     let node = scene.node();
-    let mut kernel = node.run(|| node.kernel(DataplaneName::Ebpf));
     let state = scene.lab.state(0);
-    node.run(|| kernel.apply(&state).unwrap());
-    let disturbed = node.disturbances(&mut kernel);
+    let (mut kernel, disturbed) = node.watched(&state);
     for direction in ["out", "in", "fwd"] {
         let policy = "ip xfrm policy add src 192.0.2.0/24 dst 198.51.100.0/24 dir";
         node.command(&format!("{policy} {direction}"));

@@ -179,10 +179,8 @@ fn a_node_that_is_reached_otherwise_is_heard_of() {
     let scene = Scene::new(Family::V4);
     let node = &scene.lab.nodes[0];
     let mut talk = Talk::begin(&scene.client, "10.244.1.2:8080");
-    let mut kernel = node.run(|| node.kernel(DataplaneName::Ebpf));
     let state = scene.lab.state(0);
-    node.run(|| kernel.apply(&state).unwrap());
-    let disturbed = node.disturbances(&mut kernel);
+    let (mut kernel, disturbed) = node.watched(&state);
     assert!(disturbed.recv_timeout(Duration::from_secs(2)).is_err());
     node.command(
         "ip link add other up type bridge; ip addr add 172.30.9.1/24 dev other; \

@@ -241,12 +241,11 @@ mod tests {
     use podnet_ebpf_abi::connect::{Answers, Asked, Peer};
 
     use super::*;
-    use crate::ebpf::pins::tests::shape;
+    use crate::ebpf::pins::tests::assert_shape;
 
     /// What the programs were compiled with is what this side writes.
     #[test]
     fn the_objects_maps_have_the_layouts_of_the_abi() {
-        let (maps, hooks) = shape(OBJECT);
         let sizes = [
             ("CLIENTS", (size_of::<u64>(), size_of::<u32>())),
             ("BALANCES", (size_of::<Frontend>(), size_of::<Balance>())),
@@ -256,11 +255,7 @@ mod tests {
             ("ANSWERS", (size_of::<Answers>(), size_of::<Endpoint>())),
             ("PEERS", (size_of::<u64>(), size_of::<Peer>())),
         ];
-        assert_eq!(maps, sizes.map(|(name, sizes)| (name.to_owned(), sizes)).into());
-        assert_eq!(hooks, HOOKS.map(str::to_owned).into());
-        assert_eq!(
-            maps.into_keys().collect::<BTreeSet<_>>(),
-            MAPS.map(str::to_owned).into()
-        );
+        assert_shape(OBJECT, &sizes, &HOOKS);
+        assert_eq!(BTreeSet::from(sizes.map(|(name, _)| name)), MAPS.into());
     }
 }

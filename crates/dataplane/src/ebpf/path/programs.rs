@@ -464,12 +464,11 @@ mod tests {
     use podnet_ebpf_abi::path::Way;
 
     use super::*;
-    use crate::ebpf::pins::tests::shape;
+    use crate::ebpf::pins::tests::assert_shape;
 
     /// What the programs were compiled with is what this side writes.
     #[test]
     fn the_objects_maps_have_the_layouts_of_the_abi() {
-        let (maps, programs) = shape(OBJECT);
         let flow = size_of::<Tuple>();
         let sizes = [
             ("PODS", (size_of::<Address>(), size_of::<Pod>())),
@@ -479,11 +478,7 @@ mod tests {
             ("BEGUN", (flow, size_of::<u32>())),
             ("NOTES", (size_of::<u32>(), size_of::<u32>())),
         ];
-        assert_eq!(maps, sizes.map(|(name, sizes)| (name.to_owned(), sizes)).into());
-        assert_eq!(programs, PROGRAMS.map(str::to_owned).into());
-        assert_eq!(
-            maps.into_keys().collect::<BTreeSet<_>>(),
-            MAPS.map(str::to_owned).into()
-        );
+        assert_shape(OBJECT, &sizes, &PROGRAMS);
+        assert_eq!(BTreeSet::from(sizes.map(|(name, _)| name)), MAPS.into());
     }
 }

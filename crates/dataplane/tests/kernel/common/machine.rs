@@ -9,9 +9,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use podnet_core::NodeState;
 use podnet_core::cluster::{DataplaneName, NetnsCookie};
 use podnet_dataplane::userspace::{SOCKET, Site, proxy};
-use podnet_dataplane::{Kernel, ebpf};
+use podnet_dataplane::{Dataplane, Kernel, ebpf};
 use podnet_linux::mount;
 use podnet_linux::netlink::{Address, AddressFlags, Link, LinkChange, Netlink, NewLink, NewLinkKind};
 use podnet_linux::ns::{self, Kind, Namespace};
@@ -136,15 +137,17 @@ impl Machine {
         kernel
     }
 
-    /// What is heard from now on of others' changes to what a data plane has here.
-    pub(crate) fn disturbances(&self, kernel: &mut Kernel) -> Receiver<()> {
+    /// A data plane with programs that has applied a state, and what is heard from then on of others' changes to that.
+    pub(crate) fn watched(&self, state: &NodeState) -> (Kernel, Receiver<()>) {
         let (tell, disturbed) = mpsc::channel();
+        let mut kernel = self.run(|| self.kernel(DataplaneName::Ebpf));
+        self.run(|| kernel.apply(state).unwrap());
         let mut monitor = self.run(|| kernel.monitor().unwrap());
         let namespace = self.again();
         std::thread::spawn(move || {
             namespace.run(move || while monitor.wait().is_ok() && tell.send(()).is_ok() {});
         });
-        disturbed
+        (kernel, disturbed)
     }
 
     /// Where its programs are.
