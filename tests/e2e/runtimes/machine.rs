@@ -117,10 +117,10 @@ END
             "kill $(cat {dir}/agent.pid)
              for attempt in $(seq 300); do
                  # Nobody here takes note of what has ended: it stays as a zombie.
-                 case $(cut -d' ' -f3 /proc/$(cat {dir}/agent.pid)/stat) in Z | '') break;; esac
+                 case $(cut -d' ' -f3 /proc/$(cat {dir}/agent.pid)/stat) in Z | '') exec {PODNET} cleanup;; esac
                  sleep 0.1
              done
-             {PODNET} cleanup"
+             echo 'the agent does not end'; exit 1"
         ))
     }
 

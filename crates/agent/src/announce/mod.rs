@@ -9,7 +9,7 @@ mod port;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -116,7 +116,8 @@ impl Announcing {
 impl Drop for Announcing {
     fn drop(&mut self) {
         self.orders = None;
-        let _ = (&self.wake).write(&[0]);
+        // Unlike a byte, which may be read together with that of an order, this wakes for good.
+        let _ = self.wake.shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             // If it panicked, the log has the cause.
             let _ = thread.join();
@@ -266,5 +267,28 @@ fn tell(before: &Spoken, now: &Spoken) {
     }
     for (link, address) in taken(now, before) {
         tracing::info!(link, %address, "another node answers from now on, or none");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The order and the end come with the same wakeup, or the end between the looks at either.
+    #[test]
+    fn it_ends_also_right_after_an_order() {
+        for round in 0..500_u32 {
+            let announcing = Announcing::start(NodeName::new("node1").unwrap(), None).unwrap();
+            // It waits by then, for some of the rounds.
+            std::thread::sleep(Duration::from_micros(u64::from(round % 10) * 20));
+            announcing.set(&Arc::default(), round % 2 == 0);
+            let (ended, end) = mpsc::channel();
+            std::thread::spawn(move || {
+                drop(announcing);
+                ended.send(()).unwrap();
+            });
+            end.recv_timeout(Duration::from_secs(60))
+                .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        }
     }
 }

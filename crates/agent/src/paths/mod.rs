@@ -165,7 +165,7 @@ impl Thread {
         }
     }
 
-    /// Until something comes or is due. A wakeup comes for new targets and for the end.
+    /// Until something comes or is due. A wakeup comes for new targets; the end, which closes the stream, wakes for good.
     fn wait(&mut self) -> io::Result<()> {
         let now = self.now();
         let publish = self.stale.then_some(self.published + PUBLISH);
