@@ -165,7 +165,7 @@ impl Sweep {
     /// Whether nothing of it is left.
     fn kernel(&mut self, paths: &NodePaths) -> bool {
         let dry_run = self.dry_run;
-        let swept = Kernel::open(None, DataplaneName::default()).and_then(|kernel| {
+        let swept = Kernel::open(None, DataplaneName::Nftables).and_then(|kernel| {
             let kernel = kernel.with_proxy(proxy::site(&paths.run_dir))?;
             let mut kernel = kernel.with_programs(paths.programs(None))?;
             kernel.keep_settings_in(&paths.state_dir.join(SETTINGS))?;

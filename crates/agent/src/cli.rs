@@ -42,9 +42,9 @@ pub struct Args {
     /// How to reach the Kubernetes API
     #[arg(long, value_name = "FILE")]
     kubeconfig: PathBuf,
-    /// What carries services: auto is nftables; ebpf is nftables with programs in front of it that give sockets of the node
-    /// and its pods an endpoint when they connect; userspace, a process beside the agent, is for kernels that have nothing
-    /// else
+    /// What carries services: auto is ebpf; ebpf is nftables with programs in front of it that give sockets of the node and
+    /// its pods an endpoint when they connect, and hand packets between pods on past the node's stack, as far as the kernel
+    /// lets them; userspace, a process beside the agent, is for kernels that have nothing else
     #[arg(
         long,
         default_value = "auto",

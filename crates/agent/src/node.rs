@@ -223,6 +223,10 @@ impl NodeLoop {
                     continue;
                 }
                 () = tokio::time::sleep_until(due) => Cause::Kernel,
+                () = std::future::ready(()), if updates.is_empty() && self.has_rest() => {
+                    tokio::task::block_in_place(|| self.go_on());
+                    continue;
+                }
             };
             let begin = Instant::now();
             // What is queued already belongs to the same generation.
@@ -258,6 +262,19 @@ impl NodeLoop {
                 }
             }
         }
+    }
+
+    /// Whether the kernel is still to be given what takes long. What failed is tried again as a whole.
+    fn has_rest(&self) -> bool {
+        !self.failed && self.kernel.has_rest()
+    }
+
+    /// Gives it some of that.
+    fn go_on(&mut self) {
+        let Some(state) = &self.applied else { return };
+        let left_out = self.kernel.go_on(state);
+        self.tell_left_out(&left_out);
+        self.say();
     }
 
     /// Whether there are objects that the API server has not listed and nothing can be decided without; says so.

@@ -55,6 +55,15 @@ pub trait Dataplane {
     fn follow(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
         self.apply(want)
     }
+    /// Whether [`Dataplane::follow`] left what takes long and is carried by others until it is there.
+    fn has_rest(&self) -> bool {
+        false
+    }
+    /// Does some of that for the state that was applied last, in some ten milliseconds. Returns what is left out then, as
+    /// [`Applied::left_out`] says it.
+    fn go_on(&mut self, _want: &NodeState) -> Vec<String> {
+        Vec::new()
+    }
     /// What the kernel has of ours, in the model's words.
     fn dump(&mut self) -> Result<Dump, ApplyError>;
     /// Leaves nothing of ours behind; says what it removed.
@@ -306,9 +315,48 @@ impl Kernel {
         Ok(present)
     }
 
+    /// Has the kernel be as `want` says, up to what may wait where it need not be whole.
+    fn bring(&mut self, want: &NodeState, is_whole: bool) -> Result<Applied, ApplyError> {
+        // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
+        // nothing.
+        let routes = self.route(&want.routing);
+        // A proxy is on the loopback address itself, and there may be no guard beside it.
+        let on_loopback = self.name != DataplaneName::Userspace && want.services.has_node_ports_on_loopback();
+        if !on_loopback {
+            self.setup
+                .settings
+                .put_back(ROUTE_LOOPBACK)
+                .map_err(ApplyError::Settings)?;
+        }
+        let (services, left_out) = self.apply_services(want, is_whole)?;
+        // Behind the table's guard, never without it.
+        if on_loopback {
+            self.setup
+                .settings
+                .ensure(ROUTE_LOOPBACK, "1")
+                .map_err(ApplyError::Settings)?;
+        }
+        let left = self.remove_others();
+        let tracking = self.track();
+        let mut routes = routes?;
+        routes.refused.extend(left);
+        Ok(Applied {
+            route_changes: routes.changes,
+            service_changes: services + usize::from(tracking?),
+            put_back: self.take_put_back(),
+            pod_mtu: routes.pod_mtu,
+            refused: routes.refused,
+            left_out,
+        })
+    }
+
     /// Services are in force throughout: another back end has them before the table lets them go, and the other way round.
     /// Returns how many things changed, and what was left out.
-    fn apply_services(&mut self, want: &NodeState) -> Result<(usize, Vec<String>), ApplyError> {
+    fn apply_services(
+        &mut self,
+        want: &NodeState,
+        is_whole: bool,
+    ) -> Result<(usize, Vec<String>), ApplyError> {
         if self.name != DataplaneName::Ebpf && !self.is_alone {
             // What programs of another data plane lead past the table comes back to it first.
             let mut before = Ebpf::new(self.setup.ebpf.clone());
@@ -321,7 +369,10 @@ impl Kernel {
             services.make_way(want)?;
             // The table first: it carries what the other leaves to it.
             let of_table = table_of(&mut self.table)?.apply(want)?.changes();
-            let in_front = services.apply(want)?;
+            let in_front = match is_whole {
+                true => services.apply(want)?,
+                false => services.follow(want)?,
+            };
             return Ok((of_table + in_front, services.left_out().to_vec()));
         }
         let applied = match services.apply(want) {
@@ -407,41 +458,23 @@ impl Dataplane for Kernel {
             // What fails is tried again the next time.
             self.retire_lingering();
         }
-        self.follow(want)
+        self.bring(want, true)
     }
 
     fn follow(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
-        // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
-        // nothing.
-        let routes = self.route(&want.routing);
-        // A proxy is on the loopback address itself, and there may be no guard beside it.
-        let on_loopback = self.name != DataplaneName::Userspace && want.services.has_node_ports_on_loopback();
-        if !on_loopback {
-            self.setup
-                .settings
-                .put_back(ROUTE_LOOPBACK)
-                .map_err(ApplyError::Settings)?;
-        }
-        let (services, left_out) = self.apply_services(want)?;
-        // Behind the table's guard, never without it.
-        if on_loopback {
-            self.setup
-                .settings
-                .ensure(ROUTE_LOOPBACK, "1")
-                .map_err(ApplyError::Settings)?;
-        }
-        let left = self.remove_others();
-        let tracking = self.track();
-        let mut routes = routes?;
-        routes.refused.extend(left);
-        Ok(Applied {
-            route_changes: routes.changes,
-            service_changes: services + usize::from(tracking?),
-            put_back: self.take_put_back(),
-            pod_mtu: routes.pod_mtu,
-            refused: routes.refused,
-            left_out,
-        })
+        self.bring(want, false)
+    }
+
+    fn has_rest(&self) -> bool {
+        self.services.as_ref().is_some_and(|services| services.has_rest())
+    }
+
+    fn go_on(&mut self, want: &NodeState) -> Vec<String> {
+        let Some(services) = &mut self.services else {
+            return Vec::new();
+        };
+        services.go_on(want);
+        services.left_out().to_vec()
     }
 
     fn dump(&mut self) -> Result<Dump, ApplyError> {

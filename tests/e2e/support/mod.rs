@@ -347,7 +347,22 @@ pub(crate) struct Machine {
 impl Machine {
     /// Panics with the lines that differ from `before`.
     pub(crate) fn assert_as(before: &Machine, when: &str) {
-        let now = Machine::now();
+        Machine::assert_same(before, &Machine::now(), when);
+    }
+
+    /// The same while `lab` is up, which has a control group.
+    pub(crate) fn assert_as_beside(lab: &Lab, before: &Machine) {
+        let mut now = Machine::now();
+        let groups = now.cgroups.lines();
+        let own = format!("/podnet-lab-{}", lab.name);
+        now.cgroups = groups
+            .filter(|group| !group.ends_with(&own))
+            .collect::<Vec<_>>()
+            .join("\n");
+        Machine::assert_same(before, &now, "while a lab is up");
+    }
+
+    fn assert_same(before: &Machine, now: &Machine, when: &str) {
         let mut changes = Vec::new();
         for (old, new) in before.parts().into_iter().zip(now.parts()) {
             let (old, new): (Vec<_>, Vec<_>) = (old.lines().collect(), new.lines().collect());
@@ -394,7 +409,12 @@ impl Machine {
                 "sysctl -a 2>/dev/null | grep -E '^(net|kernel|fs|user|vm)\\.' | grep -vE \
                  'random|nr_|inode|dentry|ns_last_pid|_count|usage|stat|cad_pid|pty.nr|bpf_jit|sched_domain|tcp_fastopen_key|hung_task|perf|fs.quota|file-nr|aio-nr'",
             ),
-            cgroups: run("find /sys/fs/cgroup -type d -iname '*podnet*'"),
+            // Other labs' come and go.
+            cgroups: run(&format!(
+                "find /sys/fs/cgroup -type d -iname '*podnet*' | grep -vE 'podnet-(lab|test)-' || true
+                 find /sys/fs/cgroup -type d -name 'podnet-lab-*-{}'",
+                std::process::id()
+            )),
             mounts: run("grep -v nsfs /proc/self/mountinfo | cut -d' ' -f4-"),
         }
     }

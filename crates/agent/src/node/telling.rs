@@ -90,18 +90,22 @@ impl NodeLoop {
             self.out.repairs.send_replace(Some(repair));
             tracing::warn!(generation, "{repair}");
         }
-        if applied.left_out != self.left_out {
-            for what in &applied.left_out {
-                tracing::warn!(generation, "left out: {what}");
-            }
-            self.left_out.clone_from(&applied.left_out);
-        }
+        self.tell_left_out(&applied.left_out);
         if applied.refused != self.refused {
             for refusal in &applied.refused {
                 self.out.metrics.failed();
                 tracing::warn!(generation, "the kernel refused: {refusal}");
             }
             self.refused.clone_from(&applied.refused);
+        }
+    }
+
+    pub(super) fn tell_left_out(&mut self, left_out: &[String]) {
+        if left_out != self.left_out {
+            for what in left_out {
+                tracing::warn!("left out: {what}");
+            }
+            self.left_out = left_out.to_vec();
         }
     }
 

@@ -4,10 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A back end for services. The nftables table that podnet has on every node does everything else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DataplaneName {
     /// Maps of that table.
-    #[default]
     Nftables,
     /// The same, and in front of it programs that give sockets of the node and its pods an endpoint when they connect.
     Ebpf,
@@ -60,10 +59,10 @@ fn choices() -> String {
 impl FromStr for DataplaneName {
     type Err = DataplaneNameError;
 
-    /// `auto` is the best that this version has.
+    /// `auto` is the best that this version has: what a node lacks for it is told, and done without.
     fn from_str(text: &str) -> Result<Self, DataplaneNameError> {
         if text == "auto" {
-            return Ok(DataplaneName::default());
+            return Ok(DataplaneName::Ebpf);
         }
         let known = DataplaneName::ALL.into_iter().find(|name| name.as_str() == text);
         known.ok_or_else(|| DataplaneNameError::Unknown(text.into()))
@@ -144,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused_with_what_is() {
-        assert_eq!("auto".parse(), Ok(DataplaneName::Nftables));
+        assert_eq!("auto".parse(), Ok(DataplaneName::Ebpf));
         for name in DataplaneName::ALL {
             assert_eq!(name.to_string().parse(), Ok(name));
         }

@@ -33,9 +33,9 @@ pub struct Raised {
 ///
 /// When it cannot be raised, or a manifest is refused, or `up` is interrupted, nothing of it is left. Only when
 /// the lab stands and a pod does not come up, the lab is kept for looking into.
-pub fn up(request: Request, files: &[PathBuf], wait: Duration) -> miette::Result<Raised> {
+pub fn up(mut request: Request, files: &[PathBuf], wait: Duration) -> miette::Result<Raised> {
     let began = Instant::now();
-    precondition::check(&request.dataplane)?;
+    request.dataplane = precondition::check(request.dataplane)?;
     let mut manifests = Vec::new();
     for file in files {
         manifests.extend(podnet_manifest::read(file)?);

@@ -4,7 +4,9 @@ use std::fs;
 use std::process::Command;
 
 use podnet_core::cluster::DataplaneName;
+use podnet_linux::cgroup;
 use podnet_linux::ipvs::{Ipvs, IpvsError};
+use rustix::fs::Access;
 
 /// What is missing, and how to get it.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -25,14 +27,12 @@ pub enum Missing {
     UserNamespaces(String),
     /// Only root may attach programs.
     #[error("--dataplane ebpf needs root: the kernel takes programs from nobody else")]
-    #[diagnostic(help(
-        "run podnet as root; without --dataplane there is nftables, for which an ordinary user will do"
-    ))]
+    #[diagnostic(help("run podnet as root; without --dataplane an ordinary user gets nftables"))]
     Programs,
     /// What services are to be carried by is not there.
     #[error(transparent)]
     #[diagnostic(help(
-        "`modprobe ip_vs` loads it where the kernel was built with it; without --dataplane there is nftables"
+        "`modprobe ip_vs` loads it where the kernel was built with it; without --dataplane it is not needed"
     ))]
     Ipvs(#[from] IpvsError),
 }
@@ -45,15 +45,30 @@ const NEEDED: [(&str, u32); 4] = [
     ("SYS_ADMIN", 21),
 ];
 
-/// Checks this process and this kernel, for a lab whose agents have this `--dataplane`.
-pub fn check(dataplane: &str) -> Result<(), Missing> {
+/// Checks this process and this kernel, for a lab that is to have this `--dataplane`; says which one its agents are given.
+pub fn check(dataplane: String) -> Result<String, Missing> {
     may_make_namespaces()?;
+    if dataplane == "auto" {
+        // Programs see the sockets of a control group, and those of other groups are none of the lab's business.
+        let may_attach = rustix::process::geteuid().is_root() && may_make_groups();
+        return Ok(if may_attach {
+            dataplane
+        } else {
+            DataplaneName::Nftables.to_string()
+        });
+    }
     match dataplane.parse() {
         Ok(DataplaneName::Ipvs) => drop(Ipvs::open()?),
         Ok(DataplaneName::Ebpf) if !rustix::process::geteuid().is_root() => return Err(Missing::Programs),
         _ => {}
     }
-    Ok(())
+    Ok(dataplane)
+}
+
+/// Whether there may be control groups below this process's.
+fn may_make_groups() -> bool {
+    let own = cgroup::own().ok().flatten();
+    own.is_some_and(|own| rustix::fs::access(own, Access::WRITE_OK).is_ok())
 }
 
 fn may_make_namespaces() -> Result<(), Missing> {

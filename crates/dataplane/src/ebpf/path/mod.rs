@@ -95,8 +95,32 @@ pub(super) struct PodPath {
     failed: bool,
     /// There is no use in trying.
     is_hopeless: bool,
+    /// Links are still without their programs: their packets take the stack until somebody goes on.
+    is_short: bool,
     left_out: Vec<String>,
     put_back: usize,
+}
+
+/// How many links may get programs at once: until the kernel has one at a link it waits for all processors, some ten
+/// milliseconds in which services and policies wait, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// None: other things come first.
+    Later,
+    /// One; none yet by who loads the programs.
+    Step,
+    /// All.
+    Whole,
+}
+
+impl Pace {
+    fn links(self) -> usize {
+        match self {
+            Pace::Later => 0,
+            Pace::Step => 1,
+            Pace::Whole => usize::MAX,
+        }
+    }
 }
 
 /// What is in the maps, and by which state.
@@ -153,12 +177,13 @@ impl PodPath {
         Ok(())
     }
 
-    /// Leads packets past the stack as far as `want` lets them, or leaves them all to it. Returns how many rows changed.
-    pub(super) fn apply(&mut self, site: &Site, want: &NodeState) -> usize {
+    /// Leads packets past the stack as far as `want` lets them, or leaves them all to it. New links get their programs only
+    /// if there is `pace` for them: the kernel takes long for each. Returns how many rows changed.
+    pub(super) fn apply(&mut self, site: &Site, want: &NodeState, pace: Pace) -> usize {
         if self.failed || self.is_hopeless {
             return 0;
         }
-        self.lead(site, want).unwrap_or_else(|error| {
+        self.lead(site, want, pace).unwrap_or_else(|error| {
             let left = self.leave(site);
             self.failed = true;
             self.is_hopeless = matches!(error, EbpfError::NoTcx);
@@ -186,11 +211,12 @@ impl PodPath {
         Ok(())
     }
 
-    fn lead(&mut self, site: &Site, want: &NodeState) -> Result<usize, EbpfError> {
+    fn lead(&mut self, site: &Site, want: &NodeState, pace: Pace) -> Result<usize, EbpfError> {
         if want.links().next().is_none() {
             return Ok(0);
         }
-        let is_known = |put: &Put| !put.is_stale && is_same(&put.state, want);
+        let goes_on = self.is_short && pace != Pace::Later;
+        let is_known = |put: &Put| !put.is_stale && !goes_on && is_same(&put.state, want);
         if self.put.as_ref().is_some_and(is_known) {
             return Ok(0);
         }
@@ -200,22 +226,30 @@ impl PodPath {
         self.find(site)?;
         let programs = match &mut self.programs {
             Some(programs) => programs,
-            none => none.insert(Programs::open(site)?),
+            none if pace == Pace::Whole => none.insert(Programs::open(site)?),
+            none => {
+                self.is_short = true;
+                if pace == Pace::Step {
+                    *none = Some(Programs::open(site)?);
+                }
+                return Ok(0);
+            }
         };
-        let places = Places::look(want)?;
-        let (wanted, attached) = (Rows::of(want, &places), places.attachments(want));
+        let mut places = Places::look(want)?;
+        let mut attached = places.attachments(want);
         let is_late = self.put.as_ref().is_some_and(|put| put.is_stale);
-        let missing = programs.attach(&attached, is_late || self.put.is_none())?;
+        let links = programs.attach(&attached, is_late || self.put.is_none(), pace.links())?;
+        attached.retain(|link, _| !links.left.contains(link));
+        places.leave_out(&links.left);
+        let wanted = Rows::of(want, &places);
         let maps = programs.maps();
         let have = maps.rows()?;
         if let Some(put) = &self.put {
             // What we put there, is wanted still, and is there no more, or otherwise.
             let is_wanted = |step: &&Step| matches!(step, Step::Put(row) if wanted.has(row));
             self.put_back += put.rows.steps_from(&have).iter().filter(is_wanted).count();
-            self.put_back += missing
-                .iter()
-                .filter(|link| put.attached.contains_key(link))
-                .count();
+            let missing = links.now.iter().chain(&links.left);
+            self.put_back += missing.filter(|link| put.attached.contains_key(link)).count();
         }
         if is_late {
             flows::tend(maps, &have)?;
@@ -241,6 +275,7 @@ impl PodPath {
             last: None,
         });
         self.left_out.clear();
+        self.is_short = !links.left.is_empty();
         self.put = Some(Put {
             rows: wanted,
             attached,
@@ -255,11 +290,17 @@ impl PodPath {
         *self.watched.lock() = None;
         self.programs = None;
         self.put = None;
+        self.is_short = false;
         self.left_out.clear();
         // What cannot be read any more can be removed all the same.
         let emptied = empty(site);
         programs::remove(site)?;
         emptied
+    }
+
+    /// Whether links are left that are to get their programs.
+    pub(super) fn is_short(&self) -> bool {
+        self.is_short
     }
 
     pub(super) fn guard(&self) -> Guard {

@@ -134,13 +134,15 @@ impl Programs {
         &mut self.maps
     }
 
-    /// Has programs at these links, and at no others. Returns at which ones some were missing. Whether those that are pinned
-    /// are still at their links is seen only by who `looks`.
+    /// Has programs at these links, and at no others; of links where some are missing, at `most` so many. Whether those that
+    /// are pinned are still at their links is seen only by who `looks`.
     pub(super) fn attach(
         &mut self,
         wanted: &BTreeMap<u32, Side>,
         looks: bool,
-    ) -> Result<BTreeSet<u32>, EbpfError> {
+        most: usize,
+    ) -> Result<Attached, EbpfError> {
+        let sides = wanted;
         let links = self.directory.join(LINKS);
         let names = |(link, side): (&u32, &Side)| {
             let link = *link;
@@ -164,19 +166,38 @@ impl Programs {
             let path = links.join(name);
             fs::remove_file(&path).map_err(EbpfError::at(&path))?;
         }
-        let mut missing = BTreeSet::new();
+        let is_missing = |name: &&String| !held.contains(*name);
+        let missing = wanted.iter().filter(|(name, _)| is_missing(name));
+        let missing: BTreeSet<_> = missing
+            .filter_map(|(_, (link, ..))| Some((*sides.get(link)?, *link)))
+            .collect();
+        // Links to other nodes first: a pod's leads nowhere without them.
+        let mut missing = missing.into_iter().map(|(_, link)| link);
+        let attached: BTreeSet<u32> = missing.by_ref().take(most).collect();
         // All that note, before all that lead past.
         for program in PROGRAMS {
             let of_program = wanted.iter().filter(|(_, (_, hook, _))| *hook == program);
-            for (name, wanted) in of_program.filter(|(name, _)| !held.contains(*name)) {
-                missing.insert(wanted.0);
-                if let Some(program) = self.programs.get_mut(program) {
+            for (name, wanted) in of_program.filter(|(name, _)| is_missing(name)) {
+                if let Some(program) = self.programs.get_mut(program)
+                    && attached.contains(&wanted.0)
+                {
                     attach(&mut netlink, program, *wanted, &links.join(name))?;
                 }
             }
         }
-        Ok(missing)
+        Ok(Attached {
+            now: attached,
+            left: missing.collect(),
+        })
     }
+}
+
+/// What came of links where programs were missing.
+pub(super) struct Attached {
+    /// They are there now.
+    pub(super) now: BTreeSet<u32>,
+    /// They are not.
+    pub(super) left: BTreeSet<u32>,
 }
 
 type Hook = (u32, &'static str, TcAttachType);

@@ -190,6 +190,11 @@ impl Places {
         })
     }
 
+    /// Has nobody go by links that have no programs yet.
+    pub(super) fn leave_out(&mut self, links: &BTreeSet<u32>) {
+        self.links.retain(|link| !links.contains(&link.index));
+    }
+
     /// The links that it is about.
     pub(super) fn indices(&self) -> BTreeSet<u32> {
         self.links.iter().map(|link| link.index).collect()
