@@ -174,7 +174,7 @@ fn mebibytes(process: &Process, figure: &str) -> f64 {
 
 /// The moments at which the node's tables change.
 fn changes() -> mpsc::Receiver<Instant> {
-    let mut monitor = Kernel::open(None, DataplaneName::default())
+    let mut monitor = Kernel::open(None, DataplaneName::Nftables)
         .unwrap()
         .monitor()
         .unwrap();

@@ -29,7 +29,7 @@ fn main() {
 }
 
 fn measure(alone: &Cluster) -> String {
-    let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+    let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
     let mut netlink = Netlink::open().unwrap();
     let mut crowd = alone.clone();
     crowd.nodes.extend(peers(PEERS));

@@ -155,14 +155,14 @@ fn changes(
 fn measure() -> String {
     let before = resident();
     let cluster = cluster();
-    let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+    let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
     let begin = Instant::now();
     let state = compute(&cluster, &me());
     let computed = milliseconds(begin);
     kernel.apply(&state).unwrap();
     let full = milliseconds(begin);
     drop((kernel, state));
-    let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+    let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
     let mut wanted = Incremental::new(cluster, me());
     kernel.apply(&wanted.compute()).unwrap();
     // A pod elsewhere that those of the node know as a peer, comes and goes.

@@ -481,7 +481,7 @@ async fn serve_and_tell(
     let server = bind(config, ready, shared).await.unwrap();
     tell(server.reclaimer());
     let open = async {
-        let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+        let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
         loop {
             let (version, wanted) = host_ports.wanted();
             let mut known = cluster.borrow_and_update().clone();

@@ -32,7 +32,7 @@ pub(crate) fn tunnel_of(wired: WiringName) {
         let state = compute(&cluster, &NodeName::new(node.name()).unwrap());
         assert_eq!(state.problems, []);
         let applied = node.netns.run(|| {
-            Kernel::open(None, DataplaneName::default())
+            Kernel::open(None, DataplaneName::Nftables)
                 .unwrap()
                 .apply(&state)
                 .unwrap()

@@ -148,7 +148,7 @@ impl World {
         };
         let config = files.config(node_name(index), cluster);
         let agent = Agent::start(&self.nodes[index], files, |out| {
-            let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+            let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
             let mut monitor = kernel.monitor().unwrap();
             let (disturb, disturbed) = mpsc::channel(1);
             std::thread::spawn(move || {
@@ -226,7 +226,7 @@ impl World {
         loop {
             let known = self.nodes[index]
                 .run(|| {
-                    Kernel::open(None, DataplaneName::default())
+                    Kernel::open(None, DataplaneName::Nftables)
                         .unwrap()
                         .path_mtu()
                         .unwrap()
@@ -367,7 +367,7 @@ fn a_node_whose_object_is_deleted_goes_on_and_follows_the_others() {
     let dump = || {
         world.nodes[0]
             .run(|| {
-                Kernel::open(None, DataplaneName::default())
+                Kernel::open(None, DataplaneName::Nftables)
                     .unwrap()
                     .dump()
                     .unwrap()

@@ -32,7 +32,7 @@ fn what_the_api_server_has_not_listed_is_named_as_long_as_it_is_waited_for() {
     let files = Files::new();
     let config = files.config(me(), ClusterConfig::default());
     let agent = Agent::start(&machine, files, |out| {
-        let kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+        let kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
         let (tell, disturbed) = mpsc::channel(1);
         let node = NodeLoop::new(config, kernel, Default::default(), out);
         (node, disturbed, tell)

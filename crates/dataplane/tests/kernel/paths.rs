@@ -36,7 +36,7 @@ fn a_narrow_path_is_told_to_the_sender() {
         assert_eq!(lab.apply(0).route_changes, 2);
         assert!(lab.apply(0).is_nothing());
         let known = lab.nodes[0].run(|| {
-            Kernel::open(None, DataplaneName::default())
+            Kernel::open(None, DataplaneName::Nftables)
                 .unwrap()
                 .path_mtu()
                 .unwrap()
@@ -50,7 +50,7 @@ fn a_narrow_path_is_told_to_the_sender() {
         assert_eq!(lab.apply(0).route_changes, 2);
         assert!(
             lab.nodes[0]
-                .run(|| Kernel::open(None, DataplaneName::default())
+                .run(|| Kernel::open(None, DataplaneName::Nftables)
                     .unwrap()
                     .path_mtu()
                     .unwrap())

@@ -156,7 +156,7 @@ fn only_what_changed_is_touched_and_nobody_else_loses_a_packet() {
 
 /// A third node, in the eyes of the other two, over its life.
 fn come_and_go(lab: &Lab, routing: Routing) {
-    let open = |machine: &Machine| machine.run(|| Kernel::open(None, DataplaneName::default()).unwrap());
+    let open = |machine: &Machine| machine.run(|| Kernel::open(None, DataplaneName::Nftables).unwrap());
     let (node, other) = (&lab.nodes[0], &lab.nodes[1]);
     let (mut kernel, mut others) = (open(node), open(other));
     // The monitors listen with the help of the tunnel; without one any other device does.
@@ -246,7 +246,7 @@ fn what_the_kernel_forgets_with_a_link_comes_back_with_it() {
     let state = lab.state(0);
     let (told, disturbed) = mpsc::channel();
     lab.nodes[0].run(move || {
-        let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+        let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
         kernel.apply(&state).unwrap();
         let before = kernel.dump().unwrap().to_string();
         let mut monitor = kernel.monitor().unwrap();
@@ -311,7 +311,7 @@ fn routes_change_between_tunnel_and_subnet_without_a_moment_in_between() {
         .collect();
     let seen = lab.nodes[0].run(|| {
         let local: IpAddr = "172.30.0.11".parse().unwrap();
-        Kernel::open(None, DataplaneName::default())
+        Kernel::open(None, DataplaneName::Nftables)
             .unwrap()
             .subnets(Some(local))
             .unwrap()
@@ -359,7 +359,7 @@ fn five_hundred_peers_come_and_go_in_one_pass() {
     const PEERS: u16 = 500;
     let lab = Lab::new(1, Routing::default(), Family::V4, 1500);
     let node = &lab.nodes[0];
-    let mut kernel = node.run(|| Kernel::open(None, DataplaneName::default()).unwrap());
+    let mut kernel = node.run(|| Kernel::open(None, DataplaneName::Nftables).unwrap());
     let mut cluster = lab.cluster.clone();
     let mut becomes = |cluster: &Cluster| {
         let state = compute(cluster, &node_name(0));

@@ -292,6 +292,51 @@ fn connections_go_on_while_the_path_comes_and_goes() {
     }
 }
 
+/// The kernel waits for all processors before a program is at a link: services and policies do not.
+#[test]
+fn links_get_their_programs_one_at_a_time_where_other_things_come_first() {
+    let lab = Lab::new(1, Routing::default(), Family::V4, 1500).carried_by(BackEnd::Ebpf);
+    let node = &lab.nodes[0];
+    let pods = [9, 2, 3].map(|host| lab.pod(0, host));
+    pods[1].serve("a", 8080);
+    let mut agent = node.run(|| node.kernel(DataplaneName::Ebpf));
+    let alone = podnet_core::NodeState {
+        wired: Default::default(),
+        ..lab.state(0)
+    };
+    node.run(|| agent.apply(&alone).unwrap());
+    let state = lab.state(0);
+    let has_programs = |link: &str| {
+        let (_, found) = SchedClassifier::query_tcx(link, TcAttachType::Ingress).unwrap();
+        !found.is_empty()
+    };
+    let at = || {
+        node.run(|| {
+            ["pod9", "pod2", "pod3"]
+                .map(has_programs)
+                .iter()
+                .filter(|has| **has)
+                .count()
+        })
+    };
+    node.run(|| agent.follow(&state).unwrap());
+    // The first step loads them.
+    for step in [0, 0, 1, 2] {
+        assert_eq!(at(), step);
+        answers(&pods[0], SERVER);
+        assert!(agent.has_rest());
+        assert_eq!(node.run(|| agent.go_on(&state)), [""; 0]);
+    }
+    assert_eq!(at(), 3);
+    assert!(!agent.has_rest());
+    assert!(tracked(node, 8080).contains("src=10.244.0.9"));
+    node.command("conntrack -F 2>/dev/null");
+    answers(&pods[2], SERVER);
+    assert_eq!(tracked(node, 8080), "");
+    assert!(node.run(|| agent.follow(&state).unwrap()).is_nothing());
+    assert!(!agent.has_rest());
+}
+
 #[test]
 fn another_build_replaces_the_programs_at_every_link() {
     let scene = Scene::new();

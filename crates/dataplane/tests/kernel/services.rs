@@ -378,7 +378,7 @@ fn loopback_is_routed_as_long_as_node_ports_are_there() {
     let routed_by = |lab: &Lab| {
         let state = lab.state(0);
         lab.nodes[0].run(|| {
-            let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+            let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
             kernel.keep_settings_in(&file).unwrap();
             kernel.apply(&state).unwrap();
             sysctl::get("net/ipv4/conf/all/route_localnet").unwrap()

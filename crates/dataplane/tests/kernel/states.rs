@@ -39,7 +39,7 @@ fn fresh(lab: &Lab) -> Dump {
     let clean = |kernel: &mut Kernel| drop(kernel.clean().unwrap());
     let state = lab.state(0);
     lab.nodes[0].run(|| {
-        let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+        let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
         clean(&mut kernel);
         kernel.apply(&state).unwrap();
         kernel.dump().unwrap()
@@ -51,7 +51,7 @@ fn any_state_becomes_any_other_and_is_what_a_fresh_start_makes() {
     let mut lab = Lab::new(4, Routing::default(), Family::V4, 1500);
     let all = lab.cluster.clone();
     let mut dice = Random::new(1);
-    let mut kernel = lab.nodes[0].run(|| Kernel::open(None, DataplaneName::default()).unwrap());
+    let mut kernel = lab.nodes[0].run(|| Kernel::open(None, DataplaneName::Nftables).unwrap());
     for step in 0..40 {
         shuffle(&mut lab, &all, &mut dice);
         let state = lab.state(0);
@@ -104,7 +104,7 @@ fn what_somebody_else_changed_is_put_back_and_what_is_theirs_stays() {
     command("nft add table inet theirs");
     command("ip route add 10.244.1.0/24 via 172.30.0.1 proto static metric 9");
     let state = lab.state(0);
-    let mut kernel = node.run(|| Kernel::open(None, DataplaneName::default()).unwrap());
+    let mut kernel = node.run(|| Kernel::open(None, DataplaneName::Nftables).unwrap());
     node.run(|| kernel.apply(&state).unwrap());
     let want = lab.dump(0);
     for damage in [
@@ -250,7 +250,7 @@ fn thousands_of_services_go_in_at_once() {
         state
     };
     let (before, after) = (state(6), state(7));
-    let mut kernel = lab.nodes[0].run(|| Kernel::open(None, DataplaneName::default()).unwrap());
+    let mut kernel = lab.nodes[0].run(|| Kernel::open(None, DataplaneName::Nftables).unwrap());
     for state in [&before, &after] {
         let begin = std::time::Instant::now();
         let applied = lab.nodes[0].run(|| kernel.apply(state).unwrap());
@@ -258,7 +258,7 @@ fn thousands_of_services_go_in_at_once() {
         assert!(applied.service_changes >= 5000);
         // Read back by one that knows nothing.
         let again = lab.nodes[0].run(|| {
-            Kernel::open(None, DataplaneName::default())
+            Kernel::open(None, DataplaneName::Nftables)
                 .unwrap()
                 .apply(state)
                 .unwrap()
@@ -292,7 +292,7 @@ fn settings_are_put_back() {
         let before = settings();
         assert_eq!(before, ["0", "1", "0", "0", "0", "1", "1", "0"]);
         let open = || {
-            let mut kernel = Kernel::open(None, DataplaneName::default()).unwrap();
+            let mut kernel = Kernel::open(None, DataplaneName::Nftables).unwrap();
             kernel.keep_settings_in(&file).unwrap();
             kernel
         };

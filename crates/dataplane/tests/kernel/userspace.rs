@@ -634,12 +634,12 @@ mod linux_6_12 {
             // The state is in force: nothing is to be done a second time.
             assert!(scene.apply_by(DataplaneName::Userspace).is_nothing());
             let node = scene.node();
-            let removed = node.run(|| node.kernel(DataplaneName::default()).clean().unwrap());
+            let removed = node.run(|| node.kernel(DataplaneName::Nftables).clean().unwrap());
             assert!(
                 removed.iter().any(|what| what.starts_with("service proxy at ")),
                 "{removed:?}"
             );
-            let left = node.run(|| node.kernel(DataplaneName::default()).present().unwrap());
+            let left = node.run(|| node.kernel(DataplaneName::Nftables).present().unwrap());
             assert_eq!(left, Vec::<String>::new());
         }
     }

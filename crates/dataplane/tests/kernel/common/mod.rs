@@ -364,7 +364,13 @@ impl Lab {
         let applied = node.run(|| match agent.map(|agent| agent.lock().unwrap()) {
             None => open().apply(&state),
             Some(mut agent) => match &mut *agent {
-                Some(kernel) => kernel.follow(&state),
+                Some(kernel) => {
+                    let applied = kernel.follow(&state);
+                    while kernel.has_rest() {
+                        kernel.go_on(&state);
+                    }
+                    applied
+                }
                 none => none.insert(open()).apply(&state),
             },
         });
