@@ -37,8 +37,15 @@ impl Lab {
         lab
     }
 
+    /// `PODNET_E2E_DATAPLANE` is what labs get that are not for a certain data plane.
     pub(crate) fn raise(&self, args: &[&str]) {
-        let output = self.podnet(&[&["lab", "up", "--name", &self.name], args].concat());
+        let named = std::env::var("PODNET_E2E_DATAPLANE").ok();
+        let named = named.filter(|_| !args.contains(&"--dataplane"));
+        let chosen: Vec<&str> = named
+            .iter()
+            .flat_map(|name| ["--dataplane", name.as_str()])
+            .collect();
+        let output = self.podnet(&[&["lab", "up", "--name", &self.name], &chosen[..], args].concat());
         assert!(
             output.status.success(),
             "lab up {args:?}: {}\n{}",
