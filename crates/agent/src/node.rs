@@ -13,7 +13,7 @@ use podnet_core::route::is_whole;
 use podnet_core::service::ServiceState;
 use podnet_core::state::Problem;
 use podnet_core::{Cluster, ClusterConfig, Incremental, NodeName, NodeState};
-use podnet_dataplane::{Applied, Dataplane, Kernel, Repair};
+use podnet_dataplane::{Applied, Dataplane, Kernel, Look, Repair};
 use tokio::sync::{mpsc, watch};
 
 use crate::announce::{Announcing, Spoken};
@@ -223,7 +223,8 @@ impl NodeLoop {
                     continue;
                 }
                 () = tokio::time::sleep_until(due) => Cause::Kernel,
-                () = std::future::ready(()), if updates.is_empty() && self.has_rest() => {
+                // Not at once: whatever else is to be done comes first, and the agent's end is heard.
+                () = tokio::task::yield_now(), if self.has_rest() => {
                     tokio::task::block_in_place(|| self.go_on());
                     continue;
                 }
@@ -266,15 +267,17 @@ impl NodeLoop {
 
     /// Whether the kernel is still to be given what takes long. What failed is tried again as a whole.
     fn has_rest(&self) -> bool {
-        !self.failed && self.kernel.has_rest()
+        self.applied.is_some() && !self.failed && self.kernel.has_rest()
     }
 
     /// Gives it some of that.
     fn go_on(&mut self) {
         let Some(state) = &self.applied else { return };
-        let left_out = self.kernel.go_on(state);
-        self.tell_left_out(&left_out);
-        self.say();
+        let generation = state.generation;
+        let left_out = self.kernel.go_on(state).left_out;
+        if self.tell_left_out(generation, &left_out) {
+            self.say();
+        }
     }
 
     /// Whether there are objects that the API server has not listed and nothing can be decided without; says so.
@@ -296,7 +299,7 @@ impl NodeLoop {
     /// Has the kernel keep what is in force.
     fn keep(&mut self, begin: Instant) {
         let Some(state) = self.applied.clone() else { return };
-        match self.kernel.apply(&state) {
+        match self.kernel.begin(&state, Look::Everywhere) {
             Ok(applied) => {
                 self.failed = false;
                 self.log(&state, &applied, true, begin.elapsed());
@@ -375,8 +378,8 @@ impl NodeLoop {
         let before = self.applied.as_ref().map_or(0, |applied| applied.generation);
         let state = state.numbered(if same { before } else { before + 1 });
         let (sync, outcome) = match cause {
-            Cause::Objects if !self.failed => (Sync::Partial, self.kernel.follow(&state)),
-            _ => (Sync::Full, self.kernel.apply(&state)),
+            Cause::Objects if !self.failed => (Sync::Partial, self.kernel.begin(&state, Look::AtChanges)),
+            _ => (Sync::Full, self.kernel.begin(&state, Look::Everywhere)),
         };
         let unfinished = match outcome {
             Ok(applied) => {

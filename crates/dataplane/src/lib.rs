@@ -48,26 +48,56 @@ use userspace::{Site, Userspace};
 /// What turns states into a kernel's tables. It keeps nothing that it could not read back: a new one goes on where
 /// another ended.
 pub trait Dataplane {
-    /// Makes the kernel's state the one of `want`, changing only what differs.
-    fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError>;
-    /// The same for a state that follows the one applied last, while somebody listens to others' changes: what these
-    /// could have changed unseen is not looked for, so it costs what differs between the two states.
+    /// Makes the kernel's state the one of `want`, changing only what differs, but for what takes long and is carried in
+    /// another way until it is there: that is left to [`Dataplane::go_on`].
+    fn begin(&mut self, want: &NodeState, look: Look) -> Result<Applied, ApplyError>;
+    /// Whether anything is left so.
+    fn has_rest(&self) -> bool;
+    /// Does some of what is left for the state that was begun last.
+    fn go_on(&mut self, want: &NodeState) -> Step;
+    /// All of it at once.
+    fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
+        let begun = self.begin(want, Look::Everywhere)?;
+        Ok(self.finish(want, begun))
+    }
+    /// The same for a state that follows the one applied last.
     fn follow(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
-        self.apply(want)
+        let begun = self.begin(want, Look::AtChanges)?;
+        Ok(self.finish(want, begun))
     }
-    /// Whether [`Dataplane::follow`] left what takes long and is carried by others until it is there.
-    fn has_rest(&self) -> bool {
-        false
-    }
-    /// Does some of that for the state that was applied last, in some ten milliseconds. Returns what is left out then, as
-    /// [`Applied::left_out`] says it.
-    fn go_on(&mut self, _want: &NodeState) -> Vec<String> {
-        Vec::new()
+    /// Does all that is left.
+    fn finish(&mut self, want: &NodeState, begun: Applied) -> Applied {
+        let mut applied = begun;
+        while self.has_rest() {
+            let step = self.go_on(want);
+            applied.service_changes += step.changes;
+            applied.left_out = step.left_out;
+        }
+        applied
     }
     /// What the kernel has of ours, in the model's words.
     fn dump(&mut self) -> Result<Dump, ApplyError>;
     /// Leaves nothing of ours behind; says what it removed.
     fn clean(&mut self) -> Result<Vec<String>, ApplyError>;
+}
+
+/// What is compared with the state that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// What the kernel has.
+    Everywhere,
+    /// The state that was applied last, while somebody listens to others' changes: what these could have changed unseen is
+    /// not looked for, so it costs what differs between the two states.
+    AtChanges,
+}
+
+/// What going on did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Step {
+    /// How much changed.
+    pub changes: usize,
+    /// As [`Applied::left_out`].
+    pub left_out: Vec<String>,
 }
 
 /// Why a state is not in force.
@@ -315,48 +345,9 @@ impl Kernel {
         Ok(present)
     }
 
-    /// Has the kernel be as `want` says, up to what may wait where it need not be whole.
-    fn bring(&mut self, want: &NodeState, is_whole: bool) -> Result<Applied, ApplyError> {
-        // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
-        // nothing.
-        let routes = self.route(&want.routing);
-        // A proxy is on the loopback address itself, and there may be no guard beside it.
-        let on_loopback = self.name != DataplaneName::Userspace && want.services.has_node_ports_on_loopback();
-        if !on_loopback {
-            self.setup
-                .settings
-                .put_back(ROUTE_LOOPBACK)
-                .map_err(ApplyError::Settings)?;
-        }
-        let (services, left_out) = self.apply_services(want, is_whole)?;
-        // Behind the table's guard, never without it.
-        if on_loopback {
-            self.setup
-                .settings
-                .ensure(ROUTE_LOOPBACK, "1")
-                .map_err(ApplyError::Settings)?;
-        }
-        let left = self.remove_others();
-        let tracking = self.track();
-        let mut routes = routes?;
-        routes.refused.extend(left);
-        Ok(Applied {
-            route_changes: routes.changes,
-            service_changes: services + usize::from(tracking?),
-            put_back: self.take_put_back(),
-            pod_mtu: routes.pod_mtu,
-            refused: routes.refused,
-            left_out,
-        })
-    }
-
     /// Services are in force throughout: another back end has them before the table lets them go, and the other way round.
     /// Returns how many things changed, and what was left out.
-    fn apply_services(
-        &mut self,
-        want: &NodeState,
-        is_whole: bool,
-    ) -> Result<(usize, Vec<String>), ApplyError> {
+    fn apply_services(&mut self, want: &NodeState) -> Result<(usize, Vec<String>), ApplyError> {
         if self.name != DataplaneName::Ebpf && !self.is_alone {
             // What programs of another data plane lead past the table comes back to it first.
             let mut before = Ebpf::new(self.setup.ebpf.clone());
@@ -369,10 +360,7 @@ impl Kernel {
             services.make_way(want)?;
             // The table first: it carries what the other leaves to it.
             let of_table = table_of(&mut self.table)?.apply(want)?.changes();
-            let in_front = match is_whole {
-                true => services.apply(want)?,
-                false => services.follow(want)?,
-            };
+            let in_front = services.apply(want)?;
             return Ok((of_table + in_front, services.left_out().to_vec()));
         }
         let applied = match services.apply(want) {
@@ -399,6 +387,20 @@ impl Kernel {
             Err(error) => return Err(error.into()),
         };
         Ok((changed + of_table, left_out))
+    }
+
+    /// Has the next application look for what others may have changed.
+    fn distrust(&mut self) {
+        if let Some(routed) = &mut self.routed {
+            routed.is_sure = false;
+        }
+        if let Some(services) = &mut self.services {
+            services.distrust();
+        }
+        if self.is_alone {
+            // What fails is tried again the next time.
+            self.retire_lingering();
+        }
     }
 
     /// Has other back ends make way, once services are in force by the one that is chosen. Established connections go on.
@@ -447,34 +449,55 @@ fn table() -> String {
 }
 
 impl Dataplane for Kernel {
-    fn apply(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
-        if let Some(routed) = &mut self.routed {
-            routed.is_sure = false;
+    fn begin(&mut self, want: &NodeState, look: Look) -> Result<Applied, ApplyError> {
+        if look == Look::Everywhere {
+            self.distrust();
         }
-        if let Some(services) = &mut self.services {
-            services.distrust();
+        // Routes first: a service must not lead where there is no way yet. But a failure of theirs keeps services from
+        // nothing.
+        let routes = self.route(&want.routing);
+        // A proxy is on the loopback address itself, and there may be no guard beside it.
+        let on_loopback = self.name != DataplaneName::Userspace && want.services.has_node_ports_on_loopback();
+        if !on_loopback {
+            self.setup
+                .settings
+                .put_back(ROUTE_LOOPBACK)
+                .map_err(ApplyError::Settings)?;
         }
-        if self.is_alone {
-            // What fails is tried again the next time.
-            self.retire_lingering();
+        let (services, left_out) = self.apply_services(want)?;
+        // Behind the table's guard, never without it.
+        if on_loopback {
+            self.setup
+                .settings
+                .ensure(ROUTE_LOOPBACK, "1")
+                .map_err(ApplyError::Settings)?;
         }
-        self.bring(want, true)
-    }
-
-    fn follow(&mut self, want: &NodeState) -> Result<Applied, ApplyError> {
-        self.bring(want, false)
+        let left = self.remove_others();
+        let tracking = self.track();
+        let mut routes = routes?;
+        routes.refused.extend(left);
+        Ok(Applied {
+            route_changes: routes.changes,
+            service_changes: services + usize::from(tracking?),
+            put_back: self.take_put_back(),
+            pod_mtu: routes.pod_mtu,
+            refused: routes.refused,
+            left_out,
+        })
     }
 
     fn has_rest(&self) -> bool {
         self.services.as_ref().is_some_and(|services| services.has_rest())
     }
 
-    fn go_on(&mut self, want: &NodeState) -> Vec<String> {
+    fn go_on(&mut self, want: &NodeState) -> Step {
         let Some(services) = &mut self.services else {
-            return Vec::new();
+            return Step::default();
         };
-        services.go_on(want);
-        services.left_out().to_vec()
+        Step {
+            changes: services.go_on(want),
+            left_out: services.left_out().to_vec(),
+        }
     }
 
     fn dump(&mut self) -> Result<Dump, ApplyError> {

@@ -92,7 +92,8 @@ struct Up {
     /// How many zones to spread them over
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u16).range(1..=i64::from(MAX_NODES)))]
     zones: u16,
-    /// The agents' data plane
+    /// The agents' data plane; auto is ebpf, and nftables where the lab may not have that (without root, or without control
+    /// groups)
     #[arg(long, default_value = "auto", value_name = "auto|nftables|ebpf|ipvs|iptables|userspace", value_parser = dataplane)]
     dataplane: String,
     /// With --dataplane ipvs: how an endpoint is chosen for a new connection [default: rr]

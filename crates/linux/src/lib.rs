@@ -7,6 +7,7 @@
 )]
 
 pub mod bootid;
+pub mod bpf;
 pub mod cgroup;
 pub mod datagram;
 pub mod enter;

@@ -90,7 +90,7 @@ impl NodeLoop {
             self.out.repairs.send_replace(Some(repair));
             tracing::warn!(generation, "{repair}");
         }
-        self.tell_left_out(&applied.left_out);
+        self.tell_left_out(generation, &applied.left_out);
         if applied.refused != self.refused {
             for refusal in &applied.refused {
                 self.out.metrics.failed();
@@ -100,13 +100,16 @@ impl NodeLoop {
         }
     }
 
-    pub(super) fn tell_left_out(&mut self, left_out: &[String]) {
-        if left_out != self.left_out {
-            for what in left_out {
-                tracing::warn!("left out: {what}");
-            }
-            self.left_out = left_out.to_vec();
+    /// Says whether it is something else than before.
+    pub(super) fn tell_left_out(&mut self, generation: u64, left_out: &[String]) -> bool {
+        if left_out == self.left_out {
+            return false;
         }
+        for what in left_out {
+            tracing::warn!(generation, "left out: {what}");
+        }
+        self.left_out = left_out.to_vec();
+        true
     }
 
     pub(super) fn fail(&mut self, state: &NodeState, error: &ApplyError) {

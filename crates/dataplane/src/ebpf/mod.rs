@@ -26,7 +26,7 @@ use podnet_linux::netlink::NetlinkError;
 use crate::services::{Sentinel, ServiceBackend, ServiceError, Services};
 use connect::Sockets;
 pub use costs::{Cost, Costs, costs};
-use path::{Pace, PodPath};
+use path::PodPath;
 pub use pinned::{Endpoints, Led, Past, Pinned, pinned};
 
 /// Where a node's programs are.
@@ -207,16 +207,7 @@ impl Ebpf {
         }
     }
 
-    fn apply_at(&mut self, pace: Pace, want: &NodeState) -> Result<usize, ServiceError> {
-        let site = self.site.as_ref().ok_or(EbpfError::Nowhere)?;
-        // Either is done whatever becomes of the other. Sockets come first: they are refused until their endpoints are
-        // known, while packets take the stack until the path is there.
-        let (sockets, path) = (self.sockets.apply(site, want), self.path.apply(site, want, pace));
-        self.tell_left_out();
-        Ok(path + sockets?)
-    }
-
-    fn tell_left_out(&mut self) {
+    fn gather_left_out(&mut self) {
         let left_out = self.sockets.left_out.iter().chain(self.path.left_out());
         self.left_out = left_out.cloned().collect();
     }
@@ -235,22 +226,23 @@ impl ServiceBackend for Ebpf {
     }
 
     fn apply(&mut self, want: &NodeState) -> Result<usize, ServiceError> {
-        self.apply_at(Pace::Whole, want)
-    }
-
-    fn follow(&mut self, want: &NodeState) -> Result<usize, ServiceError> {
-        self.apply_at(Pace::Later, want)
+        let site = self.site.as_ref().ok_or(EbpfError::Nowhere)?;
+        // Either is done whatever becomes of the other. Sockets come first: they are refused until their endpoints are
+        // known, while packets take the stack until the path is there.
+        let (sockets, path) = (self.sockets.apply(site, want), self.path.apply(site, want));
+        self.gather_left_out();
+        Ok(path + sockets?)
     }
 
     fn has_rest(&self) -> bool {
-        self.path.is_short()
+        self.path.has_rest()
     }
 
-    fn go_on(&mut self, want: &NodeState) {
-        if let Some(site) = &self.site {
-            self.path.apply(site, want, Pace::Step);
-            self.tell_left_out();
-        }
+    fn go_on(&mut self, want: &NodeState) -> usize {
+        let Some(site) = &self.site else { return 0 };
+        let changes = self.path.go_on(site, want);
+        self.gather_left_out();
+        changes
     }
 
     fn is_in_front(&self) -> bool {

@@ -43,17 +43,14 @@ pub trait ServiceBackend: fmt::Debug + Send {
     /// Makes the kernel's state the one of `want`'s services, changing only what differs: what is added comes before
     /// what goes. Flows of UDP to what is gone are forgotten. Returns how many things changed.
     fn apply(&mut self, want: &NodeState) -> Result<usize, ServiceError>;
-    /// The same for a state that follows the one applied last. What takes long, and is carried by others until it is there,
-    /// may be left to [`ServiceBackend::go_on`].
-    fn follow(&mut self, want: &NodeState) -> Result<usize, ServiceError> {
-        self.apply(want)
-    }
-    /// Whether anything is left so.
+    /// Whether that left what takes long, and is carried in another way until it is there.
     fn has_rest(&self) -> bool {
         false
     }
-    /// Does some of what is left, for the state that was applied last.
-    fn go_on(&mut self, _want: &NodeState) {}
+    /// Does some of that, for the state that was applied last. Returns how many things changed.
+    fn go_on(&mut self, _want: &NodeState) -> usize {
+        0
+    }
     /// Whether the table has all services as well, so that this only spares it what it can: what it leaves out, and what it
     /// cannot do at all, is carried all the same.
     fn is_in_front(&self) -> bool {

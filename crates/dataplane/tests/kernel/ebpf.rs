@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podnet_core::cluster::{DataplaneName, Family, Routing};
@@ -362,6 +362,13 @@ fn a_service_for_which_there_is_no_room_is_left_to_the_table() {
     }
 }
 
+/// As if another build had attached them.
+fn be_of_another_build(hooks: &Path) {
+    let name = hooks.file_name().unwrap().to_str().unwrap();
+    let (_, group) = name.rsplit_once('-').unwrap();
+    std::fs::rename(hooks, hooks.with_file_name(format!("hooks-other-{group}"))).unwrap();
+}
+
 #[test]
 fn an_agent_that_starts_goes_on_and_one_of_another_build_takes_over() {
     let scene = Scene::new();
@@ -373,11 +380,12 @@ fn an_agent_that_starts_goes_on_and_one_of_another_build_takes_over() {
     // Each application is of a new data plane.
     assert!(scene.apply().is_nothing());
     assert_eq!(scene.hooks(), hooks);
-    // As if another build had attached them.
-    let other = hooks[0].with_file_name("hooks-of-another-build");
-    std::fs::rename(&hooks[0], &other).unwrap();
-    assert!(scene.apply().is_nothing());
-    assert_eq!(scene.hooks(), hooks);
+    for _ in 0..10 {
+        be_of_another_build(&hooks[0]);
+        assert!(scene.apply().is_nothing());
+        assert_eq!(scene.hooks(), hooks);
+        assert_eq!(exchange(&socket, SERVICE).unwrap().1, SERVICE.parse().unwrap());
+    }
     // What programs remember is still there.
     assert_eq!(stream.peer_addr().unwrap(), SERVICE.parse().unwrap());
     assert_eq!(

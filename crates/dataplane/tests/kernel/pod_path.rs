@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use podnet_core::cluster::{DataplaneName, Family, NetworkPolicy, Routing};
-use podnet_dataplane::{Dataplane, ebpf};
+use podnet_dataplane::{Dataplane, Look, ebpf};
 use podnet_linux::netlink::{LinkChange, TokenBucket};
 
 use crate::common::{BackEnd, Lab, Machine, PATIENCE, any};
@@ -319,13 +319,13 @@ fn links_get_their_programs_one_at_a_time_where_other_things_come_first() {
                 .count()
         })
     };
-    node.run(|| agent.follow(&state).unwrap());
+    node.run(|| agent.begin(&state, Look::AtChanges).unwrap());
     // The first step loads them.
     for step in [0, 0, 1, 2] {
         assert_eq!(at(), step);
         answers(&pods[0], SERVER);
         assert!(agent.has_rest());
-        assert_eq!(node.run(|| agent.go_on(&state)), [""; 0]);
+        assert_eq!(node.run(|| agent.go_on(&state)).left_out, [""; 0]);
     }
     assert_eq!(at(), 3);
     assert!(!agent.has_rest());
@@ -333,7 +333,8 @@ fn links_get_their_programs_one_at_a_time_where_other_things_come_first() {
     node.command("conntrack -F 2>/dev/null");
     answers(&pods[2], SERVER);
     assert_eq!(tracked(node, 8080), "");
-    assert!(node.run(|| agent.follow(&state).unwrap()).is_nothing());
+    let again = node.run(|| agent.begin(&state, Look::Everywhere).unwrap());
+    assert!(again.is_nothing() && again.put_back.is_nothing(), "{again:?}");
     assert!(!agent.has_rest());
 }
 

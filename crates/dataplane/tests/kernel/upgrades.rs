@@ -92,7 +92,7 @@ impl Done {
     }
 }
 
-/// What another build would have left: the same things under other names, which nobody knows.
+/// What another build would have left: the same things under other names. At the end of hooks' is their group.
 fn rename(directory: &Path, is_such: impl Fn(&str) -> bool) {
     let entries: Vec<PathBuf> = fs::read_dir(directory)
         .unwrap()
@@ -101,7 +101,8 @@ fn rename(directory: &Path, is_such: impl Fn(&str) -> bool) {
     for path in entries {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         if is_such(&name) {
-            fs::rename(&path, path.with_file_name(format!("{name}-of-another"))).unwrap();
+            let (kind, of) = name.split_once('-').unwrap_or((&name, ""));
+            fs::rename(&path, path.with_file_name(format!("{kind}-another-{of}"))).unwrap();
         }
     }
 }

@@ -35,7 +35,7 @@ pub struct Raised {
 /// the lab stands and a pod does not come up, the lab is kept for looking into.
 pub fn up(mut request: Request, files: &[PathBuf], wait: Duration) -> miette::Result<Raised> {
     let began = Instant::now();
-    request.dataplane = precondition::check(request.dataplane)?;
+    request.dataplane = precondition::checked(request.dataplane)?;
     let mut manifests = Vec::new();
     for file in files {
         manifests.extend(podnet_manifest::read(file)?);

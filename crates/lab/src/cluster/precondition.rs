@@ -6,7 +6,6 @@ use std::process::Command;
 use podnet_core::cluster::DataplaneName;
 use podnet_linux::cgroup;
 use podnet_linux::ipvs::{Ipvs, IpvsError};
-use rustix::fs::Access;
 
 /// What is missing, and how to get it.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -46,16 +45,17 @@ const NEEDED: [(&str, u32); 4] = [
 ];
 
 /// Checks this process and this kernel, for a lab that is to have this `--dataplane`; says which one its agents are given.
-pub fn check(dataplane: String) -> Result<String, Missing> {
+pub fn checked(dataplane: String) -> Result<String, Missing> {
     may_make_namespaces()?;
     if dataplane == "auto" {
         // Programs see the sockets of a control group, and those of other groups are none of the lab's business.
         let may_attach = rustix::process::geteuid().is_root() && may_make_groups();
-        return Ok(if may_attach {
-            dataplane
+        let best = if may_attach {
+            DataplaneName::Ebpf
         } else {
-            DataplaneName::Nftables.to_string()
-        });
+            DataplaneName::Nftables
+        };
+        return Ok(best.to_string());
     }
     match dataplane.parse() {
         Ok(DataplaneName::Ipvs) => drop(Ipvs::open()?),
@@ -65,10 +65,15 @@ pub fn check(dataplane: String) -> Result<String, Missing> {
     Ok(dataplane)
 }
 
-/// Whether there may be control groups below this process's.
+/// Whether there may be control groups below this process's: only trying tells.
 fn may_make_groups() -> bool {
-    let own = cgroup::own().ok().flatten();
-    own.is_some_and(|own| rustix::fs::access(own, Access::WRITE_OK).is_ok())
+    let Ok(Some(own)) = cgroup::own() else {
+        return false;
+    };
+    let group = own.join(format!("podnet-lab-probe-{}", std::process::id()));
+    fs::create_dir(&group)
+        .and_then(|()| fs::remove_dir(&group))
+        .is_ok()
 }
 
 fn may_make_namespaces() -> Result<(), Missing> {

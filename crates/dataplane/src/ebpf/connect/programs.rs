@@ -2,20 +2,21 @@
 //!
 //! All of it is pinned below one directory, so that it outlives the agent. Maps are called after themselves and the version
 //! of their layout, and whoever finds them goes on with them. A build's hooks are in a directory that is called after the
-//! object and the group: another build attaches its own before it lets the old ones go, and in between a socket that one
-//! leads to an endpoint is none that the other has to lead.
+//! object and the group: another build has its own in their places, one after the other in one step each. Two at one hook
+//! would not do where they share maps: to the second, a socket that the first one leads asks for the endpoint itself.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, MapData};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
-use aya::{EbpfLoader, include_bytes_aligned};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use podnet_ebpf_abi::connect::{Balance, LAYOUT, Serving, Slot};
 use podnet_ebpf_abi::{Endpoint, Frontend};
-use podnet_linux::cgroup;
+use podnet_linux::{bpf, cgroup};
 use zerocopy::transmute;
 
 use super::rows::{Row, Rows, Step};
@@ -36,6 +37,8 @@ const HOOKS: [&str; 8] = [
     "connect4",
     "connect6",
 ];
+/// How directories of hooks are called, before the build and the group.
+const HOOKS_OF: &str = "hooks-";
 /// Those that hold what programs remember are last.
 const MAPS: [&str; 7] = [
     "CLIENTS", "BALANCES", "SLOTS", "SERVING", "ASKED", "ANSWERS", "PEERS",
@@ -72,7 +75,19 @@ impl Hooks {
     fn of(directory: &Path, group: &Path) -> Result<Self, EbpfError> {
         let build = pins::build(OBJECT);
         let group = cgroup::id(group).map_err(EbpfError::at(group))?;
-        Ok(Hooks(directory.join(format!("hooks-{build}-{group}"))))
+        Ok(Hooks(directory.join(format!("{HOOKS_OF}{build}-{group}"))))
+    }
+
+    /// Those of another build at the same group, by the same maps.
+    fn before(&self, directory: &Path, group: &Path) -> Result<Option<Self>, EbpfError> {
+        if !MAPS.iter().all(|name| pins(directory).path(name).exists()) {
+            return Ok(None);
+        }
+        let group = format!("-{}", cgroup::id(group).map_err(EbpfError::at(group))?);
+        let names = pins::entries(directory)?.into_iter();
+        let names = names.filter(|name| name.starts_with(HOOKS_OF) && name.ends_with(&group));
+        let mut others = names.map(|name| Hooks(directory.join(name)));
+        Ok(others.find(|other| other != self && other.are_attached()))
     }
 
     /// Whether all of them are.
@@ -89,7 +104,19 @@ impl Programs {
         let group = site.group()?;
         let hooks = Hooks::of(&directory, &group)?;
         if !hooks.are_attached() {
-            attach(site.sizes, &directory, &hooks, &group)?;
+            let before = hooks.before(&directory, &group)?;
+            let mut programs = load(site.sizes, &directory)?;
+            let replaced = before.map(|before| replace(&mut programs, &before, &hooks));
+            match replaced {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    tracing::warn!(
+                        "another build's programs at sockets go after this one's have come: {error}"
+                    );
+                    attach(&mut programs, &hooks, &group)?;
+                }
+                None => attach(&mut programs, &hooks, &group)?,
+            }
         }
         remove_others(&directory, &hooks)?;
         Ok(Programs {
@@ -183,7 +210,8 @@ impl Maps {
     }
 }
 
-fn attach(sizes: Sizes, directory: &Path, Hooks(hooks): &Hooks, group: &Path) -> Result<(), EbpfError> {
+/// Has the kernel take all programs.
+fn load(sizes: Sizes, directory: &Path) -> Result<Ebpf, EbpfError> {
     let mut loader = EbpfLoader::new();
     let Sizes { services, endpoints } = sizes;
     for (name, size) in [
@@ -199,15 +227,38 @@ fn attach(sizes: Sizes, directory: &Path, Hooks(hooks): &Hooks, group: &Path) ->
     let mut object = loader
         .load(OBJECT)
         .map_err(|error| EbpfError::Load(error.into()))?;
+    for hook in HOOKS {
+        let loaded = program(&mut object, hook)?.load();
+        loaded.map_err(|error| EbpfError::hook(hook, &error))?;
+    }
+    Ok(object)
+}
+
+fn program<'a>(object: &'a mut Ebpf, hook: &'static str) -> Result<&'a mut CgroupSockAddr, EbpfError> {
+    let program = object.program_mut(hook).ok_or(EbpfError::NoProgram(hook))?;
+    program.try_into().map_err(|error| EbpfError::hook(hook, &error))
+}
+
+/// Has them where those of another build are. One that is interrupted is followed by one that does it again.
+fn replace(programs: &mut Ebpf, Hooks(before): &Hooks, Hooks(hooks): &Hooks) -> Result<(), EbpfError> {
+    for hook in HOOKS {
+        let failed = |error: &dyn std::error::Error| EbpfError::hook(hook, error);
+        let program = program(programs, hook)?.fd().map_err(|error| failed(&error))?;
+        bpf::replace_program(&before.join(hook), program.as_fd()).map_err(|error| failed(&error))?;
+    }
+    // What one that was interrupted left.
+    let _ = fs::remove_dir_all(hooks);
+    fs::rename(before, hooks).map_err(EbpfError::at(hooks))
+}
+
+fn attach(programs: &mut Ebpf, Hooks(hooks): &Hooks, group: &Path) -> Result<(), EbpfError> {
     // What one that was interrupted left.
     let _ = fs::remove_dir_all(hooks);
     fs::create_dir(hooks).map_err(EbpfError::at(hooks))?;
     let group = File::open(group).map_err(EbpfError::at(group))?;
     for hook in HOOKS {
         let failed = |error: &dyn std::error::Error| EbpfError::hook(hook, error);
-        let program = object.program_mut(hook).ok_or(EbpfError::NoProgram(hook))?;
-        let program: &mut CgroupSockAddr = program.try_into().map_err(|error| failed(&error))?;
-        program.load().map_err(|error| failed(&error))?;
+        let program = program(programs, hook)?;
         let link = program
             .attach(&group, CgroupAttachMode::Single)
             .map_err(|error| failed(&error))?;

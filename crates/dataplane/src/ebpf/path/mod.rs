@@ -95,32 +95,11 @@ pub(super) struct PodPath {
     failed: bool,
     /// There is no use in trying.
     is_hopeless: bool,
-    /// Links are still without their programs: their packets take the stack until somebody goes on.
-    is_short: bool,
+    /// What is left to do where anything is: links without their programs, whose packets take the stack. Until the kernel
+    /// has a program at a link it waits for all processors, and so would services and policies.
+    left: Option<BTreeSet<(Side, u32)>>,
     left_out: Vec<String>,
     put_back: usize,
-}
-
-/// How many links may get programs at once: until the kernel has one at a link it waits for all processors, some ten
-/// milliseconds in which services and policies wait, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pace {
-    /// None: other things come first.
-    Later,
-    /// One; none yet by who loads the programs.
-    Step,
-    /// All.
-    Whole,
-}
-
-impl Pace {
-    fn links(self) -> usize {
-        match self {
-            Pace::Later => 0,
-            Pace::Step => 1,
-            Pace::Whole => usize::MAX,
-        }
-    }
 }
 
 /// What is in the maps, and by which state.
@@ -177,13 +156,48 @@ impl PodPath {
         Ok(())
     }
 
-    /// Leads packets past the stack as far as `want` lets them, or leaves them all to it. New links get their programs only
-    /// if there is `pace` for them: the kernel takes long for each. Returns how many rows changed.
-    pub(super) fn apply(&mut self, site: &Site, want: &NodeState, pace: Pace) -> usize {
+    /// Leads packets past the stack as far as `want` lets them and links have programs, or leaves them all to it. Returns how
+    /// many rows changed.
+    pub(super) fn apply(&mut self, site: &Site, want: &NodeState) -> usize {
         if self.failed || self.is_hopeless {
             return 0;
         }
-        self.lead(site, want, pace).unwrap_or_else(|error| {
+        let led = self.lead(site, want);
+        self.or_leave(site, led)
+    }
+
+    /// Whether something is left to do.
+    pub(super) fn has_rest(&self) -> bool {
+        self.left.is_some()
+    }
+
+    /// Loads the programs, or has them at one more link; after the last one, packets go by these links, too.
+    pub(super) fn go_on(&mut self, site: &Site, want: &NodeState) -> usize {
+        let led = self.step(site, want);
+        self.or_leave(site, led)
+    }
+
+    fn step(&mut self, site: &Site, want: &NodeState) -> Result<usize, EbpfError> {
+        let Some(left) = &mut self.left else {
+            return Ok(0);
+        };
+        match &mut self.programs {
+            Some(programs) => {
+                if let Some(link) = left.pop_first() {
+                    programs.attach(&BTreeSet::from([link]))?;
+                }
+            }
+            none => *none = Some(Programs::open(site)?),
+        }
+        match left.is_empty() {
+            true => self.lead(site, want),
+            false => Ok(0),
+        }
+    }
+
+    /// What cannot be led takes the stack, and somebody is told.
+    fn or_leave(&mut self, site: &Site, led: Result<usize, EbpfError>) -> usize {
+        led.unwrap_or_else(|error| {
             let left = self.leave(site);
             self.failed = true;
             self.is_hopeless = matches!(error, EbpfError::NoTcx);
@@ -211,12 +225,12 @@ impl PodPath {
         Ok(())
     }
 
-    fn lead(&mut self, site: &Site, want: &NodeState, pace: Pace) -> Result<usize, EbpfError> {
+    fn lead(&mut self, site: &Site, want: &NodeState) -> Result<usize, EbpfError> {
         if want.links().next().is_none() {
             return Ok(0);
         }
-        let goes_on = self.is_short && pace != Pace::Later;
-        let is_known = |put: &Put| !put.is_stale && !goes_on && is_same(&put.state, want);
+        let has_come_to_end = self.left.as_ref().is_some_and(BTreeSet::is_empty);
+        let is_known = |put: &Put| !put.is_stale && !has_come_to_end && is_same(&put.state, want);
         if self.put.as_ref().is_some_and(is_known) {
             return Ok(0);
         }
@@ -224,23 +238,24 @@ impl PodPath {
             return Err(EbpfError::Ipsec);
         }
         self.find(site)?;
-        let programs = match &mut self.programs {
-            Some(programs) => programs,
-            none if pace == Pace::Whole => none.insert(Programs::open(site)?),
-            none => {
-                self.is_short = true;
-                if pace == Pace::Step {
-                    *none = Some(Programs::open(site)?);
-                }
-                return Ok(0);
-            }
+        let Some(programs) = &mut self.programs else {
+            self.left = Some(BTreeSet::new());
+            return Ok(0);
         };
         let mut places = Places::look(want)?;
         let mut attached = places.attachments(want);
         let is_late = self.put.as_ref().is_some_and(|put| put.is_stale);
-        let links = programs.attach(&attached, is_late || self.put.is_none(), pace.links())?;
-        attached.retain(|link, _| !links.left.contains(link));
-        places.leave_out(&links.left);
+        let missing = programs.missing(&attached, is_late || self.put.is_none())?;
+        let was_there = |(side, link): &(Side, u32)| {
+            let put = self.put.as_ref();
+            put.is_some_and(|put| put.attached.get(link) == Some(side))
+        };
+        // What somebody took off is put back at once.
+        let (lost, left): (BTreeSet<_>, BTreeSet<_>) = missing.into_iter().partition(was_there);
+        programs.attach(&lost)?;
+        let without: BTreeSet<u32> = left.iter().map(|(_, link)| *link).collect();
+        attached.retain(|link, _| !without.contains(link));
+        places.leave_out(&without);
         let wanted = Rows::of(want, &places);
         let maps = programs.maps();
         let have = maps.rows()?;
@@ -248,8 +263,7 @@ impl PodPath {
             // What we put there, is wanted still, and is there no more, or otherwise.
             let is_wanted = |step: &&Step| matches!(step, Step::Put(row) if wanted.has(row));
             self.put_back += put.rows.steps_from(&have).iter().filter(is_wanted).count();
-            let missing = links.now.iter().chain(&links.left);
-            self.put_back += missing.filter(|link| put.attached.contains_key(link)).count();
+            self.put_back += lost.len();
         }
         if is_late {
             flows::tend(maps, &have)?;
@@ -275,7 +289,7 @@ impl PodPath {
             last: None,
         });
         self.left_out.clear();
-        self.is_short = !links.left.is_empty();
+        self.left = Some(left).filter(|left| !left.is_empty());
         self.put = Some(Put {
             rows: wanted,
             attached,
@@ -290,17 +304,12 @@ impl PodPath {
         *self.watched.lock() = None;
         self.programs = None;
         self.put = None;
-        self.is_short = false;
+        self.left = None;
         self.left_out.clear();
         // What cannot be read any more can be removed all the same.
         let emptied = empty(site);
         programs::remove(site)?;
         emptied
-    }
-
-    /// Whether links are left that are to get their programs.
-    pub(super) fn is_short(&self) -> bool {
-        self.is_short
     }
 
     pub(super) fn guard(&self) -> Guard {

@@ -134,70 +134,55 @@ impl Programs {
         &mut self.maps
     }
 
-    /// Has programs at these links, and at no others; of links where some are missing, at `most` so many. Whether those that
-    /// are pinned are still at their links is seen only by who `looks`.
-    pub(super) fn attach(
-        &mut self,
+    /// Has programs at these links and at no others, and says at which of them some are missing. Whether those that are
+    /// pinned are still at their links is seen only by who `looks`.
+    pub(super) fn missing(
+        &self,
         wanted: &BTreeMap<u32, Side>,
         looks: bool,
-        most: usize,
-    ) -> Result<Attached, EbpfError> {
-        let sides = wanted;
+    ) -> Result<BTreeSet<(Side, u32)>, EbpfError> {
         let links = self.directory.join(LINKS);
-        let names = |(link, side): (&u32, &Side)| {
-            let link = *link;
-            hooks(*side)
-                .iter()
-                .map(move |(hook, at)| (pin(link, hook), (link, *hook, *at)))
-        };
-        let wanted: BTreeMap<String, _> = wanted.iter().flat_map(names).collect();
-        let have = entries(&links)?;
-        let (mut held, mut netlink) = (BTreeSet::new(), Netlink::open()?);
-        for name in have {
-            let is_held = match wanted.get(&name) {
+        let mut missing: BTreeMap<String, (Side, Hook)> = wanted.iter().flat_map(named).collect();
+        let mut netlink = Netlink::open()?;
+        for name in entries(&links)? {
+            let is_held = match missing.get(&name) {
                 None => false,
-                Some(at) if looks => self.is_at(&mut netlink, *at)?,
+                Some((_, at)) if looks => self.is_at(&mut netlink, *at)?,
                 Some(_) => true,
             };
             if is_held {
-                held.insert(name);
+                missing.remove(&name);
                 continue;
             }
             let path = links.join(name);
             fs::remove_file(&path).map_err(EbpfError::at(&path))?;
         }
-        let is_missing = |name: &&String| !held.contains(*name);
-        let missing = wanted.iter().filter(|(name, _)| is_missing(name));
-        let missing: BTreeSet<_> = missing
-            .filter_map(|(_, (link, ..))| Some((*sides.get(link)?, *link)))
+        let missing = missing.into_values();
+        Ok(missing.map(|(side, (link, ..))| (side, link)).collect())
+    }
+
+    /// Has all programs at these links.
+    pub(super) fn attach(&mut self, links: &BTreeSet<(Side, u32)>) -> Result<(), EbpfError> {
+        let mut netlink = Netlink::open()?;
+        let directory = self.directory.join(LINKS);
+        let hooks: Vec<_> = links
+            .iter()
+            .flat_map(|(side, link)| named((link, side)))
             .collect();
-        // Links to other nodes first: a pod's leads nowhere without them.
-        let mut missing = missing.into_iter().map(|(_, link)| link);
-        let attached: BTreeSet<u32> = missing.by_ref().take(most).collect();
         // All that note, before all that lead past.
-        for program in PROGRAMS {
-            let of_program = wanted.iter().filter(|(_, (_, hook, _))| *hook == program);
-            for (name, wanted) in of_program.filter(|(name, _)| is_missing(name)) {
-                if let Some(program) = self.programs.get_mut(program)
-                    && attached.contains(&wanted.0)
-                {
-                    attach(&mut netlink, program, *wanted, &links.join(name))?;
+        for name in PROGRAMS {
+            let Some(program) = self.programs.get_mut(name) else {
+                continue;
+            };
+            for (pin, (_, at)) in hooks.iter().filter(|(_, (_, (_, hook, _)))| *hook == name) {
+                let pin = directory.join(pin);
+                if !pin.exists() {
+                    attach(&mut netlink, program, *at, &pin)?;
                 }
             }
         }
-        Ok(Attached {
-            now: attached,
-            left: missing.collect(),
-        })
+        Ok(())
     }
-}
-
-/// What came of links where programs were missing.
-pub(super) struct Attached {
-    /// They are there now.
-    pub(super) now: BTreeSet<u32>,
-    /// They are not.
-    pub(super) left: BTreeSet<u32>,
 }
 
 type Hook = (u32, &'static str, TcAttachType);
@@ -205,6 +190,13 @@ type Hook = (u32, &'static str, TcAttachType);
 /// How often what the kernel is about to do is waited for, so long each time.
 const PATIENCE: u32 = 100;
 const MOMENT: Duration = Duration::from_millis(10);
+
+/// What a link has, by the names of its pins.
+fn named((link, side): (&u32, &Side)) -> impl Iterator<Item = (String, (Side, Hook))> {
+    let (link, side) = (*link, *side);
+    let hooks = hooks(side).iter();
+    hooks.map(move |(hook, at)| (pin(link, hook), (side, (link, *hook, *at))))
+}
 
 fn pin(link: u32, hook: &str) -> String {
     format!("{link}-{hook}")

@@ -364,13 +364,7 @@ impl Lab {
         let applied = node.run(|| match agent.map(|agent| agent.lock().unwrap()) {
             None => open().apply(&state),
             Some(mut agent) => match &mut *agent {
-                Some(kernel) => {
-                    let applied = kernel.follow(&state);
-                    while kernel.has_rest() {
-                        kernel.go_on(&state);
-                    }
-                    applied
-                }
+                Some(kernel) => kernel.follow(&state),
                 none => none.insert(open()).apply(&state),
             },
         });
