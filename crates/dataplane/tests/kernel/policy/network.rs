@@ -434,6 +434,8 @@ fn a_pod_is_never_open_while_policies_about_it_change() {
                 while !stopped() {
                     TcpStream::connect_timeout(&to, super::PATIENCE).unwrap();
                     connections += 1;
+                    // Each keeps its port for a minute, and there are not so many.
+                    std::thread::sleep(std::time::Duration::from_millis(3));
                 }
                 connections
             })
