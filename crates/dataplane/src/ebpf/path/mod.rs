@@ -227,6 +227,7 @@ impl PodPath {
 
     fn lead(&mut self, site: &Site, want: &NodeState) -> Result<usize, EbpfError> {
         if want.links().next().is_none() {
+            self.left = None;
             return Ok(0);
         }
         let has_come_to_end = self.left.as_ref().is_some_and(BTreeSet::is_empty);
