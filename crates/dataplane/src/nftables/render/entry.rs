@@ -184,7 +184,10 @@ impl Place<'_> {
             Algorithm::Random => Draw::Lot,
             Algorithm::Maglev => Draw::Client(family),
         };
-        rules.push(rule([Clause::VerdictByNumber(draw, count, choices.into())]));
+        rules.extend(draws(draw, count).map(|(draw, count)| {
+            let choices = choices.clone().into();
+            rule([Clause::VerdictByNumber(draw, count, choices)])
+        }));
         let chain = self.name("sticky", group);
         table.chains.insert(chain.clone(), Chain { base: None, rules });
         Verdict::Goto(chain)
@@ -220,6 +223,14 @@ pub(crate) fn read_endpoint(family: Family, chain: &str) -> Option<SocketAddr> {
         Family::V6 => address.replace('.', ":").parse().ok()?,
     };
     Some(SocketAddr::new(address, port.parse().ok()?))
+}
+
+/// How a number is drawn, and among how many, and the same for who finds nothing by it: the kernel may have gone on to a
+/// state with fewer endpoints since the packet was told how many there are (sets are not looked up in the generation in
+/// which a packet began). The first one is there as long as there are any.
+fn draws(draw: Draw, count: u32) -> impl Iterator<Item = (Draw, u32)> {
+    let again = (count > 1).then_some((Draw::Lot, 1));
+    [(draw, count)].into_iter().chain(again)
 }
 
 /// How endpoints are chosen among: where there is but one, nothing needs to be hashed.
@@ -308,19 +319,24 @@ impl Shape {
         format!("{what}{}{port}{outside}-{}", digit(self.family), self.count)
     }
 
-    /// Its chain with its rule.
+    /// Its chain: a rule for each of its draws.
     pub(super) fn add(&self, table: &mut Table) {
-        let choice = Choice {
+        let draw = match self.algorithm {
+            Algorithm::Random => Draw::Lot,
+            Algorithm::Maglev => Draw::ClientAndPort(self.family),
+        };
+        let choice = |(draw, count)| Choice {
             asked: self.asked,
-            draw: match self.algorithm {
-                Algorithm::Random => Draw::Lot,
-                Algorithm::Maglev => Draw::ClientAndPort(self.family),
-            },
+            draw,
             map: self.map().into(),
-            count: self.count,
+            count,
             first: self.first,
         };
-        let rules = vec![rule([Clause::TranslateToOneOf(self.family, choice)])];
+        let rules = draws(draw, self.count).map(|draw| {
+            let choice = choice(draw);
+            rule([Clause::TranslateToOneOf(self.family, choice)])
+        });
+        let rules = rules.collect();
         table.chains.insert(self.chain(), Chain { base: None, rules });
     }
 }
