@@ -1,9 +1,11 @@
 //! A machine is a network namespace; what its processes ask and answer.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -120,6 +122,15 @@ impl Machine {
 
     /// The same by an agent of the build `identity`.
     pub(crate) fn kernel_of(&self, identity: &'static str, name: DataplaneName) -> Kernel {
+        let namespace = File::from(self.namespace.as_fd().try_clone_to_owned().unwrap());
+        let own = File::open("/proc/thread-self/ns/net").unwrap();
+        let number = |file: File| file.metadata().unwrap().ino();
+        // The rules would be those of the machine that runs the tests.
+        assert_eq!(
+            number(own),
+            number(namespace),
+            "this thread is not in the machine"
+        );
         let site = Site {
             socket: self.run_dir.path().join(SOCKET),
             identity: Arc::new(move || identity.to_owned()),
